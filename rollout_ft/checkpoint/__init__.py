@@ -1,0 +1,5 @@
+"""The checkpoint store: replicated, fenced, append-only logs of trials.
+
+Reading order: `log` (the append rule), `state` (one replica's decisions), `store` (the replica), `mirror` (the writer's
+side), `view` (who the replicas are), `journal` (the disk).
+"""

@@ -1,0 +1,124 @@
+"""How a store replica is reached: the port that writers and the supervisor see, and Ray behind it.
+
+Owns the mapping of Ray's errors to ours. Must not retry: whether to call again is the caller's decision, and every
+method is idempotent so that it may.
+
+The subtle invariant: a failed call says nothing about whether it ran. `StoreUnavailable` from here means "in doubt".
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from rollout_ft.errors import RolloutFTError, StoreUnavailable
+
+if TYPE_CHECKING:
+    from rollout_ft.checkpoint.log import Entry, Head, Refused
+    from rollout_ft.checkpoint.state import Export
+    from rollout_ft.checkpoint.view import Standing, View
+    from rollout_ft.types import Partial
+
+
+class StorePort(Protocol):
+    """One store replica. `append_many` and `put_partials` take and give what `wire` encodes."""
+
+    async def append_many(self, view_number: int, batch: bytes) -> bytes: ...
+    async def fence(self, view_number: int, trial_id: str, attempt: int, owner_epoch: int) -> Head | Refused: ...
+    async def read(self, trial_id: str, from_seq: int = 0) -> list[Entry]: ...
+    async def partials(self, trial_id: str) -> list[Partial]: ...
+    async def put_partials(self, view_number: int, batch: bytes) -> int: ...
+    async def lookup(self, trial_id: str) -> Head | None: ...
+    async def trials(self) -> list[str]: ...
+    async def heads(self) -> dict[str, Head]: ...
+    async def export(self, wanted: list[tuple[str, int]]) -> list[Export | None]: ...
+    async def load(self, number: int, exports: list[Export]) -> Refused | None: ...
+    async def freeze(self, number: int) -> Refused | None: ...
+    async def install(self, view: View) -> Refused | None: ...
+    async def release(self, trial_id: str) -> bool: ...
+    async def standing(self) -> Standing: ...
+    async def describe(self) -> dict[str, Any]: ...
+    async def ping(self) -> int: ...
+
+
+class RayStore:
+    """A store actor, found by `find` at the first call, because a lookup asks the cluster and may block."""
+
+    def __init__(self, name: str, find: Callable[[], Any]) -> None:
+        self.name = name
+        self._find = find
+        self._handle: Any = None
+
+    async def append_many(self, view_number: int, batch: bytes) -> bytes:
+        return await self._call("append_many", view_number, batch)
+
+    async def fence(self, view_number: int, trial_id: str, attempt: int, owner_epoch: int) -> Head | Refused:
+        return await self._call("fence", view_number, trial_id, attempt, owner_epoch)
+
+    async def read(self, trial_id: str, from_seq: int = 0) -> list[Entry]:
+        return await self._call("read", trial_id, from_seq)
+
+    async def partials(self, trial_id: str) -> list[Partial]:
+        return await self._call("partials", trial_id)
+
+    async def put_partials(self, view_number: int, batch: bytes) -> int:
+        return await self._call("put_partials", view_number, batch)
+
+    async def lookup(self, trial_id: str) -> Head | None:
+        return await self._call("lookup", trial_id)
+
+    async def trials(self) -> list[str]:
+        return await self._call("trials")
+
+    async def heads(self) -> dict[str, Head]:
+        return await self._call("heads")
+
+    async def export(self, wanted: list[tuple[str, int]]) -> list[Export | None]:
+        return await self._call("export", wanted)
+
+    async def load(self, number: int, exports: list[Export]) -> Refused | None:
+        return await self._call("load", number, exports)
+
+    async def freeze(self, number: int) -> Refused | None:
+        return await self._call("freeze", number)
+
+    async def install(self, view: View) -> Refused | None:
+        return await self._call("install", view)
+
+    async def release(self, trial_id: str) -> bool:
+        return await self._call("release", trial_id)
+
+    async def standing(self) -> Standing:
+        return await self._call("standing")
+
+    async def describe(self) -> dict[str, Any]:
+        return await self._call("describe")
+
+    async def ping(self) -> int:
+        return await self._call("ping")
+
+    async def _call(self, method: str, *args: Any) -> Any:
+        from ray.exceptions import RayError, RayTaskError
+
+        try:
+            if self._handle is None:
+                self._handle = await asyncio.to_thread(self._find)
+            return await getattr(self._handle, method).remote(*args)
+        except RayTaskError as error:
+            if isinstance(error.cause, RolloutFTError):
+                raise error.cause from None
+            raise
+        except (RayError, ValueError) as error:
+            raise StoreUnavailable(f"store {self.name} does not answer {method}: {error}") from error
+
+
+def resolve(name: str, namespace: str | None = None) -> RayStore:
+    """The port of the store actor called `name`; asks nothing yet."""
+
+    def find() -> Any:
+        import ray
+
+        return cast("Any", ray).get_actor(name, namespace)
+
+    return RayStore(name, find)

@@ -1,0 +1,82 @@
+"""Ray: joined or started, with everything set that Ray would otherwise guess.
+
+Owns `ray.init` and what must be cleaned up after it. Names, namespace and auth mode are always ours. Joining another
+version's cluster is refused before anything is changed in it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+from rollout_ft.config import RayConfig
+from rollout_ft.errors import ConfigError
+from rollout_ft.rayapi import ray
+
+
+@dataclass(slots=True)
+class Cluster:
+    """A cluster we are connected to. `temp_dir` is set when we started it."""
+
+    address: str
+    temp_dir: str = ""
+
+    def leave(self) -> None:
+        """Disconnects; a cluster that we started ends, and nothing of it is left."""
+        ray.shutdown()
+        if self.temp_dir:
+            shutil.rmtree(self.temp_dir, ignore_errors=True)
+
+
+def connect(config: RayConfig) -> Cluster:
+    """Joins the cluster that the config or RAY_ADDRESS names, else starts one. Raises ConfigError."""
+    if ray.is_initialized():
+        raise ConfigError("this process is connected to Ray already; call ray.shutdown() first, or start in another process")
+    address = os.environ.get("RAY_ADDRESS", "") if config.address == "auto" else config.address
+    if address == "local" or (config.address == "auto" and not address):
+        return _start(config)
+    common: dict[str, Any] = {"namespace": config.namespace, "log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        context: Any = ray.init(address=address, **common)
+    except RuntimeError as e:
+        raise ConfigError(f"ray.address {address}: {_first_line(e)} (this is Ray {ray.__version__})") from None
+    except ConnectionError as e:
+        raise ConfigError(f"ray.address {address}: no cluster answers there ({_first_line(e)}); start one, or set ray.address=local") from None
+    return Cluster(context.address_info["address"])
+
+
+def _start(config: RayConfig) -> Cluster:
+    temp_dir = tempfile.mkdtemp(prefix="rft-")
+    os.environ.setdefault("RAY_AUTH_MODE", config.auth_mode)
+    if os.environ["RAY_AUTH_MODE"] == "token" and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    _reread_environment()
+    # Ray's default of 15 starves the engines' actors wherever anything else runs.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_TMPDIR", temp_dir)
+    try:
+        context: Any = ray.init(
+            address="local", namespace=config.namespace, num_cpus=config.num_cpus, include_dashboard=config.dashboard,
+            object_store_memory=config.object_store_bytes, log_to_driver=False, logging_level=logging.ERROR,
+            _temp_dir=temp_dir, _node_ip_address="127.0.0.1",
+        )  # fmt: skip
+    except Exception:
+        shutil.rmtree(temp_dir, ignore_errors=True)
+        raise
+    return Cluster(context.address_info["address"], temp_dir)
+
+
+def _reread_environment() -> None:
+    """Ray reads its auth mode when it is imported, which may be before anybody asked us for it."""
+    raylet = ray._raylet
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _first_line(e: Exception) -> str:
+    return str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__

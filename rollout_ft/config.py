@@ -1,0 +1,227 @@
+"""Every setting, with its unit in its name and its meaning under it.
+
+Owns loading, overriding and refusing. Knows nothing of what the settings do. A config that loads can run: unknown keys
+and combinations that cannot work are refused here, with the key to change, before anything is started.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rollout_ft.errors import ConfigError
+from rollout_ft.types import Recovery
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RayConfig(Settings):
+    address: str = "auto"
+    """`auto`: join the cluster that RAY_ADDRESS or this machine's running Ray names, else start one; `local`: always
+    start one; anything else: the address to join."""
+    namespace: str = "rollout_ft"
+    auth_mode: Literal["token", "disabled"] = "token"
+    """Used for a cluster that we start, unless RAY_AUTH_MODE says otherwise."""
+    num_cpus: int | None = None
+    object_store_bytes: int = Field(default=256 * 2**20, ge=80 * 2**20)
+    dashboard: bool = False
+
+
+class ModelConfig(Settings):
+    path: str = "small"
+    """Directory with tokenizer, chat template and weights; `small` is the shipped small model."""
+    context_tokens: int = Field(default=32768, ge=16)
+    tool_parser: Literal["hermes", "none"] = "hermes"
+
+
+class EngineConfig(Settings):
+    kind: Literal["small", "sglang"] = "small"
+    count: int = Field(default=3, ge=1)
+    args: list[str] = []
+    """More arguments for the engine's command line, as they stand."""
+    env: dict[str, str] = {}
+    num_gpus: float = Field(default=0, ge=0)
+    start_timeout_s: Seconds = 120
+    first_token_timeout_s: Seconds = 30
+    token_timeout_s: Seconds = 10
+    """No token for so long while one is due: the engine hangs, whatever its /health says."""
+    stream_interval_tokens: int = Field(default=8, ge=1)
+    partial_flush_s: Seconds = 1
+    max_generations_per_turn: int = Field(default=6, ge=1)
+    max_restarts: int = Field(default=100, ge=0)
+    """Replacements of one engine before it is retired."""
+
+
+class GatewayConfig(Settings):
+    host: str = "127.0.0.1"
+    port: int = Field(default=0, ge=0, le=65535)
+    """0 takes a free one."""
+    count: int = Field(default=2, ge=1)
+    advertise_url: str = ""
+    """What agents are told (`base_url`), when it is not http(s)://host:port."""
+    tls_cert: str = ""
+    tls_key: str = ""
+    max_body_bytes: int = Field(default=32 * 2**20, ge=1024)
+    max_hold_s: Seconds = 570
+    """A plain request is answered 503 after this, and its retry attaches."""
+    deadline_margin_s: Seconds = 0.4
+    """How long before the client's own read timeout that 503 leaves."""
+    keepalive_s: Seconds = 10
+    max_in_flight: int = Field(default=4096, ge=1)
+    ping_s: Seconds = 1
+    """Owners with calls in flight are pinged so often; two misses and the supervisor is asked."""
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> GatewayConfig:
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise ValueError("gateway.tls_cert and gateway.tls_key go together: set both or none")
+        return self
+
+
+class StoreConfig(Settings):
+    replicas: int = Field(default=2, ge=1)
+    min_replicas: int = Field(default=1, ge=1)
+    commit_timeout_s: Seconds = 10
+    call_timeout_s: Seconds = 2
+    journal_dir: str = ""
+    """Where commits are journalled on disk; empty: only in the memory of the replicas."""
+
+    @model_validator(mode="after")
+    def _min_fits(self) -> StoreConfig:
+        if self.min_replicas > self.replicas:
+            raise ValueError("store.min_replicas is larger than store.replicas: no commit could ever succeed")
+        return self
+
+
+class SessionConfig(Settings):
+    grace_s: Seconds = 60
+    """How long a generation without a caller goes on, its retry being expected."""
+    on_concurrent: Literal["sample", "attach"] = "sample"
+    on_repeat: Literal["sibling", "replay_once"] = "sibling"
+    max_turns: int = Field(default=10_000, ge=1)
+    max_messages: int = Field(default=20_000, ge=1)
+    max_in_flight: int = Field(default=32, ge=1)
+    max_output_tokens: int = Field(default=8192, ge=1)
+    """Used when neither the agent nor the session names a limit."""
+    sampling: dict[str, Any] = {}
+    """Sampling parameters of every session; they win over the agent's."""
+
+
+class TrialConfig(Settings):
+    recovery: Recovery = Recovery.RESUME
+    max_restarts: int = Field(default=8, ge=0)
+    """Attempts after the first that infrastructure faults may cost; then the outcome is `infra_exhausted`."""
+    attempt_timeout_s: Seconds = 3600
+    concurrency: int = Field(default=16, ge=1)
+    agent: str = ""
+    """`module:function`, called with (task, base_url, api_key) in a process of its own."""
+    tasks: str = ""
+    """A JSON-lines file: one task a line, each with a `task_id`."""
+    max_lost: int = Field(default=0, ge=0)
+    """How many lost trials `run` tolerates before it exits with 1."""
+
+
+class Config(Settings):
+    run: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    """Name of the run: the first part of every actor's name."""
+    seed: int = 0
+    orphan_s: Seconds = 30
+    """Without a sign of life from who started the run for so long, its actors end themselves."""
+    ray: RayConfig = RayConfig()
+    model: ModelConfig = ModelConfig()
+    engine: EngineConfig = EngineConfig()
+    gateway: GatewayConfig = GatewayConfig()
+    store: StoreConfig = StoreConfig()
+    session: SessionConfig = SessionConfig()
+    trial: TrialConfig = TrialConfig()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Config:
+        if self.engine.kind == "sglang" and self.model.path == "small":
+            raise ValueError("engine.kind sglang needs model.path: the directory of a real model")
+        if self.session.max_output_tokens >= self.model.context_tokens:
+            raise ValueError("session.max_output_tokens leaves no room for a prompt in model.context_tokens")
+        return self
+
+
+def load(path: str | Path | None = None, overrides: list[str] | dict[str, Any] | None = None) -> Config:
+    """Reads a YAML file, applies `key.path=value` overrides, and refuses what cannot work.
+
+    Raises ConfigError naming the file, the key and the nearest known key.
+    """
+    data: dict[str, Any] = _read_yaml(Path(path)) if path else {}
+    if isinstance(overrides, dict):
+        overrides = [f"{k}={yaml.safe_dump(v, default_flow_style=True).strip()}" for k, v in overrides.items()]
+    for item in overrides or []:
+        _apply(data, item)
+    try:
+        return Config.model_validate(data)
+    except ValidationError as e:
+        raise ConfigError("; ".join(_explain(err) for err in e.errors())) from None
+
+
+def model_dir(config: Config) -> str:
+    """The directory of the model, checked to be there."""
+    path = Path(config.model.path)
+    if config.model.path == "small":
+        path = Path(__file__).parent / "testing" / "small_engine" / "model"
+    if not (path / "tokenizer_config.json").exists() and not (path / "tokenizer.json").exists():
+        raise ConfigError(f"model.path: no tokenizer in {path}; set it to a model's directory, or to `small`")
+    return str(path)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data: Any = yaml.safe_load(path.read_text())
+    except OSError as e:
+        raise ConfigError(f"config file {path}: {os.strerror(e.errno or 0)}") from None
+    except yaml.YAMLError as e:
+        raise ConfigError(f"config file {path} is not YAML: {' '.join(str(e).split())}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"config file {path}: the top level must be keys and values")
+    return cast(dict[str, Any], data)
+
+
+def _apply(data: dict[str, Any], item: str) -> None:
+    key, eq, text = item.partition("=")
+    if not eq or not key:
+        raise ConfigError(f"override {item!r}: write it as key.path=value")
+    *parents, last = key.strip().split(".")
+    for name in parents:
+        inner: Any = data.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"override {item!r}: {name} is a value, not a section")
+        data = cast(dict[str, Any], inner)
+    try:
+        data[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"override {item!r}: {text!r} is not a YAML value") from None
+
+
+def _explain(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] != "extra_forbidden":
+        return f"{key}: {error['msg']}" if key else str(error["msg"])
+    near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.0)
+    return f"{key}: no such key; did you mean {near[0]}?" if near else f"{key}: no such key"
+
+
+def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """All keys, dotted: what an unknown one is compared with."""
+    keys: list[str] = []
+    for name, info in model.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            keys += known_keys(info.annotation, f"{prefix}{name}.")
+    return keys

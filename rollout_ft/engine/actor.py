@@ -1,0 +1,168 @@
+"""The Ray actor around one engine: its process, its sessions, its port for the gateways.
+
+Owns the order of start and end. Everything that is decided is decided in the host and below; this is where the parts
+meet. The actor never outlives its engine's death for long: it saves what was sampled, says so, and is replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from typing import Any
+
+from rollout_ft.checkpoint.mirror import Mirror
+from rollout_ft.checkpoint.ports import resolve
+from rollout_ft.checkpoint.view import View
+from rollout_ft.config import model_dir
+from rollout_ft.engine.host import SessionHost
+from rollout_ft.engine.http import OwnerHTTP, dump
+from rollout_ft.engine.launch import command, environment, log_path
+from rollout_ft.engine.process import EngineProcess, free_port
+from rollout_ft.engine.sglang import SGLang
+from rollout_ft.errors import EngineLost, SessionClosed
+from rollout_ft.fleet.crew import Setup, actor_name
+from rollout_ft.fleet.lease import Lease, live
+from rollout_ft.fleet.node import node_ip
+from rollout_ft.fleet.remote import RemoteSupervisor
+from rollout_ft.gateway.asgi import Server
+from rollout_ft.gateway.keys import Keys
+from rollout_ft.rayapi import ray
+from rollout_ft.samples.summary import summary
+from rollout_ft.samples.trajectory import records, trajectory
+from rollout_ft.session.render import ChatTemplate
+from rollout_ft.telemetry.events import Events
+from rollout_ft.testing.faults import fault_points
+from rollout_ft.types import JSON, Ended, SessionSpec
+
+
+@ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0, max_concurrency=1000, concurrency_groups={"health": 4, "watch": 16})
+class EngineActor:
+    def __init__(self, setup: Setup, engine_id: str, incarnation: int, view: View):
+        self._setup, self._config = setup, setup.config
+        self._engine_id, self._incarnation = engine_id, incarnation
+        self._name = actor_name(setup.config.run, engine_id, incarnation)
+        self._view = view
+        self._lease = Lease(setup.config.orphan_s)
+        self._events = Events(self._name)
+
+    async def start(self) -> JSON:
+        """Starts the engine and serves; returns where. Raises EngineLost with the reason when it does not come up."""
+        asyncio.create_task(live(self._lease))  # noqa: RUF006 - lives as long as the process
+        config = self._config
+        self._supervisor = RemoteSupervisor(config.run, self._setup.namespace)
+        renderer = asyncio.create_task(asyncio.to_thread(ChatTemplate, model_dir(config)))
+        self._process, self._engine = await self._start_engine()
+        self._mirror = Mirror(
+            self._view, lambda name: resolve(name, self._setup.namespace), self._supervisor.view,
+            commit_timeout_s=config.store.commit_timeout_s, call_timeout_s=config.store.call_timeout_s,
+        )  # fmt: skip
+        faults = fault_points(self._setup, self._process)
+        self._host = SessionHost(
+            self._engine_id, config, await renderer, self._engine, self._mirror, self._lose_engine, self._events, faults
+        )
+        ip = node_ip()
+        sock = socket.create_server((ip, 0), backlog=4096)
+        http = OwnerHTTP(self._host, config, Keys(self._setup.secret), await renderer)
+        await Server(http.handle, sock).ready()
+        self._url = f"http://{ip}:{sock.getsockname()[1]}"
+        info = await self._engine.info()
+        self._weight_version = info.weight_version
+        asyncio.create_task(self._watch_process())  # noqa: RUF006 - lives as long as the process
+        return await self.describe()
+
+    async def _start_engine(self) -> tuple[EngineProcess, SGLang]:
+        config = self._config.engine
+        port = free_port("127.0.0.1")
+        process = await EngineProcess.start(command(self._config, port), environment(self._config), log_path(self._name))
+        engine = SGLang(self._engine_id, f"http://127.0.0.1:{port}")
+        try:
+            async with asyncio.timeout(config.start_timeout_s):
+                while not await engine.ready():
+                    if not process.alive:
+                        raise EngineLost(self._engine_id, f"{process.exit_reason} at start; see {log_path(self._name)}")
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            process.kill()
+            raise EngineLost(self._engine_id, f"not ready within {config.start_timeout_s:g} s (engine.start_timeout_s)") from None
+        return process, engine
+
+    async def _watch_process(self) -> None:
+        reason = await self._process.wait()
+        await self._host.engine_lost(reason)
+
+    async def _lose_engine(self, reason: str) -> None:
+        self._process.kill()
+        self._events.emit("engine.lost", engine=self._engine_id, incarnation=self._incarnation, reason=reason)
+        await self._supervisor.engine_lost(self._engine_id, self._incarnation, reason)
+
+    # -- sessions: called by the supervisor -----------------------------------------------------------------------
+
+    async def open(self, trial_id: str, attempt: int, epoch: int, spec: SessionSpec | None, resume: bool) -> JSON:
+        return summary(await self._host.open(trial_id, attempt, epoch, spec, resume))
+
+    async def adopt(self, sid: str, epoch: int) -> JSON:
+        session = await self._host.adopt(sid, epoch)
+        self._events.emit("session.adopted", session=sid, epoch=epoch, turns=len(session.tree.nodes), engine=self._engine_id)
+        return summary(session)
+
+    async def retire(self, sid: str) -> None:
+        await self._host.retire(sid)
+
+    async def end(self, sid: str, ended: Ended) -> JSON:
+        return summary(await self._host.end(sid, ended))
+
+    async def holds(self, sid: str) -> bool:
+        return sid in self._host.sessions()
+
+    async def summary(self, sid: str) -> JSON:
+        return summary(self._host.session(sid))
+
+    async def read(self, trial_id: str) -> JSON | None:
+        """The summary of any trial, from the store."""
+        session = await self._host.read(trial_id)
+        return summary(session) if session is not None else None
+
+    async def read_session(self, trial_id: str, what: str) -> bytes:
+        """A trial's trajectory or records as JSON, from the store."""
+        session = await self._host.read(trial_id)
+        if session is None:
+            raise SessionClosed(f"trial {trial_id} is not known")
+        return await asyncio.to_thread(dump, trajectory if what == "trajectory" else records, session)
+
+    # -- the actor ------------------------------------------------------------------------------------------------
+
+    async def set_view(self, view: View) -> None:
+        self._view = view
+        self._mirror.set_view(view)
+
+    async def describe(self) -> JSON:
+        return {
+            "engine_id": self._engine_id, "incarnation": self._incarnation, "url": self._url, "pid": os.getpid(),
+            "engine_pid": self._process.pid(), "weight_version": self._weight_version, "view": self._view,
+            "sessions": self._host.sessions(), "node": node_ip(),
+        }  # fmt: skip
+
+    async def renew(self) -> list[Any]:
+        """The run lives; hands over the events since the last call."""
+        self._lease.renew()
+        return self._events.take()
+
+    async def stop(self) -> None:
+        """Ends the engine and then this process."""
+        await self._process.aclose()
+        ray.actor.exit_actor()
+
+    @ray.method(concurrency_group="health")
+    async def ping(self) -> int:
+        return self._incarnation
+
+    @ray.method(concurrency_group="watch")
+    async def forever(self) -> None:
+        """Never returns: its failure is the news of this actor's death."""
+        await asyncio.Event().wait()
+
+    def __repr__(self) -> str:
+        return f"rollout_ft engine {self._name}"
+
+

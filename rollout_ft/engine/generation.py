@@ -1,0 +1,149 @@
+"""One turn's output, over as many engine calls as it takes on this engine.
+
+Owns the tokens sampled so far and the deadlines for the next. Knows nothing of sessions, commits or other engines:
+when the engine is lost it says so, and what it has stays readable. Every engine call has a `rid` of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rollout_ft.engine.continuation import cut_spans, join_spans, start_from
+from rollout_ft.engine.port import Chunk, Engine
+from rollout_ft.errors import EngineLost, EngineRefused
+from rollout_ft.session.tree import ids_bytes, ids_of
+from rollout_ft.types import JSON, Partial, VersionSpan
+
+RETRY_PAUSE_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    first_token_s: float
+    token_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be generated: `input_json` are the prompt's ids as JSON without brackets."""
+
+    turn_key: str
+    request_id: str
+    prompt_digest: str
+    input_json: bytes
+    sampling: JSON
+    max_new_tokens: int
+    seed: int
+    stop_ids: frozenset[int]
+    vocab_size: int
+
+
+@dataclass(slots=True)
+class Generation:
+    order: Order
+    ids: list[int] = field(default_factory=list[int])
+    logprobs: list[float] = field(default_factory=list[float])
+    spans: tuple[VersionSpan, ...] = ()
+    rid: str = ""
+    calls: int = 0
+    wasted: int = 0
+    reused: int = 0
+    regenerated: bool = False
+    finish: str = ""
+
+    def adopt(self, partial: Partial) -> None:
+        """Goes on from what another engine had sampled."""
+        self.ids = ids_of(partial.output_ids)
+        self.logprobs = np.frombuffer(partial.logprobs, dtype="<f4").tolist()
+        self.spans = partial.version_spans
+        self.calls, self.wasted, self.reused = partial.generations, partial.tokens_wasted, len(self.ids)
+
+    def partial(self) -> Partial:
+        o = self.order
+        return Partial(
+            o.turn_key, self.rid, o.request_id, o.prompt_digest, ids_bytes(self.ids), logprob_bytes(self.logprobs),
+            self.spans, self.calls, self.wasted,
+        )  # fmt: skip
+
+    async def run(
+        self, engine: Engine, deadlines: Deadlines, max_calls: int, progress: Callable[[Generation], Awaitable[JSON | None]]
+    ) -> None:
+        """Generates until the turn is finished; `progress` is told of every chunk and may add sampling parameters.
+
+        Raises EngineLost, or EngineRefused when the budget of calls for this turn is spent.
+        """
+        failures = 0
+        while not self._complete():
+            if failures >= max_calls:
+                raise EngineRefused(500, f"the turn's budget of {max_calls} generations is spent")
+            try:
+                await self._call(engine, deadlines, progress)
+            except EngineRefused as e:
+                if e.status == 400:
+                    raise
+                failures += 1
+                await asyncio.sleep(RETRY_PAUSE_S * failures)
+
+    def _complete(self) -> bool:
+        if self.finish:
+            return True
+        o = self.order
+        start = start_from(self.ids, sampling=o.sampling, stop_ids=o.stop_ids, max_new_tokens=o.max_new_tokens)
+        dropped = len(self.ids) - start.keep
+        if dropped:
+            self.ids, self.logprobs = self.ids[: start.keep], self.logprobs[: start.keep]
+            self.spans = tuple(cut_spans(self.spans, start.keep))
+            self.wasted += dropped
+            self.reused = min(self.reused, start.keep)
+            self.regenerated = True
+        self.finish = start.finish
+        return bool(self.finish)
+
+    async def _call(
+        self, engine: Engine, deadlines: Deadlines, progress: Callable[[Generation], Awaitable[JSON | None]]
+    ) -> None:
+        o, kept, before = self.order, len(self.ids), self.spans
+        self.rid = uuid.uuid4().hex
+        self.calls += 1
+        sampling = {**o.sampling, "max_new_tokens": o.max_new_tokens - kept, "sampling_seed": o.seed, **(await progress(self) or {})}
+        if sampling.get("min_new_tokens"):
+            sampling["min_new_tokens"] = max(0, sampling["min_new_tokens"] - kept)
+        input_json = o.input_json + b"," + ",".join(map(str, self.ids)).encode() if kept else o.input_json
+        stream = engine.generate(self.rid, input_json, sampling)
+        wait_s = deadlines.first_token_s
+        try:
+            while True:
+                async with asyncio.timeout(wait_s):
+                    chunk = await anext(stream)
+                self._take(chunk, before, kept)
+                if chunk.finish == "abort":
+                    raise EngineRefused(None, "the generation was aborted at the engine")
+                if chunk.finish:
+                    self.finish = chunk.finish
+                    return
+                await progress(self)
+                wait_s = deadlines.token_s
+        except TimeoutError:
+            raise EngineLost("", f"stalled: no token for {wait_s:g} s after {len(self.ids)} tokens") from None
+        finally:
+            await stream.aclose()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+
+    def _take(self, chunk: Chunk, before: tuple[VersionSpan, ...], kept: int) -> None:
+        """Checked before anything is built on it: an engine that returns nonsense is an engine fault."""
+        if any(not 0 <= i < self.order.vocab_size for i in chunk.ids):
+            raise EngineRefused(502, "the engine returned an id outside the vocabulary")
+        if not all(map(math.isfinite, chunk.logprobs)):
+            raise EngineRefused(502, "the engine returned a logprob that is not a number")
+        self.ids += chunk.ids
+        self.logprobs += chunk.logprobs
+        self.spans = join_spans(before, chunk.spans, kept, len(self.ids))
+
+
+def logprob_bytes(values: list[float]) -> bytes:
+    return np.asarray(values, dtype="<f4").tobytes()

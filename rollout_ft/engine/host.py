@@ -1,0 +1,433 @@
+"""The sessions that one engine holds, and everything that happens to them there.
+
+Owns the flights' tasks, the commits and the partials. Knows nothing of Ray or HTTP: the store, the engine and the
+supervisor are ports. A reply leaves only for a turn that the mirror has committed, and a session whose commit is in
+doubt is let go of: its next owner reads from the store what became of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+
+import orjson
+
+from rollout_ft.checkpoint.log import Append, Entry
+from rollout_ft.checkpoint.mirror import Mirror
+from rollout_ft.clock import monotonic, wall
+from rollout_ft.config import Config
+from rollout_ft.engine.generation import Deadlines, Generation, Order, logprob_bytes
+from rollout_ft.engine.port import Engine
+from rollout_ft.errors import CommitRefused, EngineLost, EngineRefused, Fenced, SessionClosed, SessionMoved, StoreUnavailable
+from rollout_ft.faultpoints import FaultPoints
+from rollout_ft.session.parse import assistant_message
+from rollout_ft.session.render import Renderer
+from rollout_ft.session.request import TurnRequest
+from rollout_ft.session.session import Attach, Begin, Flight, Replay, Session, decode_entry, encode_entry
+from rollout_ft.session.tree import Node, ids_bytes
+from rollout_ft.telemetry.events import Events
+from rollout_ft.types import Answered, Ended, Opened, Partial, Served, SessionSpec, Turn, split_session_id
+
+AbortEngine = Callable[[str], Awaitable[None]]
+"""Told once, with the reason, when the engine is lost: kills what is left of it and tells the supervisor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    node: Node
+    served: Served
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """One session and what runs for it here. `next_seq` is the length of its log; `log` orders its commits; `gone`
+    means that another owner may write by now, so that nothing more may be committed from here."""
+
+    session: Session
+    epoch: int
+    next_seq: int
+    gone: bool = False
+    log: asyncio.Lock = field(default_factory=asyncio.Lock)
+    tasks: dict[str, asyncio.Task[Node]] = field(default_factory=dict[str, "asyncio.Task[Node]"])
+    generations: dict[str, Generation] = field(default_factory=dict[str, Generation])
+    graces: dict[str, asyncio.TimerHandle] = field(default_factory=dict[str, asyncio.TimerHandle])
+
+
+class SessionHost:
+    def __init__(
+        self, engine_id: str, config: Config, renderer: Renderer, engine: Engine, mirror: Mirror,
+        lose_engine: AbortEngine, events: Events, faults: FaultPoints,
+    ):  # fmt: skip
+        self._engine_id, self._config, self._renderer = engine_id, config, renderer
+        self._engine, self._mirror, self._lose_engine = engine, mirror, lose_engine
+        self._events, self._faults = events, faults
+        self._held: dict[str, Held] = {}
+        self._losing: asyncio.Task[None] | None = None
+        self._flusher = asyncio.create_task(self._flush_partials())
+        self.last_progress = monotonic()
+
+    # -- lifecycle of a session -----------------------------------------------------------------------------------
+
+    async def open(self, trial_id: str, attempt: int, epoch: int, spec: SessionSpec | None, resume: bool) -> Session:
+        """Fences whoever had the trial, adopts its checkpoint, and records that this attempt began. Idempotent.
+
+        Raises Fenced when a newer attempt or owner exists, SessionClosed when the trial is over or unknown.
+        """
+        adopted = await self._mirror.takeover(trial_id, attempt, epoch)
+        entries = [decode_entry(e.kind, e.payload) for e in adopted.entries]
+        first = next((e for e in entries if isinstance(e, Opened)), None)
+        if first is not None:
+            spec = first.spec
+        if spec is None:
+            raise SessionClosed(f"trial {trial_id} is not known")
+        session = self._new_session(spec, attempt)
+        session.restore(entries, adopted.partials)
+        held = Held(session, epoch, len(entries))
+        if session.ended is not None:
+            raise SessionClosed(f"trial {trial_id} has ended ({session.ended.outcome})")
+        if session.attempt != attempt or first is None:
+            opened = Opened(spec, attempt, resume, int(wall()))
+            await self._commit(held, f"open/{attempt}", opened)
+            session.restore([opened], adopted.partials if resume else [])
+        await self._faults.opened(spec)
+        old = self._held.get(session.id)
+        if old is not None:
+            self._forget(old)
+        self._held[session.id] = held
+        return session
+
+    async def adopt(self, sid: str, epoch: int) -> Session:
+        """Becomes the owner of a session that exists, at the given epoch."""
+        parts = split_session_id(sid)
+        if parts is None:
+            raise SessionClosed(f"{sid} is no session id")
+        trial_id, attempt = parts
+        adopted = await self._mirror.takeover(trial_id, attempt, epoch)
+        entries = [decode_entry(e.kind, e.payload) for e in adopted.entries]
+        session = self._restored(entries, adopted.partials)
+        if session is None or session.attempt != attempt:
+            raise SessionClosed(f"session {sid} is not known")
+        if session.ended is None:
+            await self._faults.opened(session.spec)
+            self._held[sid] = Held(session, epoch, len(entries))
+        return session
+
+    async def retire(self, sid: str) -> None:
+        """Lets go of a session: what is in flight is aborted at the engine, and kept as partials."""
+        held = self._held.pop(sid, None)
+        if held is None:
+            return
+        partials = self._partials_of(held)
+        self._forget(held)
+        await self._mirror.put_partials(partials)
+
+    async def end(self, sid: str, ended: Ended) -> Session:
+        """Records how the trial ended; after that nothing of it changes. The same end again is a success."""
+        held = self._get(sid)
+        if held.session.ended is None:
+            self._stop_flights(held)
+            await self._save_evidence(held)
+            await self._commit(held, "end", ended)
+            held.session.ended = ended
+        self._held.pop(sid, None)
+        return held.session
+
+    async def read(self, trial_id: str) -> Session | None:
+        """A trial as the store has it, for reading only: nobody is fenced."""
+        entries = [decode_entry(e.kind, e.payload) for e in await self._mirror.read(trial_id)]
+        return self._restored(entries, [])
+
+    def session(self, sid: str) -> Session:
+        return self._get(sid).session
+
+    def sessions(self) -> dict[str, int]:
+        """Session id → owner epoch of everything held here."""
+        return {sid: held.epoch for sid, held in self._held.items()}
+
+    # -- turns ----------------------------------------------------------------------------------------------------
+
+    async def serve(self, sid: str, request: TurnRequest) -> Reply:
+        """The reply to one request, once its turn is committed. Cancelled when its caller is gone.
+
+        Raises BadRequest, SessionClosed, SessionMoved, TrialFault, or EngineRefused when the turn's budget is spent.
+        """
+        held = self._get(sid)
+        decision = held.session.decide(request)
+        match decision:
+            case Replay(node, first):
+                if first:
+                    acks, deliveries = held.session.evidence.take_unsaved()
+                    key = f"answer/{held.session.attempt}/{node.turn.key}/{request.request_id}"
+                    await self._commit(held, key, Answered(node.turn.key, request.request_id, acks, deliveries))
+                held.session.replayed(node, request)
+                return Reply(node, Served.REPLAYED)
+            case Begin(flight):
+                held.session.take_off(flight)
+                generation = self._generation(flight)
+                held.generations[flight.key] = generation
+                task = asyncio.create_task(self._fly(held, flight, generation), name=f"turn:{sid}:{flight.key}")
+                task.add_done_callback(lambda t: t.cancelled() or t.exception())
+                held.tasks[flight.key] = task
+                node = await self._wait(held, flight, request)
+                return Reply(node, _how(generation))
+            case Attach(flight):
+                held.session.counts["attached"] += 1
+                return Reply(await self._wait(held, flight, request), Served.ATTACHED)
+
+    async def report(self, sid: str, delivered: Iterable[str], failed: Iterable[str]) -> None:
+        """What the gateway saw: replies that reached an open socket, and requests that it answered with 5xx."""
+        held = self._held.get(sid)
+        if held is None:
+            return
+        for request_id in delivered:
+            held.session.delivered(request_id)
+        for request_id in failed:
+            base = held.session.failed_request(request_id)
+            if base:
+                with contextlib.suppress(SessionMoved, SessionClosed):
+                    await self._record_failure(held, base)
+
+    async def failed(self, sid: str, request: TurnRequest) -> None:
+        """This request is about to be answered with a final 5xx."""
+        held = self._get(sid)
+        await self._record_failure(held, held.session.failed(request))
+
+    async def _record_failure(self, held: Held, base: str) -> None:
+        await self._commit(held, f"fail/{held.session.attempt}/{base}/{held.next_seq}", Answered(failed=base))
+
+    async def _wait(self, held: Held, flight: Flight, request: TurnRequest) -> Node:
+        held.session.join(flight, request)
+        grace = held.graces.pop(flight.key, None)
+        if grace is not None:
+            grace.cancel()
+        task = held.tasks[flight.key]
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise SessionMoved(held.session.id, in_flight=True) from None
+            raise
+        finally:
+            if held.session.leave(flight, request) and not task.done():
+                after_s = self._config.session.grace_s
+                held.graces[flight.key] = asyncio.get_running_loop().call_later(after_s, self._give_up, held, flight)
+
+    def _give_up(self, held: Held, flight: Flight) -> None:
+        """Nobody came back for it: the engine stops, what it has is kept for a later retry to continue."""
+        generation = held.generations.get(flight.key)
+        if generation is None or generation.finish or flight.callers:
+            return
+        held.session.partials[flight.key] = generation.partial()
+        held.tasks[flight.key].cancel()
+
+    # -- one flight -----------------------------------------------------------------------------------------------
+
+    def _generation(self, flight: Flight) -> Generation:
+        generation = Generation(
+            Order(
+                turn_key=flight.key, request_id=flight.request.request_id, prompt_digest=flight.prompt_digest,
+                input_json=flight.input_json(), sampling=flight.request.sampling, max_new_tokens=flight.max_new_tokens,
+                seed=flight.seed, stop_ids=self._renderer.stop_ids, vocab_size=self._renderer.vocab_size,
+            )
+        )  # fmt: skip
+        if flight.partial is not None:
+            generation.adopt(flight.partial)
+        return generation
+
+    async def _fly(self, held: Held, flight: Flight, generation: Generation) -> Node:
+        """Generates, commits, and puts the turn into the tree; ends in SessionMoved when another owner has to go on."""
+        try:
+            await self._generate(held, flight, generation)
+            turn = self._turn(held, flight, generation)
+            try:
+                await self._commit(held, turn.key, turn)
+            except (SessionMoved, SessionClosed):
+                held.session.evidence.give_back(turn.acknowledged, turn.delivered)
+                raise
+            held.session.counts["turns_served"] += 1
+            node = held.session.committed(turn)
+            await self._faults.committed(held.session.spec, turn.depth)
+            return node
+        except BaseException:
+            held.session.drop(flight)
+            await self._abort_quietly(generation)
+            raise
+        finally:
+            held.generations.pop(flight.key, None)
+            held.tasks.pop(flight.key, None)
+
+    async def _generate(self, held: Held, flight: Flight, generation: Generation) -> None:
+        engine = self._config.engine
+        depth = _depth(flight)
+
+        async def progress(g: Generation) -> dict[str, object] | None:
+            self.last_progress = monotonic()
+            return await self._faults.generating(held.session.spec, depth, len(g.ids))
+
+        for _ in range(engine.max_generations_per_turn):
+            try:
+                deadlines = Deadlines(engine.first_token_timeout_s, engine.token_timeout_s)
+                return await generation.run(self._engine, deadlines, engine.max_generations_per_turn, progress)
+            except EngineLost as e:
+                if await self._engine_is_lost(e):
+                    await self._lose(e.reason)
+                    raise SessionMoved(held.session.id, in_flight=True) from e
+                await self._abort_quietly(generation)
+        raise EngineRefused(500, f"the turn's budget of {engine.max_generations_per_turn} generations is spent")
+
+    async def _engine_is_lost(self, e: EngineLost) -> bool:
+        """A stalled stream beside others that move is a lost request; without any progress it is a lost engine."""
+        if self._losing is not None:
+            return True
+        if e.reason.startswith("stalled"):
+            return monotonic() - self.last_progress >= self._config.engine.token_timeout_s
+        await asyncio.sleep(0.05)  # a killed process is reported a moment after its connections broke
+        return self._losing is not None or not await self._engine.ready()
+
+    async def _lose(self, reason: str) -> None:
+        """The engine is gone: keep what was sampled, tell the supervisor, let go of every session. Once."""
+        if self._losing is None:
+            self._losing = asyncio.create_task(self._let_go_of_all(reason))
+        await asyncio.shield(self._losing)
+
+    async def engine_lost(self, reason: str) -> None:
+        """The engine's process was seen to end."""
+        await self._lose(reason)
+
+    async def _let_go_of_all(self, reason: str) -> None:
+        held = list(self._held.values())
+        await self._mirror.put_partials([p for h in held for p in self._partials_of(h)])
+        await self._lose_engine(reason)
+        for each in held:
+            self._forget(each)
+
+    def _turn(self, held: Held, flight: Flight, g: Generation) -> Turn:
+        request = flight.request
+        stop = [str(s) for s in request.sampling.get("stop") or ()]
+        message, _ = assistant_message(
+            g.ids, self._renderer, stop=stop, turn_key=flight.key, tools=bool(request.tool_list)
+        )
+        acks, deliveries = held.session.evidence.take_unsaved()
+        return Turn(
+            key=flight.key, parent=flight.parent.turn.key if flight.parent else "", sample=flight.number,
+            depth=_depth(flight), request_id=request.request_id, messages=orjson.dumps(request.messages[flight.new_from :]),
+            tools=b"" if flight.parent else request.tools, prompt_ids=flight.prompt_ids, output_ids=ids_bytes(g.ids),
+            logprobs=logprob_bytes(g.logprobs), version_spans=g.spans,
+            sampling=orjson.dumps(request.sampling, option=orjson.OPT_SORT_KEYS), finish_reason=g.finish,
+            reply=orjson.dumps(message), created=int(wall()), generations=g.calls, tokens_wasted=g.wasted,
+            tokens_reused=g.reused, idempotency_key=request.idempotency_key, acknowledged=acks, delivered=deliveries,
+        )  # fmt: skip
+
+    # -- commits and partials -------------------------------------------------------------------------------------
+
+    async def _commit(self, held: Held, key: str, entry: Opened | Turn | Answered | Ended) -> None:
+        """One entry of the trial's log, on every replica. Anything but success ends our ownership."""
+        kind, payload = encode_entry(entry)
+        spec, attempt = held.session.spec, entry.attempt if isinstance(entry, Opened) else held.session.attempt
+        async with held.log:
+            if held.gone:
+                raise SessionMoved(held.session.id)
+            append = Append(spec.trial_id, attempt, held.epoch, held.next_seq, Entry(kind, key, payload))
+            try:
+                await asyncio.shield(self._mirror.commit(append))
+            except Fenced as e:
+                self._forget(held)
+                if e.reason == "stale_attempt":
+                    raise SessionClosed(f"attempt {attempt} of trial {spec.trial_id} was replaced by {e.current}") from e
+                raise SessionMoved(held.session.id, in_flight=True) from e
+            except (StoreUnavailable, CommitRefused, asyncio.CancelledError) as e:
+                self._forget(held)
+                if isinstance(e, asyncio.CancelledError):
+                    raise
+                raise SessionMoved(held.session.id, in_flight=True) from e
+            held.next_seq += 1
+
+    async def _save_evidence(self, held: Held) -> None:
+        acks, deliveries = held.session.evidence.take_unsaved()
+        if acks or deliveries:
+            key = f"evidence/{held.session.attempt}/{held.next_seq}"
+            await self._commit(held, key, Answered(acknowledged=acks, delivered=deliveries))
+
+    async def _flush_partials(self) -> None:
+        """About once a second, what every flight has so far, in one call for all of them."""
+        flushed: dict[str, int] = {}
+        while True:
+            await asyncio.sleep(self._config.engine.partial_flush_s)
+            items: list[tuple[str, int, int, Partial]] = []
+            now: dict[str, int] = {}
+            for held in list(self._held.values()):
+                for trial_id, attempt, epoch, partial in self._partials_of(held):
+                    now[partial.turn_key] = size = len(partial.output_ids)
+                    if size and flushed.get(partial.turn_key) != size:
+                        items.append((trial_id, attempt, epoch, partial))
+            flushed = now
+            if items:
+                await self._mirror.put_partials(items)
+
+    def _partials_of(self, held: Held) -> list[tuple[str, int, int, Partial]]:
+        if not held.session.survives:
+            return []
+        trial_id, attempt = held.session.spec.trial_id, held.session.attempt
+        kept = {**held.session.partials, **{k: g.partial() for k, g in held.generations.items() if g.ids}}
+        return [(trial_id, attempt, held.epoch, partial) for partial in kept.values()]
+
+    def _forget(self, held: Held) -> None:
+        held.gone = True
+        if self._held.get(held.session.id) is held:
+            del self._held[held.session.id]
+        self._stop_flights(held)
+
+    def _stop_flights(self, held: Held) -> None:
+        """Cancels what runs for a session; the caller decides whether the session itself is gone."""
+        current = asyncio.current_task()
+        for grace in held.graces.values():
+            grace.cancel()
+        for task in list(held.tasks.values()):
+            if task is not current:
+                task.cancel()
+
+    async def _abort_quietly(self, generation: Generation) -> None:
+        if generation.rid and not generation.finish and self._losing is None:
+            await self._engine.abort(generation.rid)
+
+    # -- helpers --------------------------------------------------------------------------------------------------
+
+    def _get(self, sid: str) -> Held:
+        held = self._held.get(sid)
+        if held is None or self._losing is not None:
+            raise SessionMoved(sid)
+        return held
+
+    def _new_session(self, spec: SessionSpec, attempt: int) -> Session:
+        config = self._config
+        return Session(
+            spec, attempt, self._renderer, config.session, run_seed=config.seed, context_tokens=config.model.context_tokens
+        )
+
+    def _restored(self, entries: list[Opened | Turn | Answered | Ended], partials: list[Partial]) -> Session | None:
+        first = next((e for e in entries if isinstance(e, Opened)), None)
+        if first is None:
+            return None
+        session = self._new_session(first.spec, first.attempt)
+        session.restore(entries, partials)
+        return session
+
+    async def aclose(self) -> None:
+        self._flusher.cancel()
+        for held in list(self._held.values()):
+            self._forget(held)
+
+
+def _depth(flight: Flight) -> int:
+    """1 for the first turn of a path."""
+    return (flight.parent.turn.depth if flight.parent else 0) + 1
+
+
+def _how(g: Generation) -> Served:
+    if g.reused:
+        return Served.CONTINUED
+    return Served.REGENERATED if g.regenerated or g.calls > 1 else Served.FRESH
+
+

@@ -1,0 +1,119 @@
+"""What an engine actor answers to the gateways: turns, reports and trajectories of the sessions that it holds.
+
+Owns the internal wire between gateway and owner, and the translation of errors into statuses. Answers nobody without
+the internal secret. `OWNER` in a reply's headers tells a gateway that the session is somebody else's now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+from rollout_ft.config import Config
+from rollout_ft.engine.host import Reply, SessionHost
+from rollout_ft.errors import BadRequest, EngineRefused, SessionClosed, SessionMoved, TrialFault
+from rollout_ft.gateway.asgi import Disconnected, Exchange, Headers
+from rollout_ft.gateway.keys import Keys
+from rollout_ft.gateway.openai import ChatRequest, Evidence, error_body, parse_chat, reply_body, reply_events
+from rollout_ft.samples.trajectory import records, trajectory
+from rollout_ft.session.render import Renderer
+from rollout_ft.session.session import Session
+from rollout_ft.types import JSON
+
+SECRET, OWNER, REQUEST, RESENT, DEPTH = b"x-rft-secret", b"x-rft-owner", b"x-request-id", b"x-rft-resent", b"x-rft-depth"
+FINAL = [(b"x-should-retry", b"false")]
+
+
+class OwnerHTTP:
+    def __init__(self, host: SessionHost, config: Config, keys: Keys, renderer: Renderer):
+        self._host, self._config, self._keys, self._renderer = host, config, keys, renderer
+
+    async def handle(self, x: Exchange) -> None:
+        headers = x.headers()
+        if not self._keys.is_internal(headers.get(SECRET, b"")):
+            return await x.reply(401, b"")
+        route, _, rest = x.path.lstrip("/").partition("/")
+        sid, _, what = rest.partition("/")
+        try:
+            if route == "turn":
+                await self._turn(x, sid, headers)
+            elif route == "reports":
+                reports: Any = orjson.loads(await x.body(self._config.gateway.max_body_bytes))
+                for session_id, delivered, failed in reports:
+                    await self._host.report(session_id, delivered, failed)
+                await x.reply(204, b"")
+            elif route == "ping":
+                await x.reply(204, b"")
+            elif route == "session":
+                session = self._host.session(sid)
+                make = trajectory if what == "trajectory" else records
+                await x.reply(200, await asyncio.to_thread(dump, make, session))
+        except SessionMoved as e:
+            await x.reply(503, b"", [(OWNER, b"lost" if e.in_flight else b"moved")])
+        except Disconnected:
+            return
+
+    async def _turn(self, x: Exchange, sid: str, headers: Headers) -> None:
+        body = await x.body(self._config.gateway.max_body_bytes)
+        retries = headers.get(b"x-stainless-retry-count", b"0")
+        evidence = Evidence(
+            request_id=headers[REQUEST].decode("latin-1"),
+            retry=retries.isdigit() and int(retries) > 0,
+            idempotency_key=headers.get(b"idempotency-key", b"").decode("latin-1"),
+            resent=RESENT in headers,
+        )
+        request: ChatRequest | None = None
+        try:
+            request = self._parse(sid, body, evidence)
+            reply = await self._unless_gone(x, sid, request)
+        except BadRequest as e:
+            return await x.reply(e.status, error_body(str(e), e.code, e.status, e.param), _retry_after(e))
+        except SessionClosed as e:
+            return await x.reply(404, error_body(str(e), "session_closed", 404), FINAL)
+        except (TrialFault, EngineRefused) as e:
+            if isinstance(e, EngineRefused) and request is not None:
+                await self._host.failed(sid, request.turn)
+            code = "trial_fault" if isinstance(e, TrialFault) else "turn_budget_spent"
+            return await x.reply(500, error_body(f"{e}; the trial's policy decides", code, 500), FINAL)
+        if reply is not None:
+            await self._send(x, reply, request)
+
+    def _parse(self, sid: str, body: bytes, evidence: Evidence) -> ChatRequest:
+        session, limits = self._host.session(sid), self._config.session
+        forced = {**limits.sampling, **session.spec.sampling}
+        return parse_chat(body, evidence, forced, max_messages=limits.max_messages, max_output_tokens=limits.max_output_tokens)
+
+    async def _unless_gone(self, x: Exchange, sid: str, request: ChatRequest) -> Reply | None:
+        """The reply, or None when the caller left first."""
+        turn = asyncio.create_task(self._host.serve(sid, request.turn))
+        gone = asyncio.create_task(x.disconnected())
+        try:
+            await asyncio.wait({turn, gone}, return_when=asyncio.FIRST_COMPLETED)
+            return turn.result() if turn.done() else None
+        finally:
+            turn.cancel()
+            gone.cancel()
+
+    async def _send(self, x: Exchange, reply: Reply, request: ChatRequest) -> None:
+        turn = reply.node.turn
+        make, content = (reply_events, b"text/event-stream") if request.stream else (reply_body, b"application/json")
+        headers = [
+            (b"x-rollout-ft-outcome", reply.served.value.encode()),
+            (b"x-rollout-ft-turn", turn.key.encode()),
+            (b"x-rollout-ft-generations", str(turn.generations).encode()),
+            (b"x-rollout-ft-weight-version", (turn.version_spans[-1].version if turn.version_spans else "").encode()),
+            (DEPTH, str(turn.depth).encode()),
+        ]
+        await x.reply(200, make(reply.node, request, self._renderer), headers, content)
+
+
+def dump(make: Callable[[Session], JSON], session: Session) -> bytes:
+    """A session as JSON, made off the serving loop."""
+    return orjson.dumps(make(session), option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _retry_after(e: BadRequest) -> list[tuple[bytes, bytes]]:
+    return [(b"retry-after", b"1")] if e.status == 429 else []

@@ -1,0 +1,45 @@
+"""What an engine is to everybody else: ids in, chunks of ids and logprobs out.
+
+Owns the port that the adapters implement. Knows nothing of HTTP or of a model server's names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from rollout_ft.types import JSON, VersionSpan
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """New tokens of a generation. `finish` is `stop`, `length` or `abort` in the last one, else empty.
+
+    `spans` cover all tokens of the generation so far, with offsets from its own first token.
+    """
+
+    ids: list[int]
+    logprobs: list[float]
+    spans: tuple[VersionSpan, ...]
+    finish: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    weight_version: str
+    model_path: str
+
+
+class Engine(Protocol):
+    def generate(self, rid: str, input_json: bytes, sampling: JSON) -> AsyncIterator[Chunk]:
+        """Streams one generation. `input_json`: all input ids as JSON without brackets.
+
+        Raises EngineRefused when the engine answered no, EngineLost when the connection to it broke.
+        """
+        ...
+
+    async def abort(self, rid: str) -> None: ...
+    async def ready(self) -> bool: ...
+    async def info(self) -> EngineInfo: ...
+    async def aclose(self) -> None: ...

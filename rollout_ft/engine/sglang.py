@@ -1,0 +1,116 @@
+"""The adapter for SGLang's native HTTP protocol (0.5.20 and later; facts of `/generate`, streaming).
+
+Owns the wire format. Knows nothing of turns or recovery. Only `completion_tokens` tells how many tokens a chunk adds:
+chunks may be cumulative or deltas, and an abort chunk may repeat an id that was already sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import orjson
+
+from rollout_ft.engine.port import Chunk, EngineInfo
+from rollout_ft.errors import EngineLost, EngineRefused
+from rollout_ft.types import JSON, VersionSpan
+
+_LOST = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError)
+_CONTROL_TIMEOUT_S = aiohttp.ClientTimeout(total=10)
+
+
+class SGLang:
+    def __init__(self, engine_id: str, url: str):
+        self.engine_id, self.url = engine_id, url
+        # The server closes idle connections after 5 s unless told otherwise; ours are let go before that.
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2)
+        self._http = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None))
+
+    async def generate(self, rid: str, input_json: bytes, sampling: JSON) -> AsyncIterator[Chunk]:
+        head = orjson.dumps({"rid": rid, "sampling_params": sampling, "return_logprob": True, "stream": True})
+        body = head[:-1] + b',"input_ids":[' + input_json + b"]}"
+        try:
+            async with self._http.post(f"{self.url}/generate", data=body, headers=_JSON) as response:
+                if response.status != 200:
+                    raise EngineRefused(response.status, (await response.text())[:500])
+                seen = 0
+                async for event in _events(response.content):
+                    chunk = _chunk(event, seen)
+                    seen += len(chunk.ids)
+                    yield chunk
+                    if chunk.finish:
+                        return
+        except _LOST as e:
+            raise EngineLost(self.engine_id, f"connection: {type(e).__name__}") from e
+        raise EngineLost(self.engine_id, "connection: the stream ended without a finish reason")
+
+    async def abort(self, rid: str) -> None:
+        """Asks the engine to stop; its 200 proves nothing."""
+        await self._post("/abort_request", {"rid": rid})
+
+    async def ready(self) -> bool:
+        try:
+            async with self._http.get(f"{self.url}/ready", timeout=_CONTROL_TIMEOUT_S) as response:
+                if response.status == 404:
+                    async with self._http.get(f"{self.url}/health", timeout=_CONTROL_TIMEOUT_S) as health:
+                        return health.status == 200
+                return response.status == 200
+        except (*_LOST, TimeoutError):
+            return False
+
+    async def info(self) -> EngineInfo:
+        try:
+            async with self._http.get(f"{self.url}/model_info", timeout=_CONTROL_TIMEOUT_S) as response:
+                data: Any = orjson.loads(await response.read())
+        except (*_LOST, TimeoutError, orjson.JSONDecodeError) as e:
+            raise EngineLost(self.engine_id, f"/model_info: {type(e).__name__}") from e
+        return EngineInfo(str(data.get("weight_version", "")), str(data.get("model_path", "")))
+
+    async def aclose(self) -> None:
+        await self._http.close()
+
+    async def _post(self, path: str, body: JSON) -> None:
+        try:
+            async with self._http.post(self.url + path, json=body, timeout=_CONTROL_TIMEOUT_S) as response:
+                await response.read()
+        except (*_LOST, TimeoutError):
+            return
+
+
+_JSON = {"content-type": "application/json"}
+
+
+async def _events(content: aiohttp.StreamReader) -> AsyncIterator[Any]:
+    """The JSON of each server-sent event, up to `[DONE]`."""
+    rest = b""
+    async for data in content.iter_any():
+        *events, rest = (rest + data).split(b"\n\n")
+        for event in events:
+            if not event.startswith(b"data:"):
+                continue
+            payload = event[5:].strip()
+            if payload == b"[DONE]":
+                return
+            yield orjson.loads(payload)
+
+
+def _chunk(event: Any, seen: int) -> Chunk:
+    """One event as a chunk; `seen` tokens came before it. Raises EngineRefused for an error inside the stream."""
+    error = event.get("error")
+    if error:
+        raise EngineRefused(error.get("code"), str(error.get("message", error))[:500])
+    meta = event["meta_info"]
+    reason: JSON = meta.get("finish_reason") or {}
+    finish = str(reason.get("type", ""))
+    if finish == "abort" and reason.get("status_code"):
+        raise EngineRefused(int(reason["status_code"]), str(reason.get("message", ""))[:500])
+    new = int(meta["completion_tokens"]) - seen
+    ids: list[int] = event.get("output_ids", [])
+    triples: list[list[Any]] = meta.get("output_token_logprobs") or []
+    new = max(0, min(new, len(ids), len(triples)))
+    take = slice(len(ids) - new, None)
+    spans = tuple(VersionSpan(str(s["version"]), int(s["start"]), int(s["end"])) for s in meta.get("weight_versions") or ())
+    if not spans:
+        spans = (VersionSpan(str(meta.get("weight_version", "")), 0, seen + new),)
+    return Chunk(ids[take], [t[0] for t in triples[len(triples) - new :]], spans, finish)

@@ -1,0 +1,162 @@
+"""The engines of the run: which serve, which are being replaced.
+
+Owns the record of each engine and its replacement. Knows nothing of sessions. What is reported about an incarnation
+that was replaced already changes nothing, so that every report may come twice, late, or from several.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from rollout_ft.checkpoint.view import View
+from rollout_ft.errors import EngineLost
+from rollout_ft.fleet.crew import Crew, Gone, Member
+from rollout_ft.fleet.health import Event, Health, State, step
+from rollout_ft.telemetry.events import Events
+from rollout_ft.types import JSON
+
+PING_S = 1.0
+RESTART_PAUSE_S = 0.5
+
+
+@dataclass(slots=True)
+class Engine:
+    engine_id: str
+    health: Health = field(default_factory=Health)
+    member: Member | None = None
+    url: str = ""
+    weight_version: str = ""
+    node: str = ""
+
+    def describe(self) -> JSON:
+        return {
+            "engine_id": self.engine_id, "state": self.health.state.value, "incarnation": self.health.incarnation,
+            "reason": self.health.reason, "url": self.url, "weight_version": self.weight_version, "node": self.node,
+        }  # fmt: skip
+
+
+class Engines:
+    def __init__(self, crew: Crew, events: Events, view: Callable[[], View]):
+        self._crew, self._events, self._view = crew, events, view
+        self.by_id = {f"engine-{i}": Engine(f"engine-{i}") for i in range(crew.setup.config.engine.count)}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.weight_version = ""
+
+    async def start(self, existing: list[Member]) -> dict[str, list[str]]:
+        """Takes over the engines that live and starts the others; returns what the living hold."""
+        held: dict[str, list[str]] = {}
+
+        async def one(engine: Engine) -> None:
+            mine = sorted((m for m in existing if m.role == engine.engine_id), key=lambda m: m.incarnation)
+            for old in mine[:-1]:
+                old.kill()
+            if mine:
+                engine.health = Health(incarnation=mine[-1].incarnation)
+                if await self._take_over(engine, mine[-1], held):
+                    return
+                mine[-1].kill()
+                engine.health = Health(incarnation=mine[-1].incarnation + 1)
+            await self._start_one(engine)
+
+        await asyncio.gather(*(one(engine) for engine in self.by_id.values()))
+        if not any(e.health.serves for e in self.by_id.values()):
+            raise EngineLost("all", "; ".join(f"{e.engine_id}: {e.health.reason}" for e in self.by_id.values()))
+        return held
+
+    async def _take_over(self, engine: Engine, member: Member, held: dict[str, list[str]]) -> bool:
+        try:
+            described = await member.ask("describe", timeout_s=5 * PING_S)
+        except (Gone, AttributeError):
+            return False
+        self._up(engine, member, described)
+        held[engine.engine_id] = list(described["sessions"])
+        return True
+
+    async def _start_one(self, engine: Engine) -> None:
+        incarnation = engine.health.incarnation
+        member = self._crew.engine(engine.engine_id, incarnation, self._view())
+        engine.member = member
+        try:
+            described = await member.ask("start", timeout_s=self._crew.setup.config.engine.start_timeout_s + 30)
+            await member.ask("set_view", self._view())
+        except (Gone, EngineLost) as e:
+            self._events.emit("engine.start_failed", engine=engine.engine_id, incarnation=incarnation, reason=str(e))
+            return self.lost(engine.engine_id, incarnation, str(e))
+        self._up(engine, member, described)
+
+    def _up(self, engine: Engine, member: Member, described: JSON) -> None:
+        engine.member, engine.url, engine.node = member, described["url"], described["node"]
+        engine.weight_version = described["weight_version"]
+        self.weight_version = self.weight_version or engine.weight_version
+        engine.health = step(engine.health, Event.UP, incarnation=member.incarnation)
+        if engine.weight_version == self.weight_version:
+            engine.health = step(engine.health, Event.WEIGHTS_LOADED, incarnation=member.incarnation)
+        self._events.emit("engine.up", engine=engine.engine_id, incarnation=member.incarnation, state=engine.health.state.value)
+        self._spawn(self._watch(engine.engine_id, member))
+
+    async def _watch(self, engine_id: str, member: Member) -> None:
+        reason = await member.death()
+        self.lost(engine_id, member.incarnation, f"actor died: {reason}")
+
+    def lost(self, engine_id: str, incarnation: int, reason: str) -> None:
+        """The engine is dead: nothing is placed there any more, and another incarnation is started."""
+        engine = self.by_id.get(engine_id)
+        if engine is None:
+            return
+        after = step(engine.health, Event.LOST, incarnation=incarnation, reason=reason)
+        if after is engine.health or after.state is not State.DEAD:
+            return
+        engine.health = after
+        self._events.emit("engine.dead", engine=engine_id, incarnation=incarnation, reason=reason)
+        if engine.member is not None:
+            engine.member.kill()
+        if incarnation > self._crew.setup.config.engine.max_restarts:
+            engine.health = step(after, Event.RETIRE, incarnation=incarnation, reason=reason)
+            self._events.emit("engine.retired", engine=engine_id, reason=reason)
+            return
+        self._spawn(self._replace(engine))
+
+    def retire(self, engine_id: str) -> None:
+        """The engine ends on purpose and is not replaced."""
+        engine = self.by_id[engine_id]
+        engine.health = step(engine.health, Event.RETIRE, incarnation=engine.health.incarnation, reason="the run ends")
+
+    async def _replace(self, engine: Engine) -> None:
+        await asyncio.sleep(RESTART_PAUSE_S if engine.member is None or not engine.url else 0)
+        engine.health = step(engine.health, Event.STARTING, incarnation=engine.health.incarnation + 1)
+        await self._start_one(engine)
+
+    async def suspect(self, engine_id: str, incarnation: int, reason: str) -> bool:
+        """Whether this incarnation is dead. One that does not answer two pings is declared so: fenced first, killed later."""
+        engine = self.by_id.get(engine_id)
+        if engine is None or engine.health.incarnation != incarnation or not engine.health.serves or engine.member is None:
+            return True
+        engine.health = step(engine.health, Event.DOUBT, incarnation=incarnation, reason=reason)
+        for _ in range(2):
+            try:
+                await engine.member.ask("ping", timeout_s=PING_S)
+            except Gone:
+                continue
+            engine.health = step(engine.health, Event.PROGRESS, incarnation=incarnation)
+            return False
+        self.lost(engine_id, incarnation, reason)
+        return True
+
+    async def push_view(self, view: View) -> None:
+        """Tells every writer of a new view; one that does not hear it is refused by the stores and asks."""
+        members = [e.member for e in self.by_id.values() if e.member is not None and e.health.serves]
+        await asyncio.gather(*(_quietly(m.ask("set_view", view, timeout_s=PING_S)) for m in members))
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _quietly(call: Awaitable[object]) -> None:
+    try:
+        await call
+    except Gone:
+        return

@@ -1,0 +1,66 @@
+"""Is this engine fit to serve? A state machine.
+
+Owns the states and their transitions. Pure. The transition that matters is the one that does not exist: from dead
+there is no way to healthy but through restarting, stale, and loaded weights, for an engine that answers says nothing
+about its weights. Retired is final.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+
+class State(StrEnum):
+    HEALTHY = "healthy"
+    SUSPECT = "suspect"
+    DEAD = "dead"
+    RESTARTING = "restarting"
+    STALE = "stale"
+    RETIRED = "retired"
+
+
+class Event(StrEnum):
+    STARTING = "starting"
+    UP = "up"
+    WEIGHTS_LOADED = "weights_loaded"
+    DOUBT = "doubt"
+    PROGRESS = "progress"
+    LOST = "lost"
+    RETIRE = "retire"
+
+
+_NEXT: dict[tuple[State, Event], State] = {
+    (State.RESTARTING, Event.UP): State.STALE,
+    (State.STALE, Event.WEIGHTS_LOADED): State.HEALTHY,
+    (State.HEALTHY, Event.DOUBT): State.SUSPECT,
+    (State.SUSPECT, Event.PROGRESS): State.HEALTHY,
+    (State.DEAD, Event.STARTING): State.RESTARTING,
+    **{(s, Event.LOST): State.DEAD for s in (State.HEALTHY, State.SUSPECT, State.RESTARTING, State.STALE)},
+    **{(s, Event.RETIRE): State.RETIRED for s in State},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """`incarnation` counts the starts; what an earlier one reports is not about this one."""
+
+    state: State = State.RESTARTING
+    incarnation: int = 1
+    reason: str = ""
+
+    @property
+    def serves(self) -> bool:
+        return self.state in (State.HEALTHY, State.SUSPECT)
+
+
+def step(health: Health, event: Event, *, incarnation: int, reason: str = "") -> Health:
+    """The health after an event about `incarnation`; an event that means nothing in this state changes nothing."""
+    if incarnation != health.incarnation and event is not Event.STARTING:
+        return health
+    after = _NEXT.get((health.state, event))
+    if after is None:
+        return health
+    if event is Event.STARTING:
+        return Health(after, incarnation, health.reason)
+    return replace(health, state=after, reason=reason or health.reason)

@@ -1,0 +1,265 @@
+"""Where each session is, and how it gets to another engine.
+
+Owns the owner epochs and the attempts. Knows nothing of engines' health or of what a session contains. A session moves
+only when somebody asks for it: the next owner fences the one before it in the store, then reads, then serves; nothing
+is done for sessions that nobody asks for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections import Counter
+from dataclasses import dataclass
+
+from rollout_ft.clock import wall
+from rollout_ft.errors import BadRequest, Fenced, SessionClosed, SessionMoved, StoreUnavailable
+from rollout_ft.fleet.crew import Gone
+from rollout_ft.fleet.engines import Engine, Engines
+from rollout_ft.fleet.placement import Candidate, place
+from rollout_ft.fleet.stores import Stores
+from rollout_ft.telemetry.events import Events
+from rollout_ft.types import JSON, Ended, Outcome, SessionSpec, session_id, split_session_id
+
+ADOPT_TIMEOUT_S = 15.0
+TRIES = 4
+
+
+@dataclass(slots=True)
+class Place:
+    engine_id: str
+    incarnation: int
+
+
+class Sessions:
+    def __init__(self, engines: Engines, stores: Stores, events: Events):
+        self._engines, self._stores, self._events = engines, stores, events
+        self._places: dict[str, Place] = {}
+        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+
+    def restore(self, held: dict[str, list[str]]) -> None:
+        """What the engines that live say they hold."""
+        for engine_id, sids in held.items():
+            incarnation = self._engines.by_id[engine_id].health.incarnation
+            self._places |= {sid: Place(engine_id, incarnation) for sid in sids}
+
+    def known(self) -> list[str]:
+        return list(self._places)
+
+    async def locate(self, sid: str, failed: tuple[str, int] | None = None) -> JSON:
+        """`{state: owned, url, engine_id, incarnation}`, `{state: closed, message}` or `{state: unavailable, message}`."""
+        async with self._lock(sid):
+            at = self._places.get(sid)
+            if at is not None:
+                engine = self._serving(at)
+                if engine is not None and (failed != (at.engine_id, at.incarnation) or await self._holds(engine, sid)):
+                    return _owned(engine)
+            return await self._move(sid, at)
+
+    async def open(self, spec: SessionSpec, resume: bool) -> JSON:
+        """The first attempt of a trial, or its present one when the same request came before. Raises BadRequest."""
+        async with self._lock(spec.trial_id):
+            head = await self._head(spec.trial_id)
+            if head is not None and head.length:
+                return await self._known_trial(spec, resume, head.attempt)
+            opened = await self._start_attempt(spec.trial_id, 1, spec, resume=False, prefer="")
+            self._events.emit("trial.opened", trial=spec.trial_id, task=spec.task_id)
+            return opened
+
+    async def _known_trial(self, spec: SessionSpec, resume: bool, attempt: int) -> JSON:
+        trial = await self.read(spec.trial_id)
+        if trial["state"] == "ended":
+            raise BadRequest(f"trial {spec.trial_id} has ended ({trial['outcome']}); use another trial_id", 409, "trial_ended")
+        if resume:
+            return await self._next_attempt(spec.trial_id, attempt, resume=True)
+        if spec.idempotency_key and trial["idempotency_key"] == spec.idempotency_key:
+            return _opened(trial)
+        raise BadRequest(
+            f"trial {spec.trial_id} exists; pass resume: true to go on from its checkpoint", 409, "trial_exists", "trial_id"
+        )
+
+    async def restart(self, trial_id: str, from_attempt: int, resume: bool) -> JSON:
+        """The attempt after `from_attempt`; asked twice, the same one. Raises BadRequest."""
+        async with self._lock(trial_id):
+            head = await self._head(trial_id)
+            if head is None or not head.length:
+                raise BadRequest(f"trial {trial_id} is not known", 404, "unknown_trial")
+            if head.attempt == from_attempt + 1:
+                return _opened(await self.read(trial_id))
+            if head.attempt != from_attempt:
+                raise BadRequest(
+                    f"trial {trial_id} is at attempt {head.attempt}, not {from_attempt}: somebody else restarted it", 409, "stale_attempt"
+                )
+            return await self._next_attempt(trial_id, from_attempt, resume)
+
+    async def _next_attempt(self, trial_id: str, attempt: int, resume: bool) -> JSON:
+        old = session_id(trial_id, attempt)
+        at = self._places.pop(old, None)
+        engine = self._serving(at) if at else None
+        if engine is not None and engine.member is not None:
+            try:
+                await engine.member.ask("retire", old, timeout_s=ADOPT_TIMEOUT_S)
+            except Gone:
+                engine = None
+        opened = await self._start_attempt(trial_id, attempt + 1, None, resume, engine.engine_id if engine else "")
+        self._events.emit("trial.restarted", trial=trial_id, attempt=attempt + 1, checkpoint=resume, turns=opened["turns"])
+        return opened
+
+    async def end(self, trial_id: str, attempt: int | None, outcome: Outcome, reward: float | None, cause: str) -> JSON:
+        """Records how a trial ended. The same end again is a success, another is a 409."""
+        head = await self._head(trial_id)
+        if head is None or not head.length:
+            raise BadRequest(f"trial {trial_id} is not known", 404, "unknown_trial")
+        if attempt is not None and head.attempt != attempt:
+            raise BadRequest(f"attempt {attempt} of trial {trial_id} was replaced by {head.attempt}", 409, "stale_attempt")
+        sid = session_id(trial_id, head.attempt)
+        ended = Ended(outcome, reward, cause, int(wall()))
+        for _ in range(TRIES):
+            place = await self.locate(sid)
+            if place["state"] == "closed":
+                break
+            if place["state"] == "unavailable":
+                raise BadRequest(place["message"], 503, "unavailable")
+            member = self._engines.by_id[place["engine_id"]].member
+            try:
+                assert member is not None
+                result = await member.ask("end", sid, ended, timeout_s=ADOPT_TIMEOUT_S)
+            except (Gone, SessionMoved):
+                await self.locate(sid, (place["engine_id"], place["incarnation"]))
+                continue
+            except SessionClosed:
+                break
+            self._places.pop(sid, None)
+            self._events.emit("trial.ended", trial=trial_id, outcome=outcome.value, reward=reward, cause=cause)
+            return result
+        trial = await self.read(trial_id)
+        if trial["state"] == "ended" and trial["outcome"] == outcome.value and trial["reward"] == reward:
+            return trial
+        raise BadRequest(f"trial {trial_id} is {trial['state']} ({trial['outcome']})", 409, "trial_ended")
+
+    async def read(self, trial_id: str) -> JSON:
+        """A trial's summary: from its owner when it has one, else from the store. Raises BadRequest (404, 503)."""
+        head = await self._head(trial_id)
+        if head is None or not head.length:
+            raise BadRequest(f"trial {trial_id} is not known", 404, "unknown_trial")
+        sid = session_id(trial_id, head.attempt)
+        at = self._places.get(sid)
+        engine = self._serving(at) if at else None
+        if engine is not None and engine.member is not None:
+            try:
+                return await engine.member.ask("summary", sid, timeout_s=ADOPT_TIMEOUT_S)
+            except (Gone, SessionMoved):
+                pass
+        return await self._any_engine("read", trial_id)
+
+    async def read_session(self, sid: str, what: str) -> bytes:
+        trial_id, _ = split_session_id(sid) or ("", 0)
+        try:
+            return await self._any_engine("read_session", trial_id, what)
+        except SessionClosed as e:
+            raise BadRequest(str(e), 404, "unknown_session") from e
+
+    # -- moving ---------------------------------------------------------------------------------------------------
+
+    async def _move(self, sid: str, at: Place | None) -> JSON:
+        trial_id, attempt = split_session_id(sid) or ("", 0)
+        head = await self._head(trial_id)
+        if head is None or not head.length:
+            return {"state": "closed", "message": f"session {sid} is not known"}
+        if head.attempt != attempt:
+            return {"state": "closed", "message": f"attempt {attempt} of trial {trial_id} was replaced by {head.attempt}"}
+        epoch, exclude = head.owner_epoch, set[str]()
+        message = "no engine can serve just now"
+        for _ in range(TRIES):
+            epoch += 1
+            engine = self._choose(prefer=at.engine_id if at else "", exclude=exclude)
+            if engine is None or engine.member is None:
+                break
+            try:
+                await engine.member.ask("adopt", sid, epoch, timeout_s=ADOPT_TIMEOUT_S)
+            except SessionClosed as e:
+                return {"state": "closed", "message": str(e)}
+            except Fenced as e:
+                epoch = max(epoch, e.current)
+                continue
+            except (Gone, StoreUnavailable) as e:
+                exclude.add(engine.engine_id)
+                message = str(e)
+                continue
+            self._places[sid] = Place(engine.engine_id, engine.health.incarnation)
+            self._events.emit("session.moved", session=sid, engine=engine.engine_id, epoch=epoch, source_engine=at.engine_id if at else "")
+            return _owned(engine)
+        return {"state": "unavailable", "message": message}
+
+    async def _start_attempt(self, trial_id: str, attempt: int, spec: SessionSpec | None, resume: bool, prefer: str) -> JSON:
+        exclude = set[str]()
+        for epoch in range(1, TRIES + 1):
+            engine = self._choose(prefer, exclude)
+            if engine is None or engine.member is None:
+                break
+            try:
+                opened = await engine.member.ask("open", trial_id, attempt, epoch, spec, resume, timeout_s=ADOPT_TIMEOUT_S)
+            except SessionClosed as e:
+                raise BadRequest(str(e), 409, "trial_ended") from e
+            except (Gone, StoreUnavailable, SessionMoved, Fenced):
+                exclude.add(engine.engine_id)
+                continue
+            self._places[opened["session_id"]] = Place(engine.engine_id, engine.health.incarnation)
+            return _opened(opened)
+        raise BadRequest("no engine can take the session just now; ask again", 503, "unavailable")
+
+    # -- helpers --------------------------------------------------------------------------------------------------
+
+    def _choose(self, prefer: str, exclude: set[str]) -> Engine | None:
+        load = Counter(p.engine_id for p in self._places.values())
+        found = [Candidate(e.engine_id, e.health.serves, load[e.engine_id]) for e in self._engines.by_id.values()]
+        chosen = place(found, prefer=prefer, exclude=exclude)
+        return self._engines.by_id[chosen] if chosen else None
+
+    def _serving(self, at: Place) -> Engine | None:
+        engine = self._engines.by_id[at.engine_id]
+        same = engine.health.incarnation == at.incarnation
+        return engine if same and engine.health.serves and engine.member is not None else None
+
+    async def _holds(self, engine: Engine, sid: str) -> bool:
+        """A gateway could not reach the owner: does the owner answer, and is it still the owner?"""
+        assert engine.member is not None
+        try:
+            return await engine.member.ask("holds", sid, timeout_s=1.0)
+        except Gone:
+            await self._engines.suspect(engine.engine_id, engine.health.incarnation, "does not answer")
+            return False
+
+    async def _head(self, trial_id: str):
+        try:
+            return await self._stores.port().lookup(trial_id)
+        except StoreUnavailable:
+            await self._stores.check()
+            try:
+                return await self._stores.port().lookup(trial_id)
+            except StoreUnavailable as e:
+                raise BadRequest(f"the checkpoint store does not answer: {e}", 503, "store_unavailable") from e
+
+    async def _any_engine(self, method: str, *args: object):
+        exclude = set[str]()
+        for _ in range(TRIES):
+            engine = self._choose("", exclude)
+            if engine is None or engine.member is None:
+                break
+            try:
+                return await engine.member.ask(method, *args, timeout_s=ADOPT_TIMEOUT_S)
+            except (Gone, StoreUnavailable):
+                exclude.add(engine.engine_id)
+        raise BadRequest("no engine can read the trial just now; ask again", 503, "unavailable")
+
+    def _lock(self, key: str) -> asyncio.Lock:
+        return self._locks.setdefault(key, asyncio.Lock())
+
+
+def _owned(engine: Engine) -> JSON:
+    return {"state": "owned", "url": engine.url, "engine_id": engine.engine_id, "incarnation": engine.health.incarnation}
+
+
+def _opened(trial: JSON) -> JSON:
+    keys = ("session_id", "trial_id", "attempt", "turns")
+    return {**{k: trial[k] for k in keys}, "turns": trial["metadata"]["turns_committed"]}

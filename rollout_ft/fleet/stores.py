@@ -1,0 +1,132 @@
+"""The store replicas of the run, and the view that counts.
+
+Owns which store actors exist and when the view changes. How it changes safely is `checkpoint.view`'s. One change runs
+at a time; a replica leaves the view before anything else is done about it, and its replacement joins as a learner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from rollout_ft.checkpoint.ports import RayStore, StorePort, resolve
+from rollout_ft.checkpoint.view import View, reconfigure, recover_view
+from rollout_ft.errors import DataLost, RolloutFTError, StoreUnavailable
+from rollout_ft.fleet.crew import Crew, Member
+from rollout_ft.telemetry.events import Events
+
+PING_S = 1.0
+
+
+class Stores:
+    def __init__(self, crew: Crew, namespace: str, events: Events, opened: Callable[[View], Awaitable[None]]):
+        self._crew, self._namespace, self._events, self._opened = crew, namespace, events, opened
+        self._config = crew.setup.config.store
+        self._members: dict[str, Member] = {}
+        self._incarnation: dict[str, int] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._changing = asyncio.Lock()
+        self.view = View(0, (), self._config.min_replicas)
+
+    async def start(self, existing: list[Member], at_least: int) -> None:
+        """Recovers the view from stores that live, or founds the first one. Raises DataLost."""
+        roles = [f"store-{i}" for i in range(self._config.replicas)]
+        for member in existing:
+            if member.role in roles:
+                self._incarnation[member.role] = max(self._incarnation.get(member.role, 0), member.incarnation)
+                self._members[member.name] = member
+        if self._members:
+            self.view = await recover_view(self.ports(), at_least=at_least, min_replicas=self._config.min_replicas)
+            for name in set(self._members) - set(self.view.members):
+                self._members.pop(name).kill()
+        elif at_least:
+            raise DataLost(f"view {at_least} was open and none of its stores is left")
+        else:
+            self.view = View(1, tuple(self._crew.name(role, 1) for role in roles), self._config.min_replicas)
+            for role in roles:
+                self._add(role, self.view)
+            await asyncio.gather(*(port.ping() for port in self.ports().values()))
+        for name, member in self._members.items():
+            self._spawn(self._watch(name, member))
+        await self._opened(self.view)
+        self._spawn(self._refill())
+
+    def members(self) -> list[Member]:
+        return list(self._members.values())
+
+    def ports(self) -> dict[str, StorePort]:
+        return {name: resolve(name, self._namespace) for name in self._members}
+
+    def port(self) -> RayStore:
+        """Any member of the view: every one has all that was acknowledged."""
+        if not self.view.members:
+            raise StoreUnavailable("no store replica is left")
+        return resolve(self.view.members[0], self._namespace)
+
+    def _add(self, role: str, view: View | None) -> Member:
+        incarnation = self._incarnation[role] = self._incarnation.get(role, 0) + 1
+        member = self._crew.store(role, incarnation, view)
+        self._members[member.name] = member
+        return member
+
+    async def _watch(self, name: str, member: Member) -> None:
+        reason = await member.death()
+        await self._drop(name, f"actor died: {reason}")
+
+    async def check(self) -> View:
+        """The current view, once every member of it has shown that it lives; one that hangs is dropped."""
+        silent = [name for name in self.view.members if not await self._answers(name)]
+        for name in silent:
+            await self._drop(name, "does not answer")
+        return self.view
+
+    async def _answers(self, name: str) -> bool:
+        for _ in range(2):
+            try:
+                async with asyncio.timeout(PING_S):
+                    await resolve(name, self._namespace).ping()
+                return True
+            except (TimeoutError, StoreUnavailable):
+                continue
+        return False
+
+    async def _drop(self, name: str, reason: str) -> None:
+        member = self._members.pop(name, None)
+        if member is None:
+            return
+        self._events.emit("store.lost", store=name, reason=reason)
+        member.kill()
+        async with self._changing:
+            if name in self.view.members:
+                await self._open(await reconfigure(self.view, self.ports(), min_replicas=self._config.min_replicas))
+        self._spawn(self._refill())
+
+    async def _refill(self) -> None:
+        """Brings the view back to its number of replicas, one learner at a time."""
+        async with self._changing:
+            for i in range(self._config.replicas):
+                role = f"store-{i}"
+                if any(member.role == role for member in self._members.values()):
+                    continue
+                member = self._add(role, None)
+                try:
+                    view = await reconfigure(
+                        self.view, self.ports(), learner=member.name, min_replicas=self._config.min_replicas
+                    )
+                except (RolloutFTError, ValueError) as e:
+                    self._members.pop(member.name, None)
+                    member.kill()
+                    self._events.emit("store.join_failed", store=member.name, reason=str(e))
+                    continue
+                await self._open(view)
+                self._spawn(self._watch(member.name, member))
+
+    async def _open(self, view: View) -> None:
+        self.view = view
+        self._events.emit("view.opened", number=view.number, members=list(view.members))
+        await self._opened(view)
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

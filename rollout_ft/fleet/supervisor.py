@@ -1,0 +1,227 @@
+"""The run's supervisor: the one actor that decides who does what.
+
+Owns the order in which a run starts, is rebuilt and ends. Everything that it knows is soft: killed, it is started
+again by Ray under the same name and learns all from the actors and the stores. It does no work per turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections import deque
+from typing import Any
+
+from rollout_ft.checkpoint.view import View
+from rollout_ft.errors import ConfigError, RolloutFTError
+from rollout_ft.fleet.crew import Crew, Gone, Member, Setup
+from rollout_ft.fleet.engines import Engines
+from rollout_ft.fleet.lease import Lease
+from rollout_ft.fleet.sessions import Sessions
+from rollout_ft.fleet.stores import Stores
+from rollout_ft.gateway.actor import base_url, bind
+from rollout_ft.rayapi import ray
+from rollout_ft.telemetry.events import MAX_BUFFERED, Events
+from rollout_ft.types import JSON, Outcome, SessionSpec
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0, max_concurrency=1000)
+class Supervisor:
+    def __init__(self, setup: Setup):
+        self._setup = setup
+        self._crew = Crew(setup)
+        self._events = Events("supervisor")
+        self._collected: deque[JSON] = deque(maxlen=MAX_BUFFERED)
+        self._gateways: dict[str, Member] = {}
+        self._port = setup.config.gateway.port
+        self._started: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ending = False
+
+    # -- start, rebuild, end --------------------------------------------------------------------------------------
+
+    async def start(self) -> JSON:
+        """Starts the run, or finds it running; returns `{gateway_url}`. Idempotent, and implied by every other call."""
+        if self._started is None:
+            self._started = asyncio.create_task(self._start())
+        await asyncio.shield(self._started)
+        return {"gateway_url": base_url(self._setup, self._port)}
+
+    async def _start(self) -> None:
+        self._lease = Lease(self._setup.config.orphan_s)
+        existing = await asyncio.to_thread(self._crew.existing)
+        described = await asyncio.gather(*(self._describe(m) for m in existing))
+        alive = [(m, d) for m, d in zip(existing, described, strict=True) if d is not None]
+        known_view = max((d["view"].number for m, d in alive if m.role.startswith("engine-")), default=0)
+        self._engines = Engines(self._crew, self._events, lambda: self._stores.view)
+        self._stores = Stores(self._crew, self._setup.namespace, self._events, self._engines.push_view)
+        self._sessions = Sessions(self._engines, self._stores, self._events)
+        await self._stores.start([m for m, _ in alive if m.role.startswith("store-")], known_view)
+        gateways = asyncio.create_task(self._start_gateways(alive))
+        held = await self._engines.start([m for m, _ in alive if m.role.startswith("engine-")])
+        self._sessions.restore(held)
+        await gateways
+        if existing:
+            self._events.emit("supervisor.rebuilt", actors=len(alive), sessions=sum(map(len, held.values())))
+        self._spawn(self._keep_alive())
+
+    async def _describe(self, member: Member) -> JSON | None:
+        try:
+            return await member.ask("describe", timeout_s=5)
+        except (Gone, RolloutFTError, AttributeError):
+            return None
+
+    async def _start_gateways(self, alive: list[tuple[Member, JSON]]) -> None:
+        living = {m.role: (m, d) for m, d in alive if m.role.startswith("gateway-")}
+        for _, d in living.values():
+            self._port = d["port"]
+        if not living:
+            self._port = _claim_port(self._setup)
+        roles = [f"gateway-{i}" for i in range(self._setup.config.gateway.count)]
+        await asyncio.gather(*(self._gateway(role, living[role][0] if role in living else None) for role in roles))
+
+    async def _gateway(self, role: str, member: Member | None, incarnation: int = 1) -> None:
+        if member is None:
+            member = self._crew.gateway(role, incarnation, self._port)
+            await member.ask("start")
+        self._gateways[role] = member
+        self._spawn(self._watch_gateway(role, member))
+
+    async def _watch_gateway(self, role: str, member: Member) -> None:
+        reason = await member.death()
+        if not self._ending:
+            self._events.emit("gateway.lost", gateway=member.name, reason=reason)
+            await self._gateway(role, None, member.incarnation + 1)
+
+    async def _keep_alive(self) -> None:
+        """Passes the lease on to every actor and collects their events; ends the run when the lease ran out."""
+        while not self._lease.expired:
+            await self._collect()
+            await asyncio.sleep(self._setup.config.orphan_s / 10)
+        self._events.emit("run.orphaned")
+        await self.stop()
+        os._exit(0)
+
+    async def _collect(self) -> None:
+        results = await asyncio.gather(*(self._renew(m) for m in self._crew_members()))
+        for events in results:
+            self._collected.extend(events)
+        self._collected.extend(self._events.take())
+
+    async def _renew(self, member: Member) -> list[Any]:
+        try:
+            return await member.ask("renew", timeout_s=self._setup.config.orphan_s / 5)
+        except (Gone, RolloutFTError):
+            return []
+
+    def _crew_members(self) -> list[Member]:
+        engines = [e.member for e in self._engines.by_id.values() if e.member is not None]
+        return [*engines, *self._gateways.values(), *self._stores.members()]
+
+    async def renew(self) -> list[JSON]:
+        """The run's owner lives; returns the events since the last call."""
+        await self.start()
+        self._lease.renew()
+        await self._collect()
+        taken = list(self._collected)
+        self._collected.clear()
+        return taken
+
+    async def stop(self) -> None:
+        """Ends every actor of the run but this one, engines first."""
+        self._ending = True
+        engines = [e.member for e in self._engines.by_id.values() if e.member is not None]
+        for engine in self._engines.by_id.values():
+            self._engines.retire(engine.engine_id)
+        await asyncio.gather(*(self._stop(m) for m in engines))
+        for member in await asyncio.to_thread(self._crew.existing):
+            member.kill()
+
+    async def _stop(self, member: Member) -> None:
+        try:
+            await member.ask("stop", timeout_s=5)
+        except (Gone, RolloutFTError):
+            member.kill()
+
+    # -- called by actors -----------------------------------------------------------------------------------------
+
+    async def view(self) -> View:
+        """The current view, for a writer that was refused or not answered."""
+        await self.start()
+        return await self._stores.check()
+
+    async def locate(self, sid: str, failed: tuple[str, int] | None) -> JSON:
+        await self.start()
+        return await self._sessions.locate(sid, failed)
+
+    async def suspect(self, engine_id: str, incarnation: int, reason: str) -> bool:
+        await self.start()
+        return await self._engines.suspect(engine_id, incarnation, reason)
+
+    async def engine_lost(self, engine_id: str, incarnation: int, reason: str) -> None:
+        await self.start()
+        self._engines.lost(engine_id, incarnation, reason)
+
+    # -- called by the gateways' routes ---------------------------------------------------------------------------
+
+    async def open_session(self, spec: SessionSpec, resume: bool) -> JSON:
+        await self.start()
+        return await self._sessions.open(spec, resume)
+
+    async def restart_trial(self, trial_id: str, from_attempt: int, resume: bool) -> JSON:
+        await self.start()
+        return await self._sessions.restart(trial_id, from_attempt, resume)
+
+    async def end_trial(self, trial_id: str, attempt: int | None, outcome: Outcome, reward: float | None, cause: str) -> JSON:
+        await self.start()
+        return await self._sessions.end(trial_id, attempt, outcome, reward, cause)
+
+    async def trial(self, trial_id: str) -> JSON:
+        await self.start()
+        return await self._sessions.read(trial_id)
+
+    async def trials(self) -> list[JSON]:
+        """Every trial that the store knows, as `{trial_id, attempt, entries}`."""
+        await self.start()
+        heads = await self._stores.port().heads()
+        return [{"trial_id": t, "attempt": h.attempt, "entries": h.length} for t, h in sorted(heads.items())]
+
+    async def read_session(self, sid: str, what: str) -> bytes:
+        await self.start()
+        return await self._sessions.read_session(sid, what)
+
+    async def fleet(self) -> JSON:
+        await self.start()
+        engines = [e.describe() for e in self._engines.by_id.values()]
+        view = self._stores.view
+        return {
+            "run": self._setup.config.run, "serves": any(e.health.serves for e in self._engines.by_id.values()),
+            "engines": engines, "view": {"number": view.number, "members": list(view.members)},
+            "gateways": [m.name for m in self._gateways.values()], "sessions": len(self._sessions.known()),
+        }  # fmt: skip
+
+    async def pids(self) -> dict[str, int]:
+        """The process of every actor, for measuring and for fault plans."""
+        await self.start()
+        described = {m.name: await self._describe(m) for m in self._crew_members()}
+        return {name: d["pid"] for name, d in described.items() if d} | {"supervisor": os.getpid()}
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def __repr__(self) -> str:
+        return f"rollout_ft supervisor of {self._setup.config.run}"
+
+
+def _claim_port(setup: Setup) -> int:
+    """The gateways' port: the configured one if nobody else has it, else a free one."""
+    host, port = setup.config.gateway.host, setup.config.gateway.port
+    try:
+        with socket.create_server((host, port)) as alone:
+            port = alone.getsockname()[1]
+        bind(host, port).close()
+    except OSError as e:
+        raise ConfigError(f"gateway.port: {host}:{port} cannot be used ({e.strerror}); set another, or 0 for a free one") from None
+    return port

@@ -1,0 +1,81 @@
+"""The Ray actor around one gateway: several share a port, so that one may die.
+
+Owns the listening socket and the lease. Decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from typing import Any
+
+from rollout_ft.engine.http import SECRET
+from rollout_ft.fleet.crew import Setup
+from rollout_ft.fleet.lease import Lease, live
+from rollout_ft.fleet.node import node_ip
+from rollout_ft.fleet.remote import RemoteSupervisor
+from rollout_ft.gateway.asgi import Server
+from rollout_ft.gateway.gateway import Gateway
+from rollout_ft.gateway.keys import Keys
+from rollout_ft.gateway.owners import Owners
+from rollout_ft.rayapi import ray
+from rollout_ft.testing.faults import fault_points
+from rollout_ft.types import JSON
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that shares its port with the other gateways of the run."""
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock.bind((host, port))
+    return sock
+
+
+def base_url(setup: Setup, port: int) -> str:
+    """What agents are told."""
+    config = setup.config.gateway
+    scheme = "https" if config.tls_cert else "http"
+    return (config.advertise_url or f"{scheme}://{config.host}:{port}").rstrip("/")
+
+
+@ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0, concurrency_groups={"health": 4, "watch": 16})
+class GatewayActor:
+    def __init__(self, setup: Setup, port: int):
+        self._setup, self._port = setup, port
+        self._lease = Lease(setup.config.orphan_s)
+
+    async def start(self) -> JSON:
+        asyncio.create_task(live(self._lease))  # noqa: RUF006 - lives as long as the process
+        setup, config = self._setup, self._setup.config.gateway
+        keys = Keys(setup.secret)
+        supervisor = RemoteSupervisor(setup.config.run, setup.namespace)
+        owners = Owners(supervisor, (SECRET, keys.internal.encode()), config.ping_s)
+        faults = fault_points(setup)
+        gateway = Gateway(config, keys, supervisor, owners, base_url(setup, self._port), faults)
+        server = Server(gateway.handle, bind(config.host, self._port), tls_cert=config.tls_cert, tls_key=config.tls_key)
+        await server.ready()
+        return await self.describe()
+
+    async def describe(self) -> JSON:
+        return {"pid": os.getpid(), "port": self._port, "node": node_ip()}
+
+    async def renew(self) -> list[Any]:
+        self._lease.renew()
+        return []
+
+    async def stop(self) -> None:
+        ray.actor.exit_actor()
+
+    @ray.method(concurrency_group="health")
+    async def ping(self) -> int:
+        return self._port
+
+    @ray.method(concurrency_group="watch")
+    async def forever(self) -> None:
+        """Never returns: its failure is the news of this actor's death."""
+        await asyncio.Event().wait()
+
+    def __repr__(self) -> str:
+        return f"rollout_ft gateway on port {self._port}"

@@ -1,0 +1,159 @@
+"""The routes of operators, trainers and harnesses: sessions opened, trials restarted and ended, the fleet seen.
+
+Owns the shapes of these requests and replies. Knows nothing of turns. All of them ask the supervisor; all but
+`POST /sessions/…`'s own key need the operator's.
+"""
+
+from __future__ import annotations
+
+import uuid
+from hashlib import blake2b
+from typing import Any, Literal, Protocol, TypeVar
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rollout_ft.errors import BadRequest
+from rollout_ft.gateway.asgi import Exchange
+from rollout_ft.gateway.keys import Keys
+from rollout_ft.gateway.openai import load_json
+from rollout_ft.types import JSON, TRIAL_ID, Outcome, Recovery, SessionSpec, split_session_id
+
+
+class Control(Protocol):
+    """The supervisor, as far as these routes are concerned. Each raises BadRequest with its status."""
+
+    async def open_session(self, spec: SessionSpec, resume: bool) -> JSON: ...
+    async def restart_trial(self, trial_id: str, from_attempt: int, resume: bool) -> JSON: ...
+    async def end_trial(self, trial_id: str, attempt: int | None, outcome: Outcome, reward: float | None, cause: str) -> JSON: ...
+    async def trial(self, trial_id: str) -> JSON: ...
+    async def trials(self) -> list[JSON]: ...
+    async def fleet(self) -> JSON: ...
+    async def read_session(self, sid: str, what: str) -> bytes: ...
+
+
+B = TypeVar("B", bound=BaseModel)
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class OpenBody(_Body):
+    trial_id: str | None = None
+    task_id: str = ""
+    group_id: str = ""
+    mode: Literal["train", "eval"] = "train"
+    pool: str = ""
+    adapter: str = ""
+    seed: int | None = None
+    metadata: dict[str, Any] = {}
+    sampling: dict[str, Any] = {}
+    resume: bool = False
+    recovery: Literal["resume", "restart", "abandon"] = "resume"
+
+
+class RestartBody(_Body):
+    from_attempt: int = Field(ge=1)
+    checkpoint: bool = True
+    """False: the new attempt starts from nothing."""
+
+
+class OutcomeBody(_Body):
+    outcome: Literal["completed", "truncated", "agent_failed", "env_failed", "infra_exhausted", "cancelled"]
+    reward: float | None = Field(default=None, allow_inf_nan=False)
+    cause: str = ""
+    attempt: int | None = None
+
+
+class ControlRoutes:
+    def __init__(self, supervisor: Control, keys: Keys, base: str, max_body_bytes: int):
+        self._supervisor, self._keys, self._base, self._max_body_bytes = supervisor, keys, base, max_body_bytes
+
+    async def route(self, x: Exchange, parts: list[str], key: str) -> None:
+        """Everything that needs the operator's key. Raises BadRequest."""
+        if parts == ["ready"] and x.method == "GET":
+            serves = (await self._supervisor.fleet())["serves"]
+            return await x.reply(200 if serves else 503, orjson.dumps({"ready": serves}))
+        handler = self._find(x, parts)
+        if not self._keys.is_operator(key):
+            raise BadRequest("this route needs the operator's key", 401, "invalid_api_key")
+        if handler is None:
+            raise BadRequest(f"no such route: {x.method} {x.path}", 404, "unknown_route")
+        result = await handler
+        await x.reply(200, orjson.dumps(result, option=orjson.OPT_SERIALIZE_NUMPY))
+
+    def _find(self, x: Exchange, parts: list[str]) -> Any:
+        """A coroutine function's call is made only by `route`, after the key was checked."""
+        match (x.method, parts):
+            case ("POST", ["sessions"]):
+                return _Later(self._open, x)
+            case ("POST", ["trials", trial_id, "restart"]):
+                return _Later(self._restart, x, trial_id)
+            case ("POST", ["trials", trial_id, "outcome"]):
+                return _Later(self._outcome, x, trial_id)
+            case ("GET", ["trials"]):
+                return _Later(self._supervisor.trials)
+            case ("GET", ["trials", trial_id]):
+                return _Later(self._supervisor.trial, trial_id)
+            case ("GET", ["fleet"]):
+                return _Later(self._supervisor.fleet)
+            case _:
+                return None
+
+    async def delete(self, x: Exchange, sid: str) -> None:
+        """Closes the session; the trial stays readable."""
+        trial_id, attempt = split_session_id(sid) or ("", 0)
+        await self._supervisor.end_trial(trial_id, attempt, Outcome.CANCELLED, None, "the session was deleted")
+        await x.reply(204, b"")
+
+    async def read(self, sid: str, what: str) -> bytes:
+        return await self._supervisor.read_session(sid, what)
+
+    async def _open(self, x: Exchange) -> JSON:
+        body = await self._parse(x, OpenBody)
+        idempotency = x.headers().get(b"idempotency-key", b"").decode("latin-1")
+        trial_id = body.trial_id or _new_trial_id(idempotency)
+        if not TRIAL_ID.fullmatch(trial_id):
+            raise BadRequest(f"trial_id must match {TRIAL_ID.pattern}", param="trial_id")
+        given: Any = body.model_dump(exclude={"trial_id", "resume", "recovery"})
+        spec = SessionSpec(trial_id, recovery=Recovery(body.recovery), idempotency_key=idempotency, **given)
+        return self._session(await self._supervisor.open_session(spec, body.resume))
+
+    async def _restart(self, x: Exchange, trial_id: str) -> JSON:
+        body = await self._parse(x, RestartBody)
+        return self._session(await self._supervisor.restart_trial(trial_id, body.from_attempt, body.checkpoint))
+
+    async def _outcome(self, x: Exchange, trial_id: str) -> JSON:
+        body = await self._parse(x, OutcomeBody)
+        return await self._supervisor.end_trial(trial_id, body.attempt, Outcome(body.outcome), body.reward, body.cause)
+
+    def _session(self, opened: JSON) -> JSON:
+        sid = opened["session_id"]
+        return {**opened, "base_url": f"{self._base}/sessions/{sid}/v1", "api_key": self._keys.session(sid)}
+
+    async def _parse(self, x: Exchange, model: type[B]) -> B:
+        data = load_json(await x.body(self._max_body_bytes) or b"{}")
+        try:
+            return model.model_validate(data)
+        except ValidationError as e:
+            first = e.errors()[0]
+            field = ".".join(str(p) for p in first["loc"])
+            raise BadRequest(f"{field}: {first['msg']}", param=field) from None
+
+
+class _Later:
+    """A call that is made when it is awaited."""
+
+    def __init__(self, function: Any, *args: Any):
+        self._function, self._args = function, args
+
+    def __await__(self) -> Any:
+        return self._function(*self._args).__await__()
+
+
+def _new_trial_id(idempotency_key: str) -> str:
+    """The same Idempotency-Key names the same trial."""
+    if idempotency_key:
+        return "t-" + blake2b(idempotency_key.encode(), digest_size=12).hexdigest()
+    return "t-" + uuid.uuid4().hex[:16]

@@ -1,0 +1,215 @@
+"""The door: every request of an agent, an operator or a trainer comes in here.
+
+Owns the routes, the keys and what a client is told when. Holds no state that matters: a gateway that dies loses
+connections and nothing else. A reply that begins is complete; a request that cannot be answered in time is told to
+come again, and its retry attaches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import Any, Protocol
+
+from rollout_ft.clock import monotonic
+from rollout_ft.config import GatewayConfig
+from rollout_ft.errors import BadRequest, SessionClosed
+from rollout_ft.faultpoints import FaultPoints
+from rollout_ft.gateway.asgi import Disconnected, Exchange, Headers
+from rollout_ft.gateway.control import Control, ControlRoutes
+from rollout_ft.gateway.keys import Keys, session_of
+from rollout_ft.gateway.openai import error_body, load_json
+from rollout_ft.gateway.owners import Owner, OwnerLost, Owners
+from rollout_ft.types import split_session_id
+
+_PASSED = (b"x-stainless-retry-count", b"idempotency-key")
+_RETRY_NOW = [(b"retry-after-ms", b"1"), (b"retry-after", b"1"), (b"x-should-retry", b"true")]
+_FINAL = [(b"x-should-retry", b"false")]
+
+
+class Supervisor(Control, Protocol):
+    async def locate(self, sid: str, failed: tuple[str, int] | None) -> dict[str, Any]: ...
+    async def suspect(self, engine_id: str, incarnation: int, reason: str) -> bool: ...
+
+
+class Gateway:
+    def __init__(self, config: GatewayConfig, keys: Keys, supervisor: Supervisor, owners: Owners, base: str, faults: FaultPoints):
+        self._config, self._keys, self._owners, self._faults = config, keys, owners, faults
+        self._control = ControlRoutes(supervisor, keys, base, config.max_body_bytes)
+        self.in_flight = 0
+
+    async def handle(self, x: Exchange) -> None:
+        try:
+            await self._route(x)
+        except BadRequest as e:
+            await x.reply(e.status, error_body(str(e), e.code, e.status, e.param), _RETRY_NOW if e.status == 503 else ())
+        except SessionClosed as e:
+            await x.reply(404, error_body(str(e), "session_closed", 404), _FINAL)
+        except Disconnected:
+            return
+
+    async def _route(self, x: Exchange) -> None:
+        parts = x.path.strip("/").split("/")
+        match (x.method, parts):
+            case ("GET", ["health"]):
+                await x.reply(200, b'{"status":"ok"}')
+            case ("POST", ["sessions", sid, "v1", "chat", "completions"]):
+                await self._turn(x, self._session(x, sid), "chat")
+            case ("POST", ["v1", "chat", "completions"]):
+                await self._turn(x, self._session(x, self._named_session(x)), "chat")
+            case ("GET", ["sessions", sid, "v1", "models"]):
+                self._session(x, sid)
+                await x.reply(200, b'{"object":"list","data":[{"id":"default","object":"model","owned_by":"rollout_ft"}]}')
+            case ("GET", ["sessions", sid] | ["sessions", sid, "trajectory"]):
+                await self._read(x, self._session(x, sid), parts)
+            case ("DELETE", ["sessions", sid]):
+                await self._control.delete(x, self._session(x, sid))
+            case _:
+                await self._control.route(x, parts, _bearer(x.headers()))
+
+    # -- keys -----------------------------------------------------------------------------------------------------
+
+    def _session(self, x: Exchange, sid: str) -> str:
+        """The session's id, once the request's key is its own. A wrong key is 401 whether the session exists or not."""
+        key = _bearer(x.headers())
+        if not self._keys.opens_session(key, sid) or split_session_id(sid) is None:
+            raise BadRequest("the API key does not open this session; use the `api_key` that came with it", 401, "invalid_api_key")
+        return sid
+
+    def _named_session(self, x: Exchange) -> str:
+        headers = x.headers()
+        return headers.get(b"x-session-id", b"").decode("latin-1") or session_of(_bearer(headers))
+
+    # -- turns ----------------------------------------------------------------------------------------------------
+
+    async def _turn(self, x: Exchange, sid: str, dialect: str) -> None:
+        if self.in_flight >= self._config.max_in_flight:
+            raise BadRequest("too many requests in flight (gateway.max_in_flight)", 429, "overloaded")
+        self.in_flight += 1
+        try:
+            await self._held_turn(x, sid, dialect)
+        finally:
+            self.in_flight -= 1
+
+    async def _held_turn(self, x: Exchange, sid: str, dialect: str) -> None:
+        began = monotonic()
+        headers = x.headers()
+        body = await x.body(self._config.max_body_bytes)
+        call = _TurnCall(self._owners, sid, dialect, body, headers)
+        answer = asyncio.create_task(call.run())
+        gone = asyncio.create_task(x.disconnected())
+        try:
+            hold_s = _hold_s(headers, self._config) - (monotonic() - began)
+            await asyncio.wait({answer, gone}, timeout=max(0.0, hold_s), return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                await self._answer(x, call, answer.result(), gone)
+            elif not gone.done():
+                await self._not_yet(x, call, answer, gone, body)
+        finally:
+            answer.cancel()
+            gone.cancel()
+
+    async def _answer(self, x: Exchange, call: _TurnCall, answer: _Answer, gone: asyncio.Task[None]) -> None:
+        status, headers, body = answer
+        depth = int(headers.get("x-rft-depth", "0"))
+        parts = split_session_id(call.sid)
+        if status == 200 and parts and await self._faults.replying(parts[0], depth):
+            return await _cut(x, body)
+        content = headers.get("content-type", headers.get("Content-Type", "application/json")).encode()
+        await x.reply(status, body, [(k.lower().encode(), v.encode()) for k, v in headers.items() if _outward(k)], content)
+        if status == 200 and not gone.done():
+            call.report_delivered()
+
+    async def _not_yet(self, x: Exchange, call: _TurnCall, answer: asyncio.Task[_Answer], gone: asyncio.Task[None], body: bytes) -> None:
+        """Shortly before the client gives up: a stream begins and is kept alive, a plain request comes again."""
+        if load_json(body).get("stream") is not True:
+            answer.cancel()
+            call.report_failed()
+            message = "still generating; repeat the same request and it is answered when it is done"
+            return await x.reply(503, error_body(message, "still_generating", 503), _RETRY_NOW)
+        headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+        await x.send({"type": "http.response.start", "status": 200, "headers": headers})
+        while not answer.done() and not gone.done():
+            await x.send({"type": "http.response.body", "body": b": keep-alive\n\n", "more_body": True})
+            await asyncio.wait({answer, gone}, timeout=self._config.keepalive_s, return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            return
+        status, _, reply = answer.result()
+        if status != 200:
+            reply = b"data: " + reply + b"\n\n"
+        was_gone = gone.done()
+        await x.send({"type": "http.response.body", "body": reply})
+        if status == 200 and not was_gone:
+            call.report_delivered()
+
+    async def _read(self, x: Exchange, sid: str, parts: list[str]) -> None:
+        what = "/trajectory" if parts[-1] == "trajectory" else ""
+        try:
+            owner = await self._owners.of(sid)
+            status, _, body = await self._owners.call(owner, "GET", f"/session/{sid}{what}", b"", {})
+        except (SessionClosed, OwnerLost):
+            return await x.reply(200, await self._control.read(sid, what.strip("/")))
+        await x.reply(status, body)
+
+
+_Answer = tuple[int, dict[str, str], bytes]
+
+
+class _TurnCall:
+    """One request on its way to whoever owns its session, as often as it takes."""
+
+    def __init__(self, owners: Owners, sid: str, dialect: str, body: bytes, headers: Headers):
+        self._owners, self.sid, self._body = owners, sid, body
+        self._path = f"/turn/{sid}/{dialect}"
+        self._request_id = uuid.uuid4().hex
+        self._headers = {k.decode(): headers[k].decode("latin-1") for k in _PASSED if k in headers}
+        self._headers |= {"x-request-id": self._request_id, "content-type": "application/json"}
+        self._owner: Owner | None = None
+
+    async def run(self) -> _Answer:
+        """The owner's answer. The request id stays the same, so that it resolves to the same turn wherever it arrives."""
+        failed: Owner | None = None
+        while True:
+            self._owner = owner = await self._owners.of(self.sid, failed)
+            await self._owners.reported(owner)
+            try:
+                return await self._owners.call(owner, "POST", self._path, self._body, self._headers)
+            except OwnerLost as e:
+                failed = e.owner
+                if e.in_flight:
+                    self._headers["x-rft-resent"] = "1"
+
+    def report_delivered(self) -> None:
+        if self._owner is not None:
+            self._owners.report(self._owner, self.sid, delivered=self._request_id)
+
+    def report_failed(self) -> None:
+        if self._owner is not None:
+            self._owners.report(self._owner, self.sid, failed=self._request_id)
+
+
+def _bearer(headers: Headers) -> str:
+    value = headers.get(b"authorization", b"").decode("latin-1")
+    return value.removeprefix("Bearer ").strip() or headers.get(b"x-api-key", b"").decode("latin-1")
+
+
+def _hold_s(headers: Headers, config: GatewayConfig) -> float:
+    """How long this client may be kept waiting: a little less than it waits itself."""
+    told = headers.get(b"x-stainless-read-timeout", b"")
+    try:
+        own = float(told)
+    except ValueError:
+        return config.max_hold_s
+    return min(config.max_hold_s, max(own * 0.5, own - config.deadline_margin_s)) if own > 0 else config.max_hold_s
+
+
+def _outward(name: str) -> bool:
+    return name.lower().startswith(("x-rollout-ft-", "x-should-retry", "retry-after"))
+
+
+async def _cut(x: Exchange, body: bytes) -> None:
+    """Breaks the connection in the middle of the reply, as a proxy that dies does."""
+    await x.send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(len(body)).encode())]})
+    await x.send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True})
+
+

@@ -1,0 +1,118 @@
+"""A run, from Python: started, used, ended.
+
+Owns the life of the supervisor and the lease that keeps the run alive. What it starts it ends, in whatever way the
+block is left; a process that is killed leaves a run that ends itself after `orphan_s`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rollout_ft import config as configs
+from rollout_ft.clock import monotonic
+from rollout_ft.cluster import Cluster, connect
+from rollout_ft.config import Config
+from rollout_ft.errors import ConfigError
+from rollout_ft.fleet.crew import Member, Setup, actor_name
+from rollout_ft.gateway.keys import Keys
+from rollout_ft.trial.agents import Agent, InlineAgent
+from rollout_ft.trial.client import Client, Session
+from rollout_ft.trial.runner import TrialResult, TrialRunner
+from rollout_ft.types import JSON
+
+
+class Run:
+    """A run that is up. `client` speaks to its gateway with the operator's key."""
+
+    def __init__(self, config: Config, setup: Setup, cluster: Cluster, supervisor: Member, gateway_url: str):
+        self.config, self.setup, self.gateway_url = config, setup, gateway_url
+        self.ray_address = cluster.address
+        self.operator_key = Keys(setup.secret).operator
+        self.supervisor = supervisor
+        self.client = Client(gateway_url, self.operator_key, verify=not config.gateway.tls_cert)
+        self.on_event: Callable[[JSON], None] = lambda event: None
+
+    async def open_session(self, **request: Any) -> Session:
+        """`POST /sessions`: see DESIGN section 6 for the fields."""
+        return await self.client.open_session(**request)
+
+    async def run_trials(
+        self, tasks: Sequence[JSON], agent: Agent | Callable[..., Any], *, concurrency: int | None = None, prefix: str = "",
+        on_result: Callable[[TrialResult], None] | None = None,
+    ) -> list[TrialResult]:  # fmt: skip
+        """Runs every task to its outcome, restarting what faults ended; results in the order of the tasks.
+
+        `agent` is an async function of (task, session) that returns the reward or None, or one of `trial.agents`.
+        """
+        runner = TrialRunner(self.client, agent if not callable(agent) else InlineAgent(agent), self.config.trial)
+        return await runner.run(tasks, concurrency=concurrency or self.config.trial.concurrency, prefix=prefix, on_result=on_result)
+
+    async def fleet(self) -> JSON:
+        return await self.client.get("/fleet")
+
+
+@contextlib.asynccontextmanager
+async def start(
+    config: str | Path | Config | None = None, overrides: list[str] | dict[str, Any] | None = None, *,
+    secret: str = "", faults: bool = False,
+) -> AsyncIterator[Run]:  # fmt: skip
+    """Joins a Ray cluster or starts one, and starts a run in it; ends the run when the block is left.
+
+    Raises ConfigError for what cannot be started, naming the key to change.
+    """
+    loaded = config if isinstance(config, Config) else configs.load(config, overrides)
+    configs.model_dir(loaded)
+    setup = Setup(loaded, loaded.ray.namespace, secret or secrets.token_hex(32), faults)
+    cluster = await asyncio.to_thread(connect, loaded.ray)
+    try:
+        supervisor = _supervisor(setup)
+        try:
+            if faults:
+                from rollout_ft.testing.faults import create_plan
+
+                create_plan(setup)
+            started = await supervisor.ask("start")
+            run = Run(loaded, setup, cluster, supervisor, started["gateway_url"])
+            renewing = asyncio.create_task(_renew(run))
+            try:
+                yield run
+            finally:
+                renewing.cancel()
+                await run.client.aclose()
+                for event in await supervisor.ask("renew"):
+                    run.on_event(event)
+        finally:
+            with contextlib.suppress(Exception):
+                await supervisor.ask("stop", timeout_s=30)
+            supervisor.kill()
+    finally:
+        await asyncio.to_thread(cluster.leave)
+
+
+def _supervisor(setup: Setup) -> Member:
+    from rollout_ft.fleet.supervisor import Supervisor
+
+    name = actor_name(setup.config.run, "supervisor", 1)
+    try:
+        handle: Any = Supervisor.options(name=name, namespace=setup.namespace, lifetime="detached").remote(setup)  # pyright: ignore
+    except ValueError:
+        raise ConfigError(f"run: a run called {setup.config.run} is up in this cluster already; choose another name") from None
+    return Member("supervisor", 1, name, handle)
+
+
+async def _renew(run: Run) -> None:
+    """Keeps the run alive and collects its events; a supervisor that is being rebuilt is waited for."""
+    pause_s = min(1.0, run.config.orphan_s / 10)
+    while True:
+        began = monotonic()
+        with contextlib.suppress(Exception):
+            for event in await run.supervisor.ask("renew", timeout_s=run.config.orphan_s / 2):
+                run.on_event(event)
+        await asyncio.sleep(max(0.05, pause_s - (monotonic() - began)))
+
+

@@ -1,0 +1,64 @@
+"""What this attempt's agent is known to have received.
+
+Owns the marks asked, delivered, acknowledged and failed. Pure. Marks only grow within an attempt and start anew with
+the next; what is not yet in the store waits in `take_unsaved` and rides the next commit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rollout_ft.session.tree import Node, path
+
+
+@dataclass(slots=True)
+class Evidence:
+    asked: dict[str, None] = field(default_factory=dict[str, None])
+    """Turn keys in the order in which this attempt was answered with them."""
+    delivered: set[str] = field(default_factory=set[str])
+    acknowledged: set[str] = field(default_factory=set[str])
+    failed: dict[str, bool] = field(default_factory=dict[str, bool])
+    """Bodies that were answered with a 5xx."""
+    replays: dict[str, int] = field(default_factory=dict[str, int])
+    _unsaved_acks: list[str] = field(default_factory=list[str])
+    _unsaved_deliveries: list[str] = field(default_factory=list[str])
+
+    def answered(self, key: str) -> bool:
+        return key in self.delivered or key in self.acknowledged
+
+    def rank(self, node: Node) -> int:
+        """Which of two turns with equal text a client means: the one that it is known to have."""
+        key = node.turn.key
+        return 2 * self.answered(key) + (key in self.asked)
+
+    def acknowledge(self, node: Node | None) -> None:
+        """A request contained this turn, and with it all before it."""
+        for each in path(node):
+            if each.turn.key in self.acknowledged:
+                return
+            self.acknowledged.add(each.turn.key)
+            self.asked.setdefault(each.turn.key)
+            self._unsaved_acks.append(each.turn.key)
+
+    def deliver(self, key: str) -> None:
+        if key not in self.delivered:
+            self.delivered.add(key)
+            self._unsaved_deliveries.append(key)
+
+    def take_unsaved(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """`(acknowledged, delivered)` that the next commit must carry."""
+        taken = tuple(self._unsaved_acks), tuple(self._unsaved_deliveries)
+        self._unsaved_acks, self._unsaved_deliveries = [], []
+        return taken
+
+    def give_back(self, acknowledged: tuple[str, ...], delivered: tuple[str, ...]) -> None:
+        """The commit that carried them failed."""
+        self._unsaved_acks[:0] = acknowledged
+        self._unsaved_deliveries[:0] = delivered
+
+    def restore(self, acknowledged: tuple[str, ...], delivered: tuple[str, ...]) -> None:
+        """What a committed entry carried."""
+        for key in acknowledged:
+            self.acknowledged.add(key)
+            self.asked.setdefault(key)
+        self.delivered.update(delivered)

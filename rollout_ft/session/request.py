@@ -1,0 +1,28 @@
+"""One model request as the session sees it, whatever dialect it came in.
+
+Owns what identifies a request and what counts as evidence of a retry. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rollout_ft.types import JSON
+
+
+@dataclass(frozen=True, slots=True)
+class TurnRequest:
+    """`digests[i]` is the digest before message i; `sampling` is what the engine is asked for, without the seed."""
+
+    request_id: str
+    messages: list[JSON]
+    digests: list[bytes]
+    tools: bytes
+    tool_list: list[Any] | None
+    sampling: JSON
+    retry: bool = False
+    """The client says so: `x-stainless-retry-count` above 0."""
+    idempotency_key: str = ""
+    resent: bool = False
+    """A gateway sends it again, because the owner that it went to was lost."""

@@ -1,0 +1,97 @@
+"""One request from its arrival to its end, and what its replies look like.
+
+Owns the tokens, logprobs, weight spans and text of a request. Must not know of the other requests. The subtle
+invariant: a reply is built when it is sent, from all tokens there are, so a slow reader gets fewer and larger chunks
+and nothing piles up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from rollout_ft.testing.small_engine.model import Generation
+from rollout_ft.testing.small_engine.pacing import Pace
+from rollout_ft.testing.small_engine.protocol import JSON, Request
+from rollout_ft.testing.small_engine.vocabulary import TextStream, Vocabulary
+
+ABORTED: JSON = {"type": "abort", "message": "Aborted", "status_code": None}
+
+
+@dataclass(slots=True)
+class Span:
+    """Output tokens `start` to `end` were sampled by weights `version`."""
+
+    version: str
+    start: int
+    end: int
+
+
+class Running:
+    """A request in progress; only the scheduler changes it."""
+
+    def __init__(self, request: Request, vocabulary: Vocabulary, arrived: float) -> None:
+        self.request = request
+        self.arrived = arrived
+        self.ids: list[int] = []
+        self.logprobs: list[float] = []
+        self.spans: list[Span] = []
+        self.finish: JSON | None = None
+        self.finished_at: float | None = None
+        self.cached_tokens: int | None = None
+        self.retractions = 0
+        self.changed = asyncio.Event()
+        # Of the scheduler: the sequence, when it is due, and the token that its present chunk ends with.
+        self.generation: Generation | None = None
+        self.pace: Pace | None = None
+        self.target = 0
+        self.due = 0.0
+        self.timer: asyncio.TimerHandle | None = None
+        self._text = TextStream(vocabulary, request.skip_special_tokens)
+        self._decoded = 0
+
+    def record(self, tokens: list[int], logprobs: list[float], version: str) -> None:
+        if not self.spans or self.spans[-1].version != version:
+            self.spans.append(Span(version, len(self.ids), len(self.ids)))
+        self.ids += tokens
+        self.logprobs += logprobs
+        self.spans[-1].end = len(self.ids)
+
+    def end(self, finish: JSON, now: float) -> None:
+        self.finish, self.finished_at = finish, now
+        self.changed.set()
+
+    def matched_stop_string(self) -> str | None:
+        text = self.text()
+        return next((stop for stop in self.request.stop if stop in text), None)
+
+    def text(self) -> str:
+        """The text of all tokens, without what stopped them (unless the request wants that too)."""
+        matched = None if self.finish is None or self.request.no_stop_trim else self.finish.get("matched")
+        end = len(self.ids) - isinstance(matched, int)
+        if self._decoded < end or self.finish is not None:
+            self._text.feed(self.ids[self._decoded : end], final=self.finish is not None)
+            self._decoded = end
+        text = self._text.text
+        return text[: text.index(matched)] if isinstance(matched, str) else text
+
+    def reply(self, weight_version: str, ids_from: int = 0, text_from: int = 0) -> JSON:
+        """SGLang's reply: everything, or what follows the first `ids_from` tokens and `text_from` characters."""
+        request = self.request
+        meta: JSON = {
+            "id": request.rid,
+            "finish_reason": self.finish,
+            "prompt_tokens": len(request.prompt),
+            "completion_tokens": len(self.ids),
+            "cached_tokens": self.cached_tokens or 0,
+            "weight_version": weight_version,
+            "weight_versions": self.spans,
+            "num_retractions": self.retractions,
+        }
+        if self.finished_at is not None:
+            meta["e2e_latency"] = self.finished_at - self.arrived
+        if request.return_logprob:
+            pairs = zip(self.logprobs[ids_from:], self.ids[ids_from:], strict=True)
+            meta["output_token_logprobs"] = [(logprob, token, None) for logprob, token in pairs]
+            meta["output_token_logprobs_length"] = len(self.ids)
+        return {"text": self.text()[text_from:], "output_ids": self.ids[ids_from:], "meta_info": meta}

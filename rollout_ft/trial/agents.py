@@ -1,0 +1,141 @@
+"""Agents: what runs an attempt, and how its end is told apart.
+
+Owns the agent's process and its result. Knows nothing of trials' restarts. An agent that ends without a word was
+killed; one that raises says what, and whether that is what a client raises when the infrastructure fails it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Awaitable, Callable
+from multiprocessing.connection import Connection
+from typing import Any, Protocol, cast
+
+from rollout_ft.errors import ConfigError
+from rollout_ft.trial.client import Session
+from rollout_ft.trial.policy import AttemptEnd, End
+from rollout_ft.types import JSON
+
+_INFRA = frozenset({"APIConnectionError", "APITimeoutError", "InternalServerError", "ServiceUnavailableError", "Timeout"})
+"""Names of what the openai, anthropic and litellm clients raise after their own retries."""
+
+
+class Agent(Protocol):
+    async def run(self, task: JSON, session: Session) -> AttemptEnd: ...
+
+
+class InlineAgent:
+    """An async function of (task, session), in this process. It returns the reward, `{"reward": …}`, or None."""
+
+    def __init__(self, function: Callable[[JSON, Session], Awaitable[Any]]):
+        self._function = function
+
+    async def run(self, task: JSON, session: Session) -> AttemptEnd:
+        try:
+            return AttemptEnd(End.RETURNED, reward_of(await self._function(task, session)))
+        except Exception as e:
+            return raised(e)
+
+
+class ProcessAgent:
+    """A function `module:name` of (task, base_url, api_key), each attempt in a process of its own.
+
+    The processes are forked from one that has imported the module already: an import of half a second is paid once.
+    """
+
+    def __init__(self, entrypoint: str):
+        self._entrypoint = entrypoint
+        module, _ = resolve(entrypoint)
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([module.__name__, __name__])
+        self._running: dict[str, Any] = {}
+
+    async def run(self, task: JSON, session: Session) -> AttemptEnd:
+        receive, send = self._context.Pipe(duplex=False)
+        args = (send, self._entrypoint, task, session.base_url, session.api_key)
+        process = self._context.Process(target=_main, args=args, daemon=True)
+        await asyncio.to_thread(process.start)
+        send.close()
+        self._running[session.trial_id] = process
+        try:
+            await _readable(receive.fileno())
+            return receive.recv()
+        except EOFError:
+            await _readable(process.sentinel)
+            process.join()
+            return AttemptEnd(End.DIED, cause=f"the agent's process ended with exit code {process.exitcode}")
+        finally:
+            self._running.pop(session.trial_id, None)
+            process.kill()
+            process.join()
+            process.close()
+            receive.close()
+
+    def kill(self, trial_id: str) -> bool:
+        """Kills the agent of a trial, as a node that goes away does; False when none runs."""
+        process = self._running.get(trial_id)
+        if process is None or process.pid is None:
+            return False
+        os.kill(process.pid, signal.SIGKILL)
+        return True
+
+
+def resolve(entrypoint: str) -> tuple[Any, Callable[..., Any]]:
+    """The module and the function that `module:name` names. Raises ConfigError."""
+    module_name, _, name = entrypoint.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+        return module, getattr(module, name)
+    except (ImportError, AttributeError, ValueError) as e:
+        raise ConfigError(f"trial.agent: {entrypoint!r} cannot be imported ({e}); write it as module:function") from None
+
+
+def reward_of(result: Any) -> float | None:
+    if isinstance(result, dict):
+        result = cast(JSON, result).get("reward")
+    return None if result is None else float(result)
+
+
+def raised(e: BaseException) -> AttemptEnd:
+    """The end of an attempt whose agent raised."""
+    infra = any(c.__name__ in _INFRA for c in type(e).__mro__)
+    return AttemptEnd(End.RAISED, cause=f"{type(e).__name__}: {e}"[:500], infra=infra)
+
+
+def _main(send: Connection, entrypoint: str, task: JSON, base_url: str, api_key: str) -> None:
+    """The agent's process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["OPENAI_BASE_URL"], os.environ["OPENAI_API_KEY"] = base_url, api_key
+    try:
+        _, function = resolve(entrypoint)
+        result = function(task, base_url, api_key)
+        if inspect.isawaitable(result):
+            result = asyncio.run(_awaited(result))
+        end = AttemptEnd(End.RETURNED, reward_of(result))
+    except Exception as e:
+        if os.environ.get("ROLLOUT_FT_AGENT_TRACEBACK"):
+            traceback.print_exc(file=sys.stderr)
+        end = raised(e)
+    send.send(end)
+    send.close()
+
+
+async def _awaited(value: Awaitable[Any]) -> Any:
+    return await value
+
+
+async def _readable(fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(fd, lambda: ready.done() or ready.set_result(None))
+    try:
+        await ready
+    finally:
+        loop.remove_reader(fd)

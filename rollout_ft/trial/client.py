@@ -1,0 +1,101 @@
+"""The gateway, as harnesses, trainers and our own runner use it.
+
+Owns the operator's side of the HTTP interface, with a patience that fits a gateway that may be restarting. Every call
+is safe to repeat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import orjson
+
+from rollout_ft.errors import BadRequest
+from rollout_ft.types import JSON
+
+TRIES = 40
+PAUSE_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One attempt's session: what an agent needs is `base_url` and `api_key`."""
+
+    session_id: str
+    trial_id: str
+    attempt: int
+    base_url: str
+    api_key: str
+    turns: int
+    client: Client
+
+    async def trajectory(self) -> JSON:
+        """Token-exact paths: `GET /sessions/{id}/trajectory`."""
+        return await self.client.request("GET", f"/sessions/{self.session_id}/trajectory", key=self.api_key)
+
+    async def records(self) -> JSON:
+        return await self.client.request("GET", f"/sessions/{self.session_id}", key=self.api_key)
+
+
+class Client:
+    def __init__(self, gateway_url: str, operator_key: str, *, verify: bool = True):
+        self._url, self._key = gateway_url, operator_key
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=15, ssl=verify)
+        self._http = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=60))
+
+    async def open_session(self, **request: Any) -> Session:
+        """Opens a trial's session; a call whose answer was lost gives the same one."""
+        return self._session(await self.request("POST", "/sessions", request, idempotency_key=uuid.uuid4().hex))
+
+    async def restart(self, trial_id: str, from_attempt: int, checkpoint: bool) -> Session:
+        body = {"from_attempt": from_attempt, "checkpoint": checkpoint}
+        return self._session(await self.request("POST", f"/trials/{trial_id}/restart", body))
+
+    async def outcome(self, trial_id: str, outcome: str, reward: float | None, cause: str, attempt: int) -> JSON:
+        body = {"outcome": outcome, "reward": reward, "cause": cause, "attempt": attempt}
+        return await self.request("POST", f"/trials/{trial_id}/outcome", body)
+
+    async def trial(self, trial_id: str) -> JSON:
+        return await self.get(f"/trials/{trial_id}")
+
+    async def get(self, path: str) -> Any:
+        return await self.request("GET", path)
+
+    async def request(self, method: str, path: str, body: JSON | None = None, *, key: str = "", idempotency_key: str = "") -> Any:
+        """One call, repeated while nobody can serve it. Raises BadRequest with the status and the server's words."""
+        headers = {"authorization": f"Bearer {key or self._key}"}
+        if idempotency_key:
+            headers["idempotency-key"] = idempotency_key
+        data = orjson.dumps(body) if body is not None else None
+        for attempt in range(1, TRIES + 1):
+            try:
+                async with self._http.request(method, self._url + path, data=data, headers=headers) as response:
+                    content = await response.read()
+                    if response.status < 300:
+                        return orjson.loads(content) if content else None
+                    if response.status != 503 or attempt == TRIES:
+                        raise _error(response.status, content)
+            except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError) as e:
+                if attempt == TRIES:
+                    raise BadRequest(f"the gateway at {self._url} does not answer: {e}", 503, "unreachable") from e
+            await asyncio.sleep(PAUSE_S)
+        raise AssertionError("unreachable")
+
+    def _session(self, opened: JSON) -> Session:
+        names = ("session_id", "trial_id", "attempt", "base_url", "api_key", "turns")
+        return Session(**{k: opened[k] for k in names}, client=self)
+
+    async def aclose(self) -> None:
+        await self._http.close()
+
+
+def _error(status: int, content: bytes) -> BadRequest:
+    try:
+        error = orjson.loads(content)["error"]
+        return BadRequest(str(error["message"]), status, str(error["code"]), error.get("param"))
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return BadRequest(content.decode(errors="replace")[:500] or f"HTTP {status}", status, "unknown")

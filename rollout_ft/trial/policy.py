@@ -1,0 +1,66 @@
+"""What follows when an attempt ends: the trial is over, or it is started again.
+
+Owns the rules of P4. Pure. An infrastructure fault is never a reward: an attempt that is tainted counts as ended by
+infrastructure whatever its agent said, and when the budget is spent the reward is None, never 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from rollout_ft.types import Outcome, Recovery
+
+
+class End(StrEnum):
+    """How an attempt's agent ended."""
+
+    RETURNED = "returned"
+    RAISED = "raised"
+    DIED = "died"
+    TIMED_OUT = "timed_out"
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnd:
+    """`infra`: what the agent raised is what a client raises when the infrastructure fails it."""
+
+    end: End
+    reward: float | None = None
+    cause: str = ""
+    infra: bool = False
+    tainted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    outcome: Outcome
+    reward: float | None
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """Start another attempt, from the checkpoint or from nothing."""
+
+    checkpoint: bool
+    cause: str
+
+
+def decide(ended: AttemptEnd, *, restarts: int, max_restarts: int, recovery: Recovery) -> Finish | Restart:
+    """`restarts` are those that infrastructure faults cost this trial so far."""
+    faulty = ended.tainted or ended.infra or ended.end is End.DIED
+    if not faulty:
+        match ended.end:
+            case End.RETURNED:
+                return Finish(Outcome.COMPLETED, ended.reward, "")
+            case End.TIMED_OUT:
+                return Finish(Outcome.TRUNCATED, None, ended.cause)
+            case _:
+                return Finish(Outcome.AGENT_FAILED, None, ended.cause)
+    cause = ended.cause or ("a request was never answered" if ended.tainted else "the agent's process died")
+    if recovery is Recovery.ABANDON:
+        return Finish(Outcome.INFRA_EXHAUSTED, None, cause)
+    if restarts >= max_restarts:
+        return Finish(Outcome.INFRA_EXHAUSTED, None, f"{cause}; {restarts} restarts (trial.max_restarts)")
+    return Restart(recovery is Recovery.RESUME, cause)
