@@ -16,13 +16,13 @@ from typing import Any
 from rollout_ft import config as configs
 from rollout_ft.clock import monotonic
 from rollout_ft.cluster import Cluster, connect
-from rollout_ft.config import Config
+from rollout_ft.config import Config, TrialConfig
 from rollout_ft.errors import ConfigError
 from rollout_ft.fleet.crew import Member, Setup, actor_name
 from rollout_ft.gateway.keys import Keys
 from rollout_ft.trial.agents import Agent, InlineAgent
 from rollout_ft.trial.client import Client, Session
-from rollout_ft.trial.runner import TrialResult, TrialRunner
+from rollout_ft.trial.runner import OnResult, TrialResult, TrialRunner
 from rollout_ft.types import JSON
 
 
@@ -43,14 +43,15 @@ class Run:
 
     async def run_trials(
         self, tasks: Sequence[JSON], agent: Agent | Callable[..., Any], *, concurrency: int | None = None, prefix: str = "",
-        on_result: Callable[[TrialResult], None] | None = None,
+        config: TrialConfig | None = None, on_result: OnResult | None = None,
     ) -> list[TrialResult]:  # fmt: skip
         """Runs every task to its outcome, restarting what faults ended; results in the order of the tasks.
 
         `agent` is an async function of (task, session) that returns the reward or None, or one of `trial.agents`.
         """
-        runner = TrialRunner(self.client, agent if not callable(agent) else InlineAgent(agent), self.config.trial)
-        return await runner.run(tasks, concurrency=concurrency or self.config.trial.concurrency, prefix=prefix, on_result=on_result)
+        config = config or self.config.trial
+        runner = TrialRunner(self.client, InlineAgent(agent) if callable(agent) else agent, config)
+        return await runner.run(tasks, concurrency=concurrency or config.concurrency, prefix=prefix, on_result=on_result)
 
     async def fleet(self) -> JSON:
         return await self.client.get("/fleet")
@@ -67,8 +68,8 @@ async def start(
     """
     loaded = config if isinstance(config, Config) else configs.load(config, overrides)
     configs.model_dir(loaded)
-    setup = Setup(loaded, loaded.ray.namespace, secret or secrets.token_hex(32), faults)
     cluster = await asyncio.to_thread(connect, loaded.ray)
+    setup = Setup(loaded, loaded.ray.namespace, secret or secrets.token_hex(32), faults, loopback=bool(cluster.temp_dir))
     try:
         supervisor = _supervisor(setup)
         try:

@@ -219,6 +219,7 @@ def test_a_takeover_by_the_next_owner_ends_the_doubt_and_the_late_call_is_fenced
         mirror = cluster.mirror(commit_timeout_s=0.01)
         for name in ("a", "b"):
             cluster.network.once(name, "append_many", "late")
+            cluster.network.once(name, "append_many", "late")
         with pytest.raises(StoreUnavailable):
             await mirror.commit(turn(0))
         assert (await mirror.takeover("trial", 1, 1)).entries == []
@@ -237,6 +238,7 @@ def test_a_takeover_that_finds_the_entry_in_doubt_settles_it() -> None:
         cluster = Cluster("a", "b")
         mirror = cluster.mirror(commit_timeout_s=0.01)
         for name in ("a", "b"):
+            cluster.network.once(name, "append_many", "lost reply")
             cluster.network.once(name, "append_many", "lost reply")
         with pytest.raises(StoreUnavailable):
             await mirror.commit(turn(0))
@@ -370,8 +372,8 @@ def test_a_takeover_goes_on_in_the_view_that_replaced_its_own() -> None:
         await cluster.stores["b"].freeze(2)
         await cluster.stores["b"].install(cluster.view)
         assert len((await mirror.takeover("trial", 1, 2)).entries) == 1
+        cluster.network.dead.add("b")
         with pytest.raises(StoreUnavailable, match="takeover of trial"):
-            cluster.network.dead.add("b")
             await mirror.takeover("trial", 1, 3)
 
     run(main())

@@ -52,7 +52,7 @@ def worse(a: Refused | None, b: Refused | None) -> Refused | None:
 
 
 class Replicas:
-    """`view`, and the last trouble that was met with it, in words."""
+    """`view`, and in `trouble` the last thing that went wrong, in words."""
 
     def __init__(
         self,
@@ -62,11 +62,16 @@ class Replicas:
         call_timeout_s: float,
     ) -> None:
         self.view = view
-        self.trouble = "nothing is wrong yet"
+        self._trouble = "no replica has complained"
+        self._no_news = ""
         self._resolve, self._refresh = resolve, refresh
         self._call_timeout_s = call_timeout_s
         self._ports: dict[str, StorePort] = {}
         self._changed: asyncio.Future[None] | None = None
+
+    @property
+    def trouble(self) -> str:
+        return self._trouble + self._no_news
 
     def set_view(self, view: View) -> None:
         if view.number <= self.view.number:
@@ -165,7 +170,7 @@ class Replicas:
                 return
 
     def _note(self, trouble: str) -> None:
-        self.trouble = trouble
+        self._trouble = trouble
 
     def _change(self) -> asyncio.Future[None]:
         if self._changed is None:
@@ -179,8 +184,9 @@ class Replicas:
         return await call(port)
 
     async def _refreshed(self) -> None:
+        self._no_news = ""
         try:
             self.set_view(await self._refresh())
         except Exception as error:
-            # Whoever knows the view is away as well; the replicas' own trouble stays the better explanation.
-            self._note(f"{self.trouble.split('; no newer view')[0]}; no newer view: {error!r}")
+            # Whoever knows the view may be away as well. That is no reason to stop repeating.
+            self._no_news = f"; the view could not be asked for: {error!r}"

@@ -22,8 +22,8 @@ from rollout_ft.checkpoint.log import Accepted, Entry, Head, Refused, mark
 from rollout_ft.checkpoint.segments import Get, Put, Segments, keep, kept
 from rollout_ft.checkpoint.state import Export, StoreState
 from rollout_ft.checkpoint.view import Standing, View
-from rollout_ft.fleet.lease import Lease, live
 from rollout_ft.errors import ConfigError, StoreUnavailable
+from rollout_ft.fleet.lease import Lease, live
 from rollout_ft.types import Partial
 
 EXPORT_BYTES = 4 * 1024 * 1024

@@ -75,17 +75,18 @@ async def recover_view(
 ) -> View:
     """What a rebuilt supervisor calls: find the last opened view among live stores and open the next from its members.
 
-    `at_least` is the highest view number known from elsewhere: with `min_replicas` 1 a store that was dropped long
-    ago cannot know that others went on without it.
+    `at_least` is the highest view number known from elsewhere: a store that was dropped cannot know that others went
+    on without it. Without that number every one of `ports` has to answer.
     """
     from rollout_ft.checkpoint.sync import Control
 
     standings = await Control(ports, call_timeout_s).standings()
     last = latest_view(standings.values())
-    if not standings:
-        raise StoreUnavailable(f"none of the stores {', '.join(ports) or '(none)'} answers")
+    silent = [name for name in ports if name not in standings]
+    if silent and (last is None or last.number < at_least or not at_least):
+        raise StoreUnavailable(f"{', '.join(silent)} may know a later view and does not answer: wait, or leave it out")
     if last is None or last.number < at_least:
-        raise DataLost(f"no live store has opened view {max(1, at_least)}: {', '.join(standings)} cannot tell what was")
+        raise DataLost(f"no live store has opened view {max(1, at_least)} (asked: {', '.join(standings) or 'none'})")
     return await reconfigure(last, ports, min_replicas=min_replicas, call_timeout_s=call_timeout_s)
 
 
@@ -100,8 +101,8 @@ async def reconfigure(
     """Open the next view: the survivors of the last among `ports`, and `learner` when it could be brought up to date.
 
     Commits go on while a learner copies the bulk; they pause from the freeze to the install. A replica that stops
-    answering is left out, a learner that fails is left out: look at the members of what is returned. Repeat it after an
-    error: every step is idempotent.
+    answering is left out, a learner that fails is left out: look at the members of what is returned. Repeat it after
+    `StoreUnavailable`: every step is idempotent. `DataLost` means that `ports` lacks every member of the last view.
     """
     from rollout_ft.checkpoint.sync import Control, catch_up, freeze, synchronise
 
@@ -109,6 +110,9 @@ async def reconfigure(
     standings = await control.standings()
     base = latest_view(standings.values())
     if base is None or base.number < last.number:
+        # Silence is not death: whoever passes the port of a replica still counts on it.
+        if silent := [name for name in last.members if name in ports and name not in standings]:
+            raise StoreUnavailable(f"{', '.join(silent)} of view {last.number} does not answer, and no other has it")
         raise DataLost(f"no replica of view {last.number} ({', '.join(last.members)}) is left")
     number = next_number(base, standings.values())
     members = survivors(base, standings)

@@ -61,7 +61,7 @@ class EngineActor:
         self._host = SessionHost(
             self._engine_id, config, await renderer, self._engine, self._mirror, self._lose_engine, self._events, faults
         )
-        ip = node_ip()
+        ip = node_ip(self._setup.loopback)
         sock = socket.create_server((ip, 0), backlog=4096)
         http = OwnerHTTP(self._host, config, Keys(self._setup.secret), await renderer)
         await Server(http.handle, sock).ready()
@@ -74,7 +74,7 @@ class EngineActor:
     async def _start_engine(self) -> tuple[EngineProcess, SGLang]:
         config = self._config.engine
         port = free_port("127.0.0.1")
-        process = await EngineProcess.start(command(self._config, port), environment(self._config), log_path(self._name))
+        process = await EngineProcess.start(command(self._config, self._engine_id, port), environment(self._config), log_path(self._name))
         engine = SGLang(self._engine_id, f"http://127.0.0.1:{port}")
         try:
             async with asyncio.timeout(config.start_timeout_s):
@@ -140,7 +140,7 @@ class EngineActor:
         return {
             "engine_id": self._engine_id, "incarnation": self._incarnation, "url": self._url, "pid": os.getpid(),
             "engine_pid": self._process.pid(), "weight_version": self._weight_version, "view": self._view,
-            "sessions": self._host.sessions(), "node": node_ip(),
+            "sessions": self._host.sessions(), "node": node_ip(self._setup.loopback),
         }  # fmt: skip
 
     async def renew(self) -> list[Any]:

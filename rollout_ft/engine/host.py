@@ -109,9 +109,10 @@ class SessionHost:
         session = self._restored(entries, adopted.partials)
         if session is None or session.attempt != attempt:
             raise SessionClosed(f"session {sid} is not known")
-        if session.ended is None:
-            await self._faults.opened(session.spec)
-            self._held[sid] = Held(session, epoch, len(entries))
+        if session.ended is not None:
+            raise SessionClosed(f"trial {trial_id} has ended ({session.ended.outcome})")
+        await self._faults.opened(session.spec)
+        self._held[sid] = Held(session, epoch, len(entries))
         return session
 
     async def retire(self, sid: str) -> None:
@@ -260,10 +261,12 @@ class SessionHost:
 
     async def _generate(self, held: Held, flight: Flight, generation: Generation) -> None:
         engine = self._config.engine
-        depth = _depth(flight)
+        depth, seen = _depth(flight), len(generation.ids)
 
         async def progress(g: Generation) -> dict[str, object] | None:
-            self.last_progress = monotonic()
+            nonlocal seen
+            if len(g.ids) > seen:  # being asked is no progress: a frozen engine is asked all the time
+                seen, self.last_progress = len(g.ids), monotonic()
             return await self._faults.generating(held.session.spec, depth, len(g.ids))
 
         for _ in range(engine.max_generations_per_turn):

@@ -17,7 +17,8 @@ from rollout_ft.fleet.node import logs_dir
 _SECRETS = re.compile(r"^RAY_AUTH|SECRET|API_KEY")
 
 
-def command(config: Config, port: int) -> list[str]:
+def command(config: Config, engine_id: str, port: int) -> list[str]:
+    """The command line; `{engine}` in engine.args stands for the engine's id."""
     engine = config.engine
     common = ["--model-path", model_dir(config), "--host", "127.0.0.1", "--port", str(port)]
     if engine.kind == "sglang":
@@ -26,7 +27,7 @@ def command(config: Config, port: int) -> list[str]:
     else:
         program = [sys.executable, "-m", "rollout_ft.testing.small_engine", "--incremental-streaming-output"]
         program += ["--stream-interval", str(engine.stream_interval_tokens), "--context-length", str(config.model.context_tokens)]
-    return [*program, *common, *engine.args]
+    return [*program, *common, *(arg.replace("{engine}", engine_id) for arg in engine.args)]
 
 
 def environment(config: Config) -> dict[str, str]:

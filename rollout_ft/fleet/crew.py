@@ -31,6 +31,8 @@ class Setup:
     namespace: str
     secret: str
     faults: bool = False
+    loopback: bool = False
+    """The cluster is this machine alone: nothing listens on other addresses."""
 
 
 def actor_name(run: str, role: str, incarnation: int) -> str:

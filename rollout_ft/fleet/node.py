@@ -9,9 +9,9 @@ from __future__ import annotations
 from rollout_ft.rayapi import ray
 
 
-def node_ip() -> str:
-    """The address under which the cluster knows this node."""
-    return str(ray._private.worker.global_worker.node_ip_address)
+def node_ip(loopback: bool) -> str:
+    """The address under which the other actors of the run reach this node."""
+    return "127.0.0.1" if loopback else str(ray._private.worker.global_worker.node_ip_address)
 
 
 def logs_dir() -> str:

@@ -35,6 +35,7 @@ class Sessions:
     def __init__(self, engines: Engines, stores: Stores, events: Events):
         self._engines, self._stores, self._events = engines, stores, events
         self._places: dict[str, Place] = {}
+        self._coming: Counter[str] = Counter()
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     def restore(self, held: dict[str, list[str]]) -> None:
@@ -85,8 +86,10 @@ class Sessions:
             if head is None or not head.length:
                 raise BadRequest(f"trial {trial_id} is not known", 404, "unknown_trial")
             if head.attempt == from_attempt + 1:
-                return _opened(await self.read(trial_id))
-            if head.attempt != from_attempt:
+                trial = await self.read(trial_id)
+                if trial["attempt"] == head.attempt:
+                    return _opened(trial)
+            elif head.attempt != from_attempt:
                 raise BadRequest(
                     f"trial {trial_id} is at attempt {head.attempt}, not {from_attempt}: somebody else restarted it", 409, "stale_attempt"
                 )
@@ -175,6 +178,7 @@ class Sessions:
             engine = self._choose(prefer=at.engine_id if at else "", exclude=exclude)
             if engine is None or engine.member is None:
                 break
+            self._coming[engine.engine_id] += 1
             try:
                 await engine.member.ask("adopt", sid, epoch, timeout_s=ADOPT_TIMEOUT_S)
             except SessionClosed as e:
@@ -186,17 +190,23 @@ class Sessions:
                 exclude.add(engine.engine_id)
                 message = str(e)
                 continue
+            finally:
+                self._coming[engine.engine_id] -= 1
             self._places[sid] = Place(engine.engine_id, engine.health.incarnation)
             self._events.emit("session.moved", session=sid, engine=engine.engine_id, epoch=epoch, source_engine=at.engine_id if at else "")
             return _owned(engine)
         return {"state": "unavailable", "message": message}
 
     async def _start_attempt(self, trial_id: str, attempt: int, spec: SessionSpec | None, resume: bool, prefer: str) -> JSON:
-        exclude = set[str]()
-        for epoch in range(1, TRIES + 1):
+        """Opens an attempt, also one that was fenced for and whose opening failed half-way."""
+        head, exclude = await self._head(trial_id), set[str]()
+        epoch = head.owner_epoch if head is not None and head.attempt == attempt else 0
+        for _ in range(TRIES):
+            epoch += 1
             engine = self._choose(prefer, exclude)
             if engine is None or engine.member is None:
                 break
+            self._coming[engine.engine_id] += 1
             try:
                 opened = await engine.member.ask("open", trial_id, attempt, epoch, spec, resume, timeout_s=ADOPT_TIMEOUT_S)
             except SessionClosed as e:
@@ -204,6 +214,8 @@ class Sessions:
             except (Gone, StoreUnavailable, SessionMoved, Fenced):
                 exclude.add(engine.engine_id)
                 continue
+            finally:
+                self._coming[engine.engine_id] -= 1
             self._places[opened["session_id"]] = Place(engine.engine_id, engine.health.incarnation)
             return _opened(opened)
         raise BadRequest("no engine can take the session just now; ask again", 503, "unavailable")
@@ -211,7 +223,7 @@ class Sessions:
     # -- helpers --------------------------------------------------------------------------------------------------
 
     def _choose(self, prefer: str, exclude: set[str]) -> Engine | None:
-        load = Counter(p.engine_id for p in self._places.values())
+        load = Counter(p.engine_id for p in self._places.values()) + self._coming
         found = [Candidate(e.engine_id, e.health.serves, load[e.engine_id]) for e in self._engines.by_id.values()]
         chosen = place(found, prefer=prefer, exclude=exclude)
         return self._engines.by_id[chosen] if chosen else None

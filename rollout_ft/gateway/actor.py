@@ -59,7 +59,7 @@ class GatewayActor:
         return await self.describe()
 
     async def describe(self) -> JSON:
-        return {"pid": os.getpid(), "port": self._port, "node": node_ip()}
+        return {"pid": os.getpid(), "port": self._port, "node": node_ip(self._setup.loopback)}
 
     async def renew(self) -> list[Any]:
         self._lease.renew()

@@ -94,6 +94,7 @@ def metadata(session: Session) -> JSON:
     return {
         **{name: session.counts[name] for name in ("turns_served", "replayed", "attached", "branched")},
         "turns_committed": len(nodes),
+        "generations": sum(node.turn.generations for node in nodes.values()),
         "turns_in_trajectory": len(included),
         "phantoms": sum(not ev.answered(key) and key not in included for key in nodes),
         "tokens_generated": total + wasted,

@@ -15,6 +15,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Awaitable, Callable
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any, Protocol, cast
 
@@ -54,7 +55,8 @@ class ProcessAgent:
         self._entrypoint = entrypoint
         module, _ = resolve(entrypoint)
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([module.__name__, __name__])
+        # Each child imports the parent's main module again unless the fork server has it already.
+        self._context.set_forkserver_preload([module.__name__, __name__, *({"rollout_ft.cli.main"} & sys.modules.keys())])
         self._running: dict[str, Any] = {}
 
     async def run(self, task: JSON, session: Session) -> AttemptEnd:
@@ -77,6 +79,10 @@ class ProcessAgent:
             process.join()
             process.close()
             receive.close()
+
+    def close(self) -> None:
+        """Ends the process that the agents are forked from."""
+        forkserver._forkserver._stop()  # pyright: ignore - it would end only with this process
 
     def kill(self, trial_id: str) -> bool:
         """Kills the agent of a trial, as a node that goes away does; False when none runs."""

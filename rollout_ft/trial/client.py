@@ -14,11 +14,13 @@ from typing import Any
 import aiohttp
 import orjson
 
+from rollout_ft.clock import monotonic
 from rollout_ft.errors import BadRequest
 from rollout_ft.types import JSON
 
-TRIES = 40
-PAUSE_S = 0.25
+PATIENCE_S = 300.0
+"""How long a run that cannot serve is waited for: engines take minutes to load, and a trial is worth more."""
+MAX_PAUSE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +73,20 @@ class Client:
         if idempotency_key:
             headers["idempotency-key"] = idempotency_key
         data = orjson.dumps(body) if body is not None else None
-        for attempt in range(1, TRIES + 1):
+        until, pause_s = monotonic() + PATIENCE_S, 0.1
+        while True:
             try:
                 async with self._http.request(method, self._url + path, data=data, headers=headers) as response:
                     content = await response.read()
                     if response.status < 300:
                         return orjson.loads(content) if content else None
-                    if response.status != 503 or attempt == TRIES:
+                    if response.status != 503 or monotonic() > until:
                         raise _error(response.status, content)
             except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError) as e:
-                if attempt == TRIES:
+                if monotonic() > until:
                     raise BadRequest(f"the gateway at {self._url} does not answer: {e}", 503, "unreachable") from e
-            await asyncio.sleep(PAUSE_S)
-        raise AssertionError("unreachable")
+            await asyncio.sleep(pause_s)
+            pause_s = min(MAX_PAUSE_S, pause_s * 1.5)
 
     def _session(self, opened: JSON) -> Session:
         names = ("session_id", "trial_id", "attempt", "base_url", "api_key", "turns")

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 
 from rollout_ft.clock import monotonic
 from rollout_ft.config import TrialConfig
+from rollout_ft.errors import BadRequest
 from rollout_ft.trial.agents import Agent
 from rollout_ft.trial.client import Client, Session
 from rollout_ft.trial.policy import AttemptEnd, End, Finish, decide
@@ -39,29 +40,42 @@ class TrialResult:
         return asdict(self)
 
 
+OnResult = Callable[[TrialResult, JSON], None]
+"""Told of each trial when it has ended, with its trajectory."""
+
+
 class TrialRunner:
     def __init__(self, client: Client, agent: Agent, config: TrialConfig):
         self._client, self._agent, self._config = client, agent, config
 
     async def run(
-        self, tasks: Sequence[JSON], *, concurrency: int, prefix: str = "", on_result: Callable[[TrialResult], None] | None = None
+        self, tasks: Sequence[JSON], *, concurrency: int, prefix: str = "", on_result: OnResult | None = None
     ) -> list[TrialResult]:
         """All tasks, `concurrency` at a time; results in the order of the tasks."""
         slots = asyncio.Semaphore(concurrency)
 
         async def one(task: JSON) -> TrialResult:
             async with slots:
-                result = await self.trial(task, prefix + str(task["task_id"]))
+                result, trajectory = await self._survived(task, prefix + str(task["task_id"]))
                 if on_result is not None:
-                    on_result(result)
+                    on_result(result, trajectory)
                 return result
 
         async with asyncio.TaskGroup() as group:
             running = [group.create_task(one(task)) for task in tasks]
         return [task.result() for task in running]
 
-    async def trial(self, task: JSON, trial_id: str) -> TrialResult:
-        """One trial, to its outcome."""
+    async def _survived(self, task: JSON, trial_id: str) -> tuple[TrialResult, JSON]:
+        """A trial whose run does not answer any more is an outcome, not the end of the others."""
+        try:
+            return await self.trial(task, trial_id)
+        except BadRequest as e:
+            outcome = Outcome.INFRA_EXHAUSTED.value
+            lost = TrialResult(trial_id, str(task["task_id"]), outcome, None, str(e), 0, 0, 0, 0, 0, 0, 0.0)
+            return lost, {"trial_id": trial_id, "paths": []}
+
+    async def trial(self, task: JSON, trial_id: str) -> tuple[TrialResult, JSON]:
+        """One trial to its outcome, and its trajectory."""
         began, restarts = monotonic(), 0
         fields = {k: task[k] for k in ("seed", "sampling", "group_id", "mode") if k in task}
         session = await self._client.open_session(
@@ -73,7 +87,8 @@ class TrialRunner:
                 ended, restarts=restarts, max_restarts=self._config.max_restarts, recovery=self._config.recovery
             )
             if isinstance(decision, Finish):
-                return await self._finish(task, session, decision, restarts, monotonic() - began)
+                result = await self._finish(task, session, decision, restarts, monotonic() - began)
+                return result, await session.trajectory()
             restarts += 1
             session = await self._client.restart(trial_id, session.attempt, decision.checkpoint)
 
@@ -89,7 +104,7 @@ class TrialRunner:
     async def _finish(self, task: JSON, session: Session, end: Finish, restarts: int, seconds: float) -> TrialResult:
         trial = await self._client.outcome(session.trial_id, end.outcome.value, end.reward, end.cause, session.attempt)
         meta = trial["metadata"]
-        survived = restarts if end.outcome is not Outcome.INFRA_EXHAUSTED else 0
+        survived = restarts + meta["generations"] - meta["turns_committed"] if end.outcome is not Outcome.INFRA_EXHAUSTED else 0
         return TrialResult(
             session.trial_id, str(task["task_id"]), end.outcome.value, end.reward, end.cause, session.attempt,
             meta["turns_in_trajectory"], survived, meta["tokens_generated"], meta["tokens_reused"],

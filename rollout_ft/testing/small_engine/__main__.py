@@ -103,6 +103,7 @@ async def _serve(options: argparse.Namespace, began: float) -> None:
         Application(engines, settings),
         lifespan="off",
         access_log=False,
+        proxy_headers=False,
         log_level="warning",
         timeout_keep_alive=_KEEP_ALIVE_S,
         backlog=_BACKLOG,

@@ -1,8 +1,8 @@
 """One request from its arrival to its end, and what its replies look like.
 
 Owns the tokens, logprobs, weight spans and text of a request. Must not know of the other requests. The subtle
-invariant: a reply is built when it is sent, from all tokens there are, so a slow reader gets fewer and larger chunks
-and nothing piles up.
+invariant: a reply holds finished chunks only, and is built when it is sent, from all of them there are: a slow reader
+gets fewer and larger replies, whole chunks still, and nothing piles up.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Running:
         self.ids: list[int] = []
         self.logprobs: list[float] = []
         self.spans: list[Span] = []
+        self.published = 0
         self.finish: JSON | None = None
         self.finished_at: float | None = None
         self.cached_tokens: int | None = None
@@ -57,41 +58,49 @@ class Running:
         self.logprobs += logprobs
         self.spans[-1].end = len(self.ids)
 
-    def end(self, finish: JSON, now: float) -> None:
-        self.finish, self.finished_at = finish, now
+    def publish(self) -> None:
+        """What there is makes a chunk, or the end: replies may have it."""
+        self.published = len(self.ids)
         self.changed.set()
 
+    def end(self, finish: JSON, now: float) -> None:
+        self.finish, self.finished_at = finish, now
+        self.publish()
+
     def matched_stop_string(self) -> str | None:
-        text = self.text()
+        text = self._text_of(len(self.ids))
         return next((stop for stop in self.request.stop if stop in text), None)
 
     def text(self) -> str:
-        """The text of all tokens, without what stopped them (unless the request wants that too)."""
+        """The text of what is published, without what stopped it (unless the request wants that too)."""
         matched = None if self.finish is None or self.request.no_stop_trim else self.finish.get("matched")
-        end = len(self.ids) - isinstance(matched, int)
+        text = self._text_of(self.published - isinstance(matched, int))
+        return text[: text.index(matched)] if isinstance(matched, str) else text
+
+    def _text_of(self, end: int) -> str:
         if self._decoded < end or self.finish is not None:
             self._text.feed(self.ids[self._decoded : end], final=self.finish is not None)
-            self._decoded = end
-        text = self._text.text
-        return text[: text.index(matched)] if isinstance(matched, str) else text
+            self._decoded = max(end, self._decoded)
+        return self._text.text
 
     def reply(self, weight_version: str, ids_from: int = 0, text_from: int = 0) -> JSON:
         """SGLang's reply: everything, or what follows the first `ids_from` tokens and `text_from` characters."""
-        request = self.request
+        request, end = self.request, self.published
+        ids = self.ids[ids_from:end]
         meta: JSON = {
             "id": request.rid,
             "finish_reason": self.finish,
             "prompt_tokens": len(request.prompt),
-            "completion_tokens": len(self.ids),
+            "completion_tokens": end,
             "cached_tokens": self.cached_tokens or 0,
             "weight_version": weight_version,
-            "weight_versions": self.spans,
+            "weight_versions": [Span(s.version, s.start, min(s.end, end)) for s in self.spans if s.start < end],
             "num_retractions": self.retractions,
         }
         if self.finished_at is not None:
             meta["e2e_latency"] = self.finished_at - self.arrived
         if request.return_logprob:
-            pairs = zip(self.logprobs[ids_from:], self.ids[ids_from:], strict=True)
+            pairs = zip(self.logprobs[ids_from:end], ids, strict=True)
             meta["output_token_logprobs"] = [(logprob, token, None) for logprob, token in pairs]
-            meta["output_token_logprobs_length"] = len(self.ids)
-        return {"text": self.text()[text_from:], "output_ids": self.ids[ids_from:], "meta_info": meta}
+            meta["output_token_logprobs_length"] = end
+        return {"text": self.text()[text_from:], "output_ids": ids, "meta_info": meta}

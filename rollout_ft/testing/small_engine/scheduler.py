@@ -271,7 +271,7 @@ class Scheduler:
         if finish is not None:
             self._finish(running, finish)
         elif len(running.ids) >= running.target:
-            running.changed.set()
+            running.publish()
             self._next_chunk(running, pace)
         else:
             self._ready.append(running)

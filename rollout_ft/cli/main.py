@@ -1,0 +1,136 @@
+"""`rollout-ft`: the commands, their options, their exit codes.
+
+Owns the parsing of the command line and the translation of errors into one line and a code: 0 done, 1 trials failed
+beyond what the config allows, 2 usage or config. What a command does is imported when it is called.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+from rich.console import Console
+
+from rollout_ft.errors import BadRequest, ConfigError, RolloutFTError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="RL rollouts that survive their faults.")
+config_app = typer.Typer(no_args_is_help=True, help="The config: what it is, what it may be.")
+app.add_typer(config_app, name="config")
+bench_app = typer.Typer(no_args_is_help=True, help="Measurements of this machine.")
+app.add_typer(bench_app, name="bench")
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value …", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+
+
+@app.command()
+def demo(
+    seed: Annotated[int, typer.Option(help="plans the faults")] = 7,
+    trials: Annotated[int, typer.Option(min=8, max=48)] = 48,
+    tasks: Annotated[Path | None, typer.Option(help="task file (default: the shipped quickstart)")] = None,
+    events: Annotated[Path | None, typer.Option(help="write every event to this file")] = None,
+    json: AsJson = False,
+) -> None:
+    """Trials under planned faults, by three policies, compared with a run without faults."""
+    from rollout_ft.cli import demo as command
+    from rollout_ft.trial.tasks import quickstart, read_tasks
+
+    chosen = read_tasks(tasks or quickstart())[:trials]
+    console = Console(stderr=json)
+    console.print(f"{len(chosen)} trials, seed {seed}: rollout-ft demo --seed {seed} --trials {trials}")
+    result = _run(command.demo(chosen, seed, console, events))
+    if json:
+        print(orjson.dumps(result).decode())
+    raise typer.Exit(1 if command.failed(result) else 0)
+
+
+@app.command()
+def serve(config: ConfigFile = None, overrides: Overrides = None) -> None:
+    """Start a run and serve it until SIGINT or SIGTERM; prints one JSON line when ready."""
+    from rollout_ft.cli.serve import serve as command
+    from rollout_ft.config import load
+
+    _run(command(load(config, overrides)))
+
+
+@app.command()
+def run(
+    output: Annotated[Path, typer.Option(help="directory for results")],
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """Run all tasks of the config to their outcomes."""
+    from rollout_ft.cli.run import run as command
+    from rollout_ft.config import load
+
+    raise typer.Exit(_run(command(load(config, overrides), output, Console(stderr=True))) or 0)
+
+
+@config_app.command("show")
+def config_show(config: ConfigFile = None, overrides: Overrides = None) -> None:
+    """The whole config, with what the file and the overrides set."""
+    from rollout_ft.config import load
+
+    print(orjson.dumps(load(config, overrides).model_dump(mode="json"), option=orjson.OPT_INDENT_2).decode())
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """The JSON schema of the config."""
+    from rollout_ft.config import Config
+
+    print(orjson.dumps(Config.model_json_schema(), option=orjson.OPT_INDENT_2).decode())
+
+
+@bench_app.command("overhead")
+def bench_overhead(
+    sessions: Annotated[int, typer.Option(min=1)] = 64,
+    turns: Annotated[int, typer.Option(min=1)] = 50,
+    tokens_in: int = 650,
+    tokens_out: int = 300,
+    json: AsJson = False,
+) -> None:
+    """Latency and CPU that a turn costs over talking to the engine directly."""
+    from rollout_ft.cli.bench import overhead
+
+    console = Console(stderr=json)
+    figures = _run(overhead(sessions, turns, tokens_in, tokens_out, console))
+    if json:
+        print(orjson.dumps(figures).decode())
+
+
+def _run(work: Coroutine[Any, Any, Any]) -> Any:
+    """Runs it to its end; SIGINT and SIGTERM cancel it, so that everything it started is ended."""
+
+    async def cancellable() -> Any:
+        task = asyncio.ensure_future(work)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, task.cancel)
+        with contextlib.suppress(asyncio.CancelledError):
+            return await task
+        return None
+
+    return asyncio.run(cancellable())
+
+
+def main() -> None:
+    try:
+        app()
+    except ConfigError as e:
+        Console(stderr=True).print(f"rollout-ft: {e}", highlight=False, markup=False, soft_wrap=True)
+        raise SystemExit(2) from None
+    except (BadRequest, RolloutFTError) as e:
+        Console(stderr=True).print(f"rollout-ft: {type(e).__name__}: {e}", highlight=False, markup=False, soft_wrap=True)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()
