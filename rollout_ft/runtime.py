@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ class Run:
 async def start(
     config: str | Path | Config | None = None, overrides: list[str] | dict[str, Any] | None = None, *,
     secret: str = "", faults: bool = False,
-) -> AsyncIterator[Run]:  # fmt: skip
+) -> AsyncGenerator[Run]:  # fmt: skip
     """Joins a Ray cluster or starts one, and starts a run in it; ends the run when the block is left.
 
     Raises ConfigError for what cannot be started, naming the key to change.

@@ -163,7 +163,7 @@ class Promises(RuleBasedStateMachine):
         self.waiting = [w for w in self.waiting if w not in callers]
         for _, request, _ in callers:
             owner.session.leave(flight, request)
-        if not self.commit(owner, turn.key, turn, reach):
+        if not self.commit(owner, owner.session.entry_key(turn.key), turn, reach):
             owner.session.drop(flight)
             self.lost = True
             if owner is self.owner:

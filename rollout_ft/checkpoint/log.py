@@ -89,9 +89,10 @@ def digest(payload: bytes) -> bytes:
     return blake2b(payload, digest_size=32).digest()
 
 
-def mark(previous: bytes, entry: Entry) -> Mark:
-    """The mark of `entry` behind the chain `previous`. Lengths keep ("ab", "c") apart from ("a", "bc")."""
-    body, kind = digest(entry.payload), entry.kind.encode()
+def mark(previous: bytes, entry: Entry, body: bytes | None = None) -> Mark:
+    """The mark of `entry` behind the chain `previous`; `body` is its payload's digest where that is known already."""
+    body, kind = body or digest(entry.payload), entry.kind.encode()
+    # The length keeps ("ab", "c") apart from ("a", "bc").
     link = b"".join((previous, len(kind).to_bytes(4, "big"), kind, entry.key.encode(), body))
     return Mark(entry.kind, entry.key, body, digest(link))
 
@@ -149,14 +150,15 @@ class TrialLog:
         if writer > self.fence != (0, 0):
             return Refused("unfenced", self.fence[1])
         entry = append.entry
+        body = digest(entry.payload)
         known = self._index.get((entry.kind, entry.key))
         if known is not None:
-            same = self._marks[known].digest == digest(entry.payload)
+            same = self._marks[known].digest == body
             return Accepted(self.head, stored=False) if same else Refused("conflict", self._length)
         if append.seq != self._length:
             return Refused("gap" if append.seq > self._length else "conflict", self._length)
         self.fence = writer
-        self.push(mark(self._chain, entry))
+        self.push(mark(self._chain, entry, body))
         return Accepted(self.head, stored=True)
 
     def push(self, added: Mark) -> None:

@@ -136,6 +136,9 @@ class Mirror:
             self._give_up(self._queue.popleft(), "this writer has closed")
 
     async def _enter(self) -> None:
+        if not self._room.locked():
+            await self._room.acquire()
+            return
         try:
             async with asyncio.timeout(self._commit_timeout_s):
                 await self._room.acquire()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rollout_ft.checkpoint import wire
 from rollout_ft.checkpoint.log import Refused
@@ -49,6 +49,12 @@ def worse(a: Refused | None, b: Refused | None) -> Refused | None:
         return 3 if verdict.reason in ("stale_attempt", "stale_owner") else 2
 
     return a if rank(a) >= rank(b) else b
+
+
+def _seen(task: asyncio.Task[Any]) -> None:
+    """Look at a result that nobody waits for any more, or asyncio reports it as forgotten."""
+    if not task.cancelled():
+        task.exception()
 
 
 class Replicas:
@@ -99,6 +105,7 @@ class Replicas:
                     break
         finally:
             for task in open_:
+                task.add_done_callback(_seen)
                 task.cancel()
         silent = TimeoutError(f"no answer within {self._call_timeout_s} s")
         return {name: silent if task in open_ else task.exception() or task.result() for name, task in tasks.items()}

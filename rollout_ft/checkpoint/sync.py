@@ -156,7 +156,8 @@ def _raised(export: Export, goal: Head) -> Export:
 async def catch_up(control: Control, members: Sequence[str], learner: str, number: int) -> bool:
     """Copy the bulk to a learner, round after round, while members accept commits; False when the learner failed."""
     try:
-        await _stop(control, [learner], number)
+        if not await _stop(control, [learner], number):
+            return False
         left = None
         for _ in range(MAX_ROUNDS if members else 0):
             heads = {name: await control.ask(name, lambda port: port.heads()) for name in (members[0], learner)}

@@ -166,7 +166,7 @@ class SessionHost:
                 return Reply(node, Served.REPLAYED)
             case Begin(flight):
                 held.session.take_off(flight)
-                generation = self._generation(flight)
+                generation = self._generation(flight, held.session.entry_key(flight.key))
                 held.generations[flight.key] = generation
                 task = asyncio.create_task(self._fly(held, flight, generation), name=f"turn:{sid}:{flight.key}")
                 task.add_done_callback(lambda t: t.cancelled() or t.exception())
@@ -225,10 +225,10 @@ class SessionHost:
 
     # -- one flight -----------------------------------------------------------------------------------------------
 
-    def _generation(self, flight: Flight) -> Generation:
+    def _generation(self, flight: Flight, turn_key: str) -> Generation:
         generation = Generation(
             Order(
-                turn_key=flight.key, request_id=flight.request.request_id, prompt_digest=flight.prompt_digest,
+                turn_key=turn_key, request_id=flight.request.request_id, prompt_digest=flight.prompt_digest,
                 input_json=flight.input_json(), sampling=flight.request.sampling, max_new_tokens=flight.max_new_tokens,
                 seed=flight.seed, stop_ids=self._renderer.stop_ids, vocab_size=self._renderer.vocab_size,
             )
@@ -243,7 +243,7 @@ class SessionHost:
             await self._generate(held, flight, generation)
             turn = self._turn(held, flight, generation)
             try:
-                await self._commit(held, turn.key, turn)
+                await self._commit(held, held.session.entry_key(turn.key), turn)
             except (SessionMoved, SessionClosed):
                 held.session.evidence.give_back(turn.acknowledged, turn.delivered)
                 raise
@@ -355,15 +355,16 @@ class SessionHost:
 
     async def _flush_partials(self) -> None:
         """About once a second, what every flight has so far, in one call for all of them."""
-        flushed: dict[str, int] = {}
+        flushed: dict[tuple[str, str], int] = {}
         while True:
             await asyncio.sleep(self._config.engine.partial_flush_s)
             items: list[tuple[str, int, int, Partial]] = []
-            now: dict[str, int] = {}
+            now: dict[tuple[str, str], int] = {}
             for held in list(self._held.values()):
                 for trial_id, attempt, epoch, partial in self._partials_of(held):
-                    now[partial.turn_key] = size = len(partial.output_ids)
-                    if size and flushed.get(partial.turn_key) != size:
+                    which = (trial_id, partial.turn_key)
+                    now[which] = size = len(partial.output_ids)
+                    if size and flushed.get(which) != size:
                         items.append((trial_id, attempt, epoch, partial))
             flushed = now
             if items:

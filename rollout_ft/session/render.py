@@ -8,14 +8,13 @@ text between that message and the next, of which the model may have sampled the 
 
 from __future__ import annotations
 
-import importlib
-import os
 from typing import Any, Protocol, cast
 
 import orjson
 
 from rollout_ft.errors import BadRequest, ConfigError
 from rollout_ft.session.canonical import text_of
+from rollout_ft.session.template import load
 from rollout_ft.types import JSON
 
 STAND_IN = "\N{BLACK SQUARE}stand-in\N{BLACK SQUARE}"
@@ -37,19 +36,12 @@ class ChatTemplate:
     """A model's own tokenizer and chat template, loaded from its directory."""
 
     def __init__(self, model_dir: str):
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        transformers: Any = importlib.import_module("transformers")  # half a second that only engine actors pay
-
-        try:
-            loaded: Any = transformers.AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
-        except (OSError, ValueError) as e:
-            raise ConfigError(f"model.path: {model_dir} has no tokenizer that loads: {e}") from None
-        if not loaded.chat_template:
-            raise ConfigError(f"model.path: the tokenizer in {model_dir} has no chat template")
-        self._template: Any = loaded
-        self._tokenizer: Any = loaded.backend_tokenizer
+        self._tokenizer, self._template, self._special = load(model_dir)
         self.vocab_size = int(self._tokenizer.get_vocab_size(with_added_tokens=True))
-        self.stop_ids = frozenset({int(loaded.eos_token_id)})
+        stop = self._tokenizer.token_to_id(str(self._special.get("eos_token")))
+        if stop is None:
+            raise ConfigError(f"model.path: the tokenizer in {model_dir} names no eos_token that it knows")
+        self.stop_ids = frozenset({int(stop)})
 
     def root(self, messages: list[JSON], tools: list[Any] | None) -> list[int]:
         """All ids of a conversation that starts here, up to where the assistant speaks."""
@@ -68,8 +60,8 @@ class ChatTemplate:
         try:
             return cast(
                 str,
-                self._template.apply_chat_template(
-                    [_for_template(m) for m in messages], tools=tools, tokenize=False, add_generation_prompt=True
+                self._template.render(
+                    messages=[_for_template(m) for m in messages], tools=tools, add_generation_prompt=True, **self._special
                 ),
             )
         except Exception as e:

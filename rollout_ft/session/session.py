@@ -91,6 +91,8 @@ class Session:
         self.counts: Counter[str] = Counter()
         self.ended: Ended | None = None
         self.fault = ""
+        self.lineage = 1
+        """The attempt that began from nothing last: turns of another lineage are other turns, whatever their keys."""
         self._renderer, self._context_tokens = renderer, context_tokens
         seed = f"{spec.seed}" if spec.seed is not None else f"{run_seed}|{spec.trial_id}"
         self._seed = blake2b(seed.encode(), digest_size=16).digest()
@@ -104,7 +106,7 @@ class Session:
                 case Opened():
                     self.spec, self.attempt, self.evidence = entry.spec, entry.attempt, Evidence()
                     if not entry.resume:
-                        self.tree = Tree()
+                        self.tree, self.lineage = Tree(), entry.attempt
                         self._requests, self._idempotent = {}, {}
                 case Turn():
                     self._remember(self.tree.add(entry))
@@ -119,7 +121,8 @@ class Session:
                 case Ended():
                     self.ended = entry
         self.id = session_id(self.spec.trial_id, self.attempt)
-        self.partials = {p.turn_key: p for p in partials if p.turn_key not in self.tree.nodes}
+        found = {p.turn_key.removeprefix(f"{self.lineage}/"): p for p in partials}
+        self.partials = {key: p for key, p in found.items() if "/" not in key and key not in self.tree.nodes}
 
     def decide(self, request: TurnRequest) -> Decision:
         """What this request gets. Marks what it acknowledges; registers a caller only in `join`.
@@ -143,6 +146,10 @@ class Session:
         if choice.action == "generate":
             return Begin(self._begin(request, parent, new_from, base, choice.number))
         return self._again(turn_key(base, choice.number))
+
+    def entry_key(self, key: str) -> str:
+        """What makes a turn's entry in the checkpoint idempotent."""
+        return f"{self.lineage}/{key}"
 
     def join(self, flight: Flight, request: TurnRequest) -> None:
         """The request waits for this flight from now on."""

@@ -39,7 +39,8 @@ def run(task: dict[str, Any], base_url: str, api_key: str) -> float:
         messages.append(reply)
         said.append((reply.get("content") or "") + "".join(c["function"]["arguments"] for c in reply.get("tool_calls") or ()))
         if reply.get("tool_calls"):
-            messages += [{"role": "tool", "tool_call_id": c["id"], "content": look_up(c["function"]["arguments"])} for c in reply["tool_calls"]]
+            for call in reply["tool_calls"]:
+                messages.append({"role": "tool", "tool_call_id": call["id"], "content": look_up(call["function"]["arguments"])})
         else:
             messages.append({"role": "user", "content": f"The notebook: {look_up(said[-1])}. Go on."})
     client.close()
@@ -48,13 +49,12 @@ def run(task: dict[str, Any], base_url: str, api_key: str) -> float:
 
 def ask(client: openai.OpenAI, messages: list[Any], task: dict[str, Any]) -> dict[str, Any]:
     """One turn, streamed where the task says so."""
+    create: Any = client.chat.completions.create
     common: Any = {"model": "default", "messages": messages, "tools": [LOOK_UP], "max_tokens": task.get("max_tokens", 64)}
     if not task.get("stream"):
-        whole: Any = client.chat.completions.create(**common)
-        return whole.choices[0].message.model_dump(exclude_none=True)
+        return create(**common).choices[0].message.model_dump(exclude_none=True)
     reply: dict[str, Any] = {"role": "assistant", "content": ""}
-    chunks: Any = client.chat.completions.create(**common, stream=True)
-    for chunk in chunks:
+    for chunk in create(**common, stream=True):
         delta = chunk.choices[0].delta
         reply["content"] += delta.content or ""
         for call in delta.tool_calls or ():

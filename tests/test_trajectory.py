@@ -1,0 +1,268 @@
+"""Committed turns to what is trained on: what is in it, and what is not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from conftest import ask, assistant, begin, make_session, play, turn_of, user
+from safetensors import safe_open
+
+from rollout_ft.samples.export import write_trajectory
+from rollout_ft.samples.trajectory import metadata, records, trajectory
+from rollout_ft.session.session import Session
+from rollout_ft.session.tree import Node, ids_of, path
+from rollout_ft.types import Opened, SessionSpec, VersionSpan
+
+
+def turns_of(made: dict[str, Any]) -> list[list[str]]:
+    return [[t["turn"] for t in p["turns"]] for p in made["paths"]]
+
+
+def conversation(session: Session, count: int, start: str = "a") -> tuple[list[dict[str, Any]], list[Node]]:
+    """`count` turns, one on the other; the messages up to the last reply and the turns."""
+    messages, nodes = [user(start)], []
+    for i in range(count):
+        nodes.append(play(session, ask(*messages), f"r{i}"))
+        messages += [assistant(f"r{i}"), user(f"u{i}")]
+    return messages[:-1], nodes
+
+
+def tree(session: Session) -> list[Node]:
+    """Two branches behind a common beginning, a root of its own, a phantom, and a sample that was thrown away."""
+    messages, nodes = conversation(session, 3)
+    other = play(session, ask(*messages[:2], user("other way")), "o")
+    root = play(session, ask(user("summary")), "s")
+    play(session, ask(user("summary"), assistant("s"), user("lost")), "p", delivered=False)
+    play(session, ask(user("summary"), assistant("s"), user("again")), "thrown away")
+    last = play(session, ask(user("summary"), assistant("s"), user("again")), "kept")
+    return [*nodes, other, root, last]
+
+
+def test_a_session_without_turns_has_no_paths(session: Session):
+    assert trajectory(session)["paths"] == []
+
+
+def test_a_path_is_all_tokens_from_the_root_with_what_was_sampled_marked(session: Session):
+    _, nodes = conversation(session, 3)
+    (only,) = trajectory(session)["paths"]
+    assert only["token_ids"].tolist() == [i for n in nodes for i in ids_of(n.turn.prompt_ids) + ids_of(n.turn.output_ids)]
+    assert only["loss_mask"].tolist() == [m for n in nodes for m in [0] * (len(n.turn.prompt_ids) // 4) + [1] * (len(n.turn.output_ids) // 4)]
+    assert len(only["logprobs"]) == len(only["token_ids"])
+    assert (only["token_ids"].dtype, only["loss_mask"].dtype, only["logprobs"].dtype) == (np.int32, np.int8, np.float32)
+
+
+def test_the_span_of_a_turn_is_exactly_its_sampled_tokens(session: Session):
+    _, nodes = conversation(session, 3)
+    (only,) = trajectory(session)["paths"]
+    found = [only["token_ids"][t["start"] : t["end"]].tolist() for t in only["turns"]]
+    assert found == [ids_of(n.turn.output_ids) for n in nodes]
+
+
+def test_logprobs_stand_at_their_tokens_and_are_zero_elsewhere(session: Session):
+    flight = begin(session, ask(user("a")))
+    turn = turn_of(flight, "xyz", session)
+    turn = replace(turn, logprobs=np.array([-1, -2, -3, -4], "<f4").tobytes())
+    session.committed(turn)
+    session.delivered(turn.request_id)
+    (only,) = trajectory(session)["paths"]
+    assert only["logprobs"].tolist() == [0.0] * (len(turn.prompt_ids) // 4) + [-1, -2, -3, -4]
+
+
+def test_version_spans_count_from_the_start_of_the_path(session: Session):
+    _, (first, second) = conversation(session, 2)
+    (only,) = trajectory(session)["paths"]
+    starts = [t["start"] for t in only["turns"]]
+    assert only["version_spans"] == [
+        {"version": "v0", "start": start, "end": start + len(n.turn.output_ids) // 4}
+        for start, n in zip(starts, (first, second), strict=True)
+    ]
+
+
+def test_a_turn_sampled_under_two_versions_has_a_span_for_each(session: Session):
+    turn = replace(turn_of(begin(session, ask(user("a"))), "xyz", session), version_spans=(VersionSpan("v0", 0, 1), VersionSpan("v1", 1, 4)))
+    session.committed(turn)
+    (only,) = trajectory(session)["paths"]
+    at = len(turn.prompt_ids) // 4
+    assert only["version_spans"] == [{"version": "v0", "start": at, "end": at + 1}, {"version": "v1", "start": at + 1, "end": at + 4}]
+
+
+def test_every_branch_is_a_path_with_the_common_turns_in_each(session: Session):
+    messages, nodes = conversation(session, 2)
+    other = play(session, ask(*messages[:2], user("other way")), "o")
+    play(session, ask(*messages[:2], user("other way"), assistant("o"), user("on")), "end")
+    session.decide(ask(*messages, user("on")))
+    made = turns_of(trajectory(session))
+    assert [p[0] for p in made] == [nodes[0].turn.key] * 2
+    assert {p[1] for p in made} == {nodes[1].turn.key, other.turn.key}
+
+
+def test_each_sampled_token_is_trained_in_exactly_one_path(session: Session):
+    messages, nodes = conversation(session, 3)
+    for i in range(3):
+        branch = [*messages[:2], user(f"way {i}")]
+        play(session, ask(*branch), "b")
+        session.decide(ask(*branch, assistant("b"), user("on")))
+    made = trajectory(session)
+    assert len(made["paths"]) == 4
+    trained: dict[str, int] = {}
+    for p in made["paths"]:
+        for t in p["turns"]:
+            trained[t["turn"]] = trained.get(t["turn"], 0) + int(p["loss_mask"][t["start"] : t["end"]].sum())
+    assert trained == {k: len(session.tree.nodes[k].turn.output_ids) // 4 for k in trained}
+    assert {n.turn.key for n in nodes} <= set(trained)
+
+
+def test_a_phantom_that_nobody_asked_for_again_is_left_out(session: Session):
+    first = play(session, ask(user("a")), "x")
+    phantom = play(session, ask(user("a"), assistant("x"), user("b")), "lost", delivered=False)
+    last = play(session, ask(user("a"), assistant("x"), user("c")), "y")
+    assert turns_of(trajectory(session)) == [[first.turn.key, last.turn.key]]
+    assert phantom.turn.key in session.tree.nodes
+    assert metadata(session)["phantoms"] == 1
+
+
+def test_a_phantom_that_was_served_later_is_in(session: Session):
+    phantom = play(session, ask(user("a")), "x", delivered=False)
+    play(session, ask(user("a"), assistant("x"), user("b")), "y")
+    (only,) = trajectory(session)["paths"]
+    assert (only["turns"][0]["turn"], only["turns"][0]["evidence"]) == (phantom.turn.key, "acknowledged")
+
+
+def test_the_last_answer_is_uncertain_while_its_delivery_is_unproven(session: Session):
+    play(session, ask(user("a")), "x")
+    request = ask(user("a"), assistant("x"), user("b"))
+    play(session, request, "y", delivered=False)
+    (only,) = trajectory(session)["paths"]
+    assert [t["evidence"] for t in only["turns"]] == ["acknowledged", "uncertain"]
+    session.delivered(request.request_id)
+    (only,) = trajectory(session)["paths"]
+    assert [t["evidence"] for t in only["turns"]] == ["acknowledged", "delivered"]
+
+
+def test_samples_that_were_thrown_away_are_left_out(session: Session):
+    thrown = [play(session, ask(user("a")), text) for text in ("one", "two")]
+    kept = play(session, ask(user("a")), "three")
+    session.decide(ask(user("a"), assistant("three"), user("b")))
+    assert turns_of(trajectory(session)) == [[kept.turn.key]]
+    assert metadata(session)["tokens_wasted"] == sum(len(n.turn.output_ids) // 4 for n in thrown)
+
+
+def test_a_sample_that_was_lost_after_another_arrived_is_not_the_last_answer(session: Session):
+    got = play(session, ask(user("a")), "got")
+    play(session, ask(user("a")), "lost", delivered=False)
+    assert turns_of(trajectory(session)) == [[got.turn.key]]
+
+
+def test_only_what_the_final_attempt_asked_for_is_in(session: Session):
+    _, nodes = conversation(session, 3)
+    spec = SessionSpec("t1")
+    again = make_session()
+    again.restore([Opened(spec, 1, False, 1), *(n.turn for n in nodes), Opened(spec, 2, True, 2)], [])
+    assert trajectory(again)["paths"] == []
+    request = ask(user("a"))
+    decision = again.decide(request)
+    again.replayed(decision.node, request)  # type: ignore[union-attr]
+    assert turns_of(trajectory(again)) == [[nodes[0].turn.key]]
+
+
+def test_tokens_generated_are_those_in_the_trajectory_and_those_wasted(session: Session):
+    nodes = tree(session)
+    flight = begin(session, ask(user("another root")))
+    session.committed(replace(turn_of(flight, "long", session), tokens_wasted=7, tokens_reused=2, generations=3))
+    made = trajectory(session)
+    m, trained = made["metadata"], sum(int(p["loss_mask"].sum()) for p in made["paths"])
+    total = sum(len(n.turn.output_ids) // 4 for n in session.tree.nodes.values())
+    assert m["tokens_generated"] == total + 7 == trained + m["tokens_wasted"]
+    assert (m["tokens_reused"], m["turns_committed"]) == (2, len(session.tree.nodes))
+    assert m["generations"] == len(session.tree.nodes) + 2
+    assert m["turns_in_trajectory"] == len({t for p in turns_of(made) for t in p}) >= len(nodes) - 1
+
+
+def test_every_turn_is_in_the_trajectory_or_counted_as_left_out(session: Session):
+    tree(session)
+    m = metadata(session)
+    thrown_away = 1
+    assert m["turns_committed"] == m["turns_in_trajectory"] + m["phantoms"] + thrown_away + undecided(session)
+
+
+def undecided(session: Session) -> int:
+    """Branches that were delivered, and given up without having been built upon."""
+    included = {t for p in turns_of(trajectory(session)) for t in p}
+    left = [n for k, n in session.tree.nodes.items() if k not in included and session.evidence.answered(k)]
+    return sum(len(session.tree.samples(n.base)) == 1 for n in left)
+
+
+def test_records_are_the_requests_and_replies_of_the_last_path(session: Session):
+    messages, nodes = conversation(session, 3)
+    made = records(session)
+    assert [r["turn"] for r in made["records"]] == [n.turn.key for n in nodes]
+    assert [r["request"]["messages"] for r in made["records"]] == [messages[:1], messages[:3], messages[:5]]
+    assert [r["response"]["message"]["content"] for r in made["records"]] == ["r0", "r1", "r2"]
+
+
+# Files.
+
+
+def read(file: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
+    """As a trainer without this package reads it."""
+    with safe_open(file, framework="numpy") as f:
+        tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 - not a dict
+        return tensors, orjson.loads(f.metadata()["trial"])
+
+
+@pytest.mark.parametrize("reward", [None, 0.0, 1.5])
+def test_a_file_holds_the_whole_trajectory(tmp_path: Path, session: Session, reward: float | None):
+    tree(session)
+    made = trajectory(session)
+    write_trajectory(tmp_path / "t.1.safetensors", made, reward)
+    tensors, rest = read(tmp_path / "t.1.safetensors")
+    assert rest.pop("reward") == reward
+    for i, p in enumerate(made["paths"]):
+        for name in ("token_ids", "loss_mask", "logprobs"):
+            assert (tensors.pop(f"{i}.{name}") == p.pop(name)).all()
+    assert tensors == {}
+    assert rest == orjson.loads(orjson.dumps(made))
+
+
+def test_the_tensors_have_the_types_that_trainers_expect(tmp_path: Path, session: Session):
+    conversation(session, 1)
+    write_trajectory(tmp_path / "t.safetensors", trajectory(session), 1.0)
+    tensors, _ = read(tmp_path / "t.safetensors")
+    assert {k: v.dtype.name for k, v in tensors.items()} == {"0.token_ids": "int32", "0.loss_mask": "int8", "0.logprobs": "float32"}
+
+
+def test_a_trajectory_as_it_came_over_http_is_the_same_file(tmp_path: Path, session: Session):
+    tree(session)
+    made = trajectory(session)
+    write_trajectory(tmp_path / "here.safetensors", made, 1.0)
+    write_trajectory(tmp_path / "there.safetensors", orjson.loads(orjson.dumps(made, option=orjson.OPT_SERIALIZE_NUMPY)), 1.0)
+    (here, rest), (there, other) = read(tmp_path / "here.safetensors"), read(tmp_path / "there.safetensors")
+    assert rest == other
+    assert {k: v.tobytes() for k, v in here.items()} == {k: v.tobytes() for k, v in there.items()}
+
+
+def test_a_trial_without_turns_is_a_file_too(tmp_path: Path, session: Session):
+    write_trajectory(tmp_path / "t.safetensors", trajectory(session), None)
+    tensors, rest = read(tmp_path / "t.safetensors")
+    assert (tensors, rest["paths"], rest["reward"]) == ({}, [], None)
+
+
+def test_a_file_replaces_an_older_one_and_leaves_nothing_beside_it(tmp_path: Path, session: Session):
+    file = tmp_path / "t.safetensors"
+    write_trajectory(file, trajectory(session), None)
+    conversation(session, 1)
+    write_trajectory(file, trajectory(session), 1.0)
+    assert [p.name for p in tmp_path.iterdir()] == ["t.safetensors"]
+    assert read(file)[1]["reward"] == 1.0
+
+
+def test_the_leaves_of_a_branching_session_are_its_ends(session: Session):
+    nodes = tree(session)
+    made = turns_of(trajectory(session))
+    assert all([n.turn.key for n in reversed(list(path(session.tree.nodes[p[-1]])))] == p for p in made)
+    assert nodes[-1].turn.key in {p[-1] for p in made}
