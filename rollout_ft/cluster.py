@@ -10,7 +10,9 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import tempfile
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +71,13 @@ def _start(config: RayConfig) -> Cluster:
         shutil.rmtree(temp_dir, ignore_errors=True)
         raise
     return Cluster(context.address_info["address"], temp_dir)
+
+
+def restore_signals() -> None:
+    """Puts this process's own handlers back: Ray installs one for SIGTERM that aborts. From the main thread only."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.getsignal(number))
 
 
 def _reread_environment() -> None:

@@ -134,7 +134,7 @@ class Config(Settings):
     run: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
     """Name of the run: the first part of every actor's name."""
     seed: int = 0
-    orphan_s: Seconds = 30
+    orphan_s: Seconds = 60
     """Without a sign of life from who started the run for so long, its actors end themselves."""
     ray: RayConfig = RayConfig()
     model: ModelConfig = ModelConfig()

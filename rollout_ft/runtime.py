@@ -15,7 +15,7 @@ from typing import Any
 
 from rollout_ft import config as configs
 from rollout_ft.clock import monotonic
-from rollout_ft.cluster import Cluster, connect
+from rollout_ft.cluster import Cluster, connect, restore_signals
 from rollout_ft.config import Config, TrialConfig
 from rollout_ft.errors import ConfigError
 from rollout_ft.fleet.crew import Member, Setup, actor_name
@@ -69,6 +69,7 @@ async def start(
     loaded = config if isinstance(config, Config) else configs.load(config, overrides)
     configs.model_dir(loaded)
     cluster = await asyncio.to_thread(connect, loaded.ray)
+    restore_signals()
     setup = Setup(loaded, loaded.ray.namespace, secret or secrets.token_hex(32), faults, loopback=bool(cluster.temp_dir))
     try:
         supervisor = _supervisor(setup)

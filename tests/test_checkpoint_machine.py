@@ -19,12 +19,12 @@ from test_checkpoint_fakes import Cluster, VirtualLoop
 from rollout_ft.checkpoint.log import Append, Entry
 from rollout_ft.checkpoint.mirror import Mirror
 from rollout_ft.checkpoint.view import reconfigure, recover_view
-from rollout_ft.errors import Fenced, StoreUnavailable
+from rollout_ft.errors import CommitRefused, Fenced, StoreUnavailable
 from rollout_ft.types import Partial
 
 TRIALS = ("x", "y")
 seeds = st.integers(0, 2**32)
-shares = st.sampled_from((0.0, 0.1, 0.3))
+shares = st.sampled_from((0.0, 0.2, 0.5))
 trials = st.sampled_from(TRIALS)
 writers = st.integers(0, 2)
 
@@ -51,7 +51,7 @@ class Machine(RuleBasedStateMachine):
         self.cluster = Cluster("a", "b", min_replicas=min_replicas)
         self.network = self.cluster.network
         self.names = iter(f"learner-{n}" for n in range(1000))
-        self.writers = [Writer(self.cluster.mirror(0.2, 0.05)) for _ in range(3)]
+        self.writers = [Writer(self.cluster.mirror(0.02, 0.02)) for _ in range(3)]
         self.acked: dict[str, list[Entry]] = {trial: [] for trial in TRIALS}
         self.taken: dict[str, tuple[int, list[Entry]]] = {trial: (0, []) for trial in TRIALS}
         self.epochs = dict.fromkeys(TRIALS, 0)
@@ -71,9 +71,10 @@ class Machine(RuleBasedStateMachine):
     def calm(self) -> None:
         self.network.share = 0.0
 
-    async def commit(self, writer: Writer, trial: str) -> None:
+    async def commit(self, writer: Writer, trial: str, give_up: bool = False) -> None:
+        """One commit; after one in doubt the same again, or with `give_up` (a mistake) another at its place."""
         owner = writer.owns[trial]
-        if owner.doubt is None:
+        if owner.doubt is None or give_up:
             self.serial += 1
             entry = Entry("turn", f"turn-{self.serial}", f"{owner.epoch}".encode())
             owner.doubt = Append(trial, 1, owner.epoch, owner.seq, entry)
@@ -82,7 +83,7 @@ class Machine(RuleBasedStateMachine):
             await writer.mirror.commit(append)
         except StoreUnavailable:
             return
-        except Fenced:
+        except (CommitRefused, Fenced):
             owner.epoch, owner.doubt = 0, None
             return
         assert append.owner_epoch >= fence, "a fenced writer was acknowledged"
@@ -116,12 +117,19 @@ class Machine(RuleBasedStateMachine):
             return
         self.cluster.view = view
 
+    @rule(seed=seeds, share=shares, trial=trials, count=st.integers(1, 3), give_up=st.booleans())
+    def the_owner_commits(self, seed: int, share: float, trial: str, count: int, give_up: bool) -> None:
+        writer = max(self.writers, key=lambda writer: writer.owns[trial].epoch)
+        self.storm(seed, share)
+        for _ in range(count):
+            if writer.owns[trial].epoch:
+                self.loop.run_until_complete(self.commit(writer, trial, give_up))
+
     @rule(seed=seeds, share=shares, who=writers, trial=trials)
-    def commits(self, seed: int, share: float, who: int, trial: str) -> None:
-        writer = self.writers[who]
-        if writer.owns[trial].epoch:
+    def somebody_commits(self, seed: int, share: float, who: int, trial: str) -> None:
+        if self.writers[who].owns[trial].epoch:
             self.storm(seed, share)
-            self.loop.run_until_complete(self.commit(writer, trial))
+            self.loop.run_until_complete(self.commit(self.writers[who], trial))
 
     @rule(seed=seeds, share=shares, who=writers, trial=trials)
     def takes_over(self, seed: int, share: float, who: int, trial: str) -> None:

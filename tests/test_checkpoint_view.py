@@ -36,17 +36,30 @@ def test_the_survivors_of_a_dead_replica_go_on_with_everything_acknowledged() ->
     run(main())
 
 
-def test_what_only_one_survivor_has_is_given_to_the_others() -> None:
+@pytest.mark.parametrize(("longer", "fenced"), [("a", "b"), ("b", "a")])
+def test_what_only_one_survivor_has_is_given_to_the_others(longer: str, fenced: str) -> None:
     async def main() -> None:
         cluster = Cluster("a", "b")
         await cluster.mirror().commit(turn(0))
-        await write_to(cluster, "b", turn(1), turn(0, "other"))
-        await cluster.stores["a"].fence(1, "trial", 1, 7)
+        await write_to(cluster, longer, turn(1), turn(0, "other"))
+        await cluster.stores[fenced].fence(1, "trial", 1, 7)
         await reconfigure(cluster.view, cluster.ports())
         assert await cluster.stores["a"].heads() == await cluster.stores["b"].heads()
-        head = await cluster.stores["b"].lookup("trial")
+        head = await cluster.stores[longer].lookup("trial")
         assert head is not None
         assert (head.owner_epoch, head.length) == (7, 2)
+
+    run(main())
+
+
+def test_a_member_that_did_not_confirm_the_freeze_is_left_out_because_it_may_still_accept() -> None:
+    async def main() -> None:
+        cluster = Cluster("a", "b")
+        await cluster.mirror().commit(turn(0))
+        for _ in range(3):
+            cluster.network.once("b", "freeze", "lost request")
+        cluster.view = await reconfigure(cluster.view, cluster.ports())
+        assert cluster.view.members == ("a",)
 
     run(main())
 

@@ -85,9 +85,7 @@ def versions(spans: tuple[VersionSpan, ...] | list[VersionSpan]) -> list[str]:
 
 @few
 @given(SPANS, SPANS, st.integers(0, 10))
-def test_joined_spans_partition_all_tokens_and_each_keeps_its_version(
-    before: list[VersionSpan], after: list[VersionSpan], missing: int
-):
+def test_joined_spans_partition_all_tokens_and_each_keeps_its_version(before: list[VersionSpan], after: list[VersionSpan], missing: int):
     offset, length = len(versions(before)), len(versions(after))
     end = offset + max(0, length - missing)
     assert versions(join_spans(before, after, offset, end)) == (versions(before) + versions(after))[:end]

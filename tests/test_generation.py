@@ -202,7 +202,8 @@ async def test_no_next_token_within_its_deadline_is_a_lost_engine_and_what_came_
         async with asyncio.timeout(5):
             await run(g, [chunk(1, 2), STALL], deadlines=Deadlines(60, 0.05))
     assert g.ids == [1, 2]
-    assert g.partial() == Partial("key", g.rid, "r1", "digest", ids_bytes([1, 2]), logprob_bytes([-0.5] * 2), (VersionSpan("v0", 0, 2),), 1, 0)
+    spans = (VersionSpan("v0", 0, 2),)
+    assert g.partial() == Partial("key", g.rid, "r1", "digest", ids_bytes([1, 2]), logprob_bytes([-0.5] * 2), spans, 1, 0)
 
 
 async def test_a_partial_goes_on_elsewhere_as_if_nothing_had_happened():

@@ -135,7 +135,7 @@ def test_bytes_are_decoded_over_all_ids_at_once():
     assert said(b"\xe2\x82\xac") == {"role": "assistant", "content": "\N{EURO SIGN}"}
 
 
-PIECES = st.sampled_from(["<tool_call>", "</tool_call>", "{", "}", '"name"', ":", '"f"', "\n", "a", '"arguments"', ",", "null", "\N{EURO SIGN}"])
+PIECES = st.sampled_from(["<tool_call>", "</tool_call>", "{", "}", '"name"', ":", '"f"', "\n", '"arguments"', ",", "null", "\xe9"])
 
 
 @settings(max_examples=150, deadline=None)

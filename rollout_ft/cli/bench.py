@@ -81,7 +81,11 @@ class Processes:
 
     @classmethod
     async def of(cls, run: Run) -> Processes:
+        """Raises RolloutFTError when one of ours does not say where it is: it would be left out unnoticed."""
         pids: dict[str, int] = await run.supervisor.ask("pids")
+        config = run.config
+        if len(pids) != config.engine.count + config.gateway.count + config.store.replicas + 1:
+            raise RolloutFTError(f"only {', '.join(sorted(pids))} answered; try again on a machine that is less busy")
         ours = [(_role(name), psutil.Process(pid)) for name, pid in pids.items()]
         below = [child for role, p in ours if role == "engine actor" for child in p.children(recursive=True)]
         engines = [p for p in below if _port_of(p) and not p.children()]  # the guard above has the same command line

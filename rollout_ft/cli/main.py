@@ -70,7 +70,8 @@ def run(
     from rollout_ft.cli.run import run as command
     from rollout_ft.config import load
 
-    raise typer.Exit(_run(command(load(config, overrides), output, Console(stderr=True))) or 0)
+    code = _run(command(load(config, overrides), output, Console(stderr=True)))
+    raise typer.Exit(1 if code is None else code)
 
 
 @config_app.command("show")

@@ -18,6 +18,7 @@ from rollout_ft.config import Config
 from rollout_ft.errors import ConfigError
 from rollout_ft.samples.export import write_trajectory
 from rollout_ft.telemetry.lines import Lines
+from rollout_ft.telemetry.report import report
 from rollout_ft.trial.agents import ProcessAgent
 from rollout_ft.trial.runner import TrialResult
 from rollout_ft.trial.tasks import read_tasks
@@ -27,7 +28,7 @@ _LOST = {Outcome.INFRA_EXHAUSTED, Outcome.ENV_FAILED}
 
 
 class Output:
-    """`DIR/trials.jsonl`, `DIR/events.jsonl`, `DIR/trajectories/`, `DIR/summary.json`."""
+    """`DIR/trials.jsonl`, `DIR/events.jsonl`, `DIR/trajectories/`, `DIR/summary.json`, `DIR/report.html`."""
 
     def __init__(self, directory: Path):
         if (directory / "trials.jsonl").exists():
@@ -56,6 +57,7 @@ class Output:
             "tokens_wasted": sum(r.tokens_wasted for r in results), "seconds": round(seconds, 1),
         }  # fmt: skip
         (self._directory / "summary.json").write_bytes(orjson.dumps(made, option=orjson.OPT_INDENT_2))
+        (self._directory / "report.html").write_text(report(made, results))
         return made
 
     def close(self) -> None:

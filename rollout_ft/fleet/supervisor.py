@@ -100,7 +100,7 @@ class Supervisor:
             await asyncio.sleep(self._setup.config.orphan_s / 10)
         self._events.emit("run.orphaned")
         await self.stop()
-        os._exit(0)
+        ray.actor.exit_actor()  # on purpose: Ray does not start it again
 
     async def _collect(self) -> None:
         results = await asyncio.gather(*(self._renew(m) for m in self._crew_members()))

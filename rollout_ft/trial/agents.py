@@ -70,15 +70,13 @@ class ProcessAgent:
             await _readable(receive.fileno())
             return receive.recv()
         except EOFError:
-            await _readable(process.sentinel)
-            process.join()
+            await asyncio.to_thread(process.join)
             return AttemptEnd(End.DIED, cause=f"the agent's process ended with exit code {process.exitcode}")
         finally:
             self._running.pop(session.trial_id, None)
             process.kill()
-            process.join()
-            process.close()
             receive.close()
+            await asyncio.shield(asyncio.to_thread(_reap, process))
 
     def close(self) -> None:
         """Ends the process that the agents are forked from."""
@@ -91,6 +89,11 @@ class ProcessAgent:
             return False
         os.kill(process.pid, signal.SIGKILL)
         return True
+
+
+def _reap(process: Any) -> None:
+    process.join()
+    process.close()
 
 
 def resolve(entrypoint: str) -> tuple[Any, Callable[..., Any]]:
