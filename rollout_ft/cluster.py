@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from typing import Any
 from rollout_ft.config import RayConfig
 from rollout_ft.errors import ConfigError
 from rollout_ft.rayapi import ray
+
+CONNECT_TIMEOUT_S = 5.0
 
 
 @dataclass(slots=True)
@@ -43,12 +46,15 @@ def connect(config: RayConfig) -> Cluster:
     if address == "local" or (config.address == "auto" and not address):
         return _start(config)
     common: dict[str, Any] = {"namespace": config.namespace, "log_to_driver": False, "logging_level": logging.ERROR}
+    _answers(address)
     try:
         context: Any = ray.init(address=address, **common)
     except RuntimeError as e:
         raise ConfigError(f"ray.address {address}: {_first_line(e)} (this is Ray {ray.__version__})") from None
     except ConnectionError as e:
-        raise ConfigError(f"ray.address {address}: no cluster answers there ({_first_line(e)}); start one, or set ray.address=local") from None
+        raise ConfigError(
+            f"ray.address {address}: no cluster answers there ({_first_line(e)}); start one, or set ray.address=local"
+        ) from None
     return Cluster(context.address_info["address"])
 
 
@@ -71,6 +77,17 @@ def _start(config: RayConfig) -> Cluster:
         shutil.rmtree(temp_dir, ignore_errors=True)
         raise
     return Cluster(context.address_info["address"], temp_dir)
+
+
+def _answers(address: str) -> None:
+    """Ray itself would wait for minutes for a cluster that is not there."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as e:
+        raise ConfigError(f"ray.address {address}: nobody answers there ({e}); start a cluster, or set ray.address=local") from None
 
 
 def restore_signals() -> None:

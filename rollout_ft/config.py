@@ -160,8 +160,9 @@ def load(path: str | Path | None = None, overrides: list[str] | dict[str, Any] |
     """
     data: dict[str, Any] = _read_yaml(Path(path)) if path else {}
     if isinstance(overrides, dict):
-        overrides = [f"{k}={yaml.safe_dump(v, default_flow_style=True).strip()}" for k, v in overrides.items()]
-    for item in overrides or []:
+        for key, value in overrides.items():
+            _set(data, key, value)
+    for item in overrides if isinstance(overrides, list) else []:
         _apply(data, item)
     try:
         return Config.model_validate(data)
@@ -184,7 +185,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         data: Any = yaml.safe_load(path.read_text())
     except OSError as e:
         raise ConfigError(f"config file {path}: {os.strerror(e.errno or 0)}") from None
-    except yaml.YAMLError as e:
+    except (yaml.YAMLError, ValueError) as e:
         raise ConfigError(f"config file {path} is not YAML: {' '.join(str(e).split())}") from None
     if data is None:
         return {}
@@ -197,16 +198,20 @@ def _apply(data: dict[str, Any], item: str) -> None:
     key, eq, text = item.partition("=")
     if not eq or not key:
         raise ConfigError(f"override {item!r}: write it as key.path=value")
-    *parents, last = key.strip().split(".")
+    try:
+        _set(data, key.strip(), yaml.safe_load(text))
+    except (yaml.YAMLError, ValueError):
+        raise ConfigError(f"override {item!r}: {text!r} is not a YAML value") from None
+
+
+def _set(data: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
     for name in parents:
         inner: Any = data.setdefault(name, {})
         if not isinstance(inner, dict):
-            raise ConfigError(f"override {item!r}: {name} is a value, not a section")
+            raise ConfigError(f"override of {key}: {name} is a value, not a section")
         data = cast(dict[str, Any], inner)
-    try:
-        data[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"override {item!r}: {text!r} is not a YAML value") from None
+    data[last] = value
 
 
 def _explain(error: Any) -> str:

@@ -17,9 +17,10 @@ from rollout_ft import config as configs
 from rollout_ft.clock import monotonic
 from rollout_ft.cluster import Cluster, connect, restore_signals
 from rollout_ft.config import Config, TrialConfig
-from rollout_ft.errors import ConfigError
+from rollout_ft.errors import BadRequest, ConfigError
 from rollout_ft.fleet.crew import Member, Setup, actor_name
 from rollout_ft.gateway.keys import Keys
+from rollout_ft.gateway.openai import check_sampling
 from rollout_ft.trial.agents import Agent, InlineAgent
 from rollout_ft.trial.client import Client, Session
 from rollout_ft.trial.runner import OnResult, TrialResult, TrialRunner
@@ -67,7 +68,7 @@ async def start(
     Raises ConfigError for what cannot be started, naming the key to change.
     """
     loaded = config if isinstance(config, Config) else configs.load(config, overrides)
-    configs.model_dir(loaded)
+    _check(loaded)
     cluster = await asyncio.to_thread(connect, loaded.ray)
     restore_signals()
     setup = Setup(loaded, loaded.ray.namespace, secret or secrets.token_hex(32), faults, loopback=bool(cluster.temp_dir))
@@ -86,14 +87,24 @@ async def start(
             finally:
                 renewing.cancel()
                 await run.client.aclose()
-                for event in await supervisor.ask("renew"):
-                    run.on_event(event)
+                with contextlib.suppress(Exception):  # what ended the block is the error to see
+                    for event in await supervisor.ask("renew", timeout_s=10):
+                        run.on_event(event)
         finally:
             with contextlib.suppress(Exception):
                 await supervisor.ask("stop", timeout_s=30)
             supervisor.kill()
     finally:
         await asyncio.to_thread(cluster.leave)
+
+
+def _check(config: Config) -> None:
+    """Everything that can be refused before anything is started. Raises ConfigError."""
+    configs.model_dir(config)
+    try:
+        check_sampling(config.session.sampling, config.session.max_output_tokens)
+    except BadRequest as e:
+        raise ConfigError(f"session.sampling: {e}") from None
 
 
 def _supervisor(setup: Setup) -> Member:
@@ -116,5 +127,3 @@ async def _renew(run: Run) -> None:
             for event in await run.supervisor.ask("renew", timeout_s=run.config.orphan_s / 2):
                 run.on_event(event)
         await asyncio.sleep(max(0.05, pause_s - (monotonic() - began)))
-
-

@@ -14,7 +14,11 @@ from rollout_ft.session.canonical import message_key, running_digests
 
 
 def call(arguments: Any, **fields: Any) -> dict[str, Any]:
-    return {"role": "assistant", "content": None, "tool_calls": [{"id": "a", "type": "function", "function": {"name": "f", "arguments": arguments}, **fields}]}
+    return {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "a", "type": "function", "function": {"name": "f", "arguments": arguments}, **fields}],
+    }
 
 
 @pytest.mark.parametrize(

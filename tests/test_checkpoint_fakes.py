@@ -130,9 +130,7 @@ class Cluster:
         return self.view
 
     def mirror(self, commit_timeout_s: float = 5.0, call_timeout_s: float = 1.0) -> Mirror:
-        return Mirror(
-            self.view, self.port, self.current_view, commit_timeout_s=commit_timeout_s, call_timeout_s=call_timeout_s
-        )
+        return Mirror(self.view, self.port, self.current_view, commit_timeout_s=commit_timeout_s, call_timeout_s=call_timeout_s)
 
 
 def turn(seq: int, trial_id: str = "trial", owner: tuple[int, int] = (1, 1), size: int = 8, key: str = "") -> Append:

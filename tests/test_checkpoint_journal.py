@@ -199,9 +199,7 @@ def test_wherever_the_file_ends_the_whole_frames_before_are_read_and_writing_goe
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(place=st.integers(0, 10_000), bit=st.integers(0, 7))
-def test_a_flipped_bit_is_an_error_that_names_the_file_unless_it_is_in_the_last_frame(
-    tmp_path: Path, place: int, bit: int
-) -> None:
+def test_a_flipped_bit_is_an_error_that_names_the_file_unless_it_is_in_the_last_frame(tmp_path: Path, place: int, bit: int) -> None:
     path = written(tmp_path)
     data = bytearray(path.read_bytes())
     header, frame = 20, (len(data) - 20) // 5

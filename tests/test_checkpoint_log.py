@@ -26,9 +26,7 @@ def member() -> StoreState:
     return state
 
 
-def put(
-    state: StoreState, seq: int, key: str = "", owner: tuple[int, int] = (1, 1), payload: bytes = b"p", view: int = 1
-):
+def put(state: StoreState, seq: int, key: str = "", owner: tuple[int, int] = (1, 1), payload: bytes = b"p", view: int = 1):
     return state.append(view, Append("t", *owner, seq, Entry("turn", key or f"k{seq}", payload)))
 
 

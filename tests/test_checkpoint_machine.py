@@ -225,7 +225,5 @@ class Machine(RuleBasedStateMachine):
             assert self.survivors()
 
 
-Machine.TestCase.settings = settings(
-    max_examples=120, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
-)
+Machine.TestCase.settings = settings(max_examples=120, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
 TestEverythingThatCanHappen = pytest.mark.timeout(300)(Machine.TestCase)

@@ -187,9 +187,7 @@ def test_a_refused_entry_names_its_reason_and_harms_nobody_in_the_batch(seq: int
         cluster = Cluster("a", "b")
         mirror = cluster.mirror()
         await mirror.commit(turn(0))
-        bad, good = await asyncio.gather(
-            mirror.commit(turn(seq, key="other")), mirror.commit(turn(0, "second")), return_exceptions=True
-        )
+        bad, good = await asyncio.gather(mirror.commit(turn(seq, key="other")), mirror.commit(turn(0, "second")), return_exceptions=True)
         assert isinstance(bad, CommitRefused)
         assert (bad.reason, bad.trial_id, bad.key, good) == (reason, "trial", "other", None)
 

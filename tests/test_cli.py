@@ -41,7 +41,10 @@ def command(*args: str, mark: str = "") -> subprocess.Popen[str]:
 def refused(*args: str) -> str:
     """What a command that must be refused says: one line, exit code 2."""
     process = command(*args)
-    _, err = process.communicate(timeout=60)
+    try:
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 2, err
     assert len(err.strip().splitlines()) == 1, err
     return err

@@ -18,7 +18,9 @@ TEMPLATE = ChatTemplate(model_dir(Config()))
 STOP = next(iter(TEMPLATE.stop_ids))
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<|>"), max_size=30)
 appended = st.lists(
-    st.builds(lambda role, text: {"role": role, "content": text}, st.sampled_from(["user", "tool", "assistant"]), texts), min_size=1, max_size=4
+    st.builds(lambda role, text: {"role": role, "content": text}, st.sampled_from(["user", "tool", "assistant"]), texts),
+    min_size=1,
+    max_size=4,
 )
 
 

@@ -88,9 +88,7 @@ class Replicas:
         if changed is not None and not changed.done():
             changed.set_result(None)
 
-    async def call(
-        self, names: Sequence[str], call: Callable[[StorePort], Awaitable[T]]
-    ) -> dict[str, T | BaseException]:
+    async def call(self, names: Sequence[str], call: Callable[[StorePort], Awaitable[T]]) -> dict[str, T | BaseException]:
         """Ask all at once. It ends at the timeout, or at once when a newer view makes the answers worthless."""
         tasks = {name: asyncio.ensure_future(self._ask(name, call)) for name in names}
         changed, ends = self._change(), asyncio.get_running_loop().time() + self._call_timeout_s

@@ -257,9 +257,7 @@ def _appended(trial_id: str, attempt: int, owner_epoch: int, entry: Entry) -> Ap
     return Appended(trial_id, attempt, owner_epoch, entry.kind, entry.key, entry.payload)
 
 
-def create_store_actor(
-    name: str, namespace: str | None, view: View | None, journal_dir: str | None = None, **options: Any
-) -> Any:
+def create_store_actor(name: str, namespace: str | None, view: View | None, journal_dir: str | None = None, **options: Any) -> Any:
     """A detached store actor; `options` are Ray's (placement, runtime_env …). The handle may still be starting.
 
     `max_restarts=0` is not an option: a restarted store would be empty, open, and accept anything.

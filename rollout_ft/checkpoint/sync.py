@@ -189,9 +189,7 @@ async def _stop(control: Control, names: Sequence[str], number: int) -> tuple[st
     return tuple(name for name in names if name in answers)
 
 
-async def synchronise(
-    control: Control, members: tuple[str, ...], learner: str | None, number: int
-) -> tuple[tuple[str, ...], str | None]:
+async def synchronise(control: Control, members: tuple[str, ...], learner: str | None, number: int) -> tuple[tuple[str, ...], str | None]:
     """Give all the union of what the frozen members have, and verify it; those that kept up."""
     for _ in range(MAX_ROUNDS):
         everyone = members + ((learner,) if learner is not None else ())

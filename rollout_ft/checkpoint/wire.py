@@ -30,9 +30,7 @@ _results = msgspec.msgpack.Decoder(list[tuple[str, int] | None])
 
 def encode_append(append: Append) -> bytes:
     entry = append.entry
-    return _encoder.encode(
-        (append.trial_id, append.attempt, append.owner_epoch, append.seq, entry.kind, entry.key, entry.payload)
-    )
+    return _encoder.encode((append.trial_id, append.attempt, append.owner_epoch, append.seq, entry.kind, entry.key, entry.payload))
 
 
 def encode_partial(item: PartialItem) -> bytes:

@@ -24,11 +24,11 @@ from rollout_ft.clock import monotonic
 from rollout_ft.config import Config, TrialConfig
 from rollout_ft.rayapi import ray
 from rollout_ft.runtime import Run
+from rollout_ft.telemetry.lines import Lines
 from rollout_ft.testing.faults import Fault
 from rollout_ft.testing.scenario import plan
 from rollout_ft.trial.agents import ProcessAgent
 from rollout_ft.trial.runner import TrialResult
-from rollout_ft.telemetry.lines import Lines
 from rollout_ft.types import JSON, Outcome, Recovery
 
 AGENT = "rollout_ft.testing.quickstart_agent:run"
@@ -203,5 +203,3 @@ def table(policies: Sequence[Policy]) -> Table:
 def failed(result: JSON) -> bool:
     """Whether the demo did not show what it is there to show."""
     return bool(result["resume"]["lost"]) or result["identical"] != result["compared"]
-
-

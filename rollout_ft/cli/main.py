@@ -46,6 +46,8 @@ def demo(
     console = Console(stderr=json)
     console.print(f"{len(chosen)} trials, seed {seed}: rollout-ft demo --seed {seed} --trials {trials}")
     result = _run(command.demo(chosen, seed, console, events))
+    if result is None:
+        raise typer.Exit(1)
     if json:
         print(orjson.dumps(result).decode())
     raise typer.Exit(1 if command.failed(result) else 0)
@@ -103,6 +105,8 @@ def bench_overhead(
 
     console = Console(stderr=json)
     figures = _run(overhead(sessions, turns, tokens_in, tokens_out, console))
+    if figures is None:
+        raise typer.Exit(1)
     if json:
         print(orjson.dumps(figures).decode())
 

@@ -164,5 +164,3 @@ class EngineActor:
 
     def __repr__(self) -> str:
         return f"rollout_ft engine {self._name}"
-
-

@@ -105,9 +105,7 @@ class Generation:
         self.finish = start.finish
         return bool(self.finish)
 
-    async def _call(
-        self, engine: Engine, deadlines: Deadlines, progress: Callable[[Generation], Awaitable[JSON | None]]
-    ) -> None:
+    async def _call(self, engine: Engine, deadlines: Deadlines, progress: Callable[[Generation], Awaitable[JSON | None]]) -> None:
         o, kept, before = self.order, len(self.ids), self.spans
         self.rid = uuid.uuid4().hex
         self.calls += 1
@@ -138,8 +136,8 @@ class Generation:
         """Checked before anything is built on it: an engine that returns nonsense is an engine fault."""
         if any(not 0 <= i < self.order.vocab_size for i in chunk.ids):
             raise EngineRefused(502, "the engine returned an id outside the vocabulary")
-        if not all(map(math.isfinite, chunk.logprobs)):
-            raise EngineRefused(502, "the engine returned a logprob that is not a number")
+        if len(chunk.ids) != len(chunk.logprobs) or not all(map(math.isfinite, chunk.logprobs)):
+            raise EngineRefused(502, "the engine returned a token without a logprob, or one that is not a number")
         self.ids += chunk.ids
         self.logprobs += chunk.logprobs
         self.spans = join_spans(before, chunk.spans, kept, len(self.ids))

@@ -73,11 +73,14 @@ class OwnerHTTP:
             return await x.reply(e.status, error_body(str(e), e.code, e.status, e.param), _retry_after(e))
         except SessionClosed as e:
             return await x.reply(404, error_body(str(e), "session_closed", 404), FINAL)
-        except (TrialFault, EngineRefused) as e:
-            if isinstance(e, EngineRefused) and request is not None:
+        except TrialFault as e:
+            return await x.reply(500, error_body(f"{e}; the trial's policy decides", "trial_fault", 500), FINAL)
+        except EngineRefused as e:
+            if e.status == 400:
+                return await x.reply(400, error_body(e.message, "refused_by_engine", 400))
+            if request is not None:
                 await self._host.failed(sid, request.turn)
-            code = "trial_fault" if isinstance(e, TrialFault) else "turn_budget_spent"
-            return await x.reply(500, error_body(f"{e}; the trial's policy decides", code, 500), FINAL)
+            return await x.reply(500, error_body(f"{e}; the trial's policy decides", "turn_budget_spent", 500), FINAL)
         if reply is not None:
             await self._send(x, reply, request)
 

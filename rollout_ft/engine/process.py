@@ -58,7 +58,7 @@ class EngineProcess:
 
     def pid(self) -> int | None:
         """The engine's own pid, for a fault plan that stops it: the guard's only child."""
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, IndexError):
             return int(Path(f"/proc/{self.group}/task/{self.group}/children").read_text().split()[0])
         return None
 

@@ -7,7 +7,7 @@ chunks may be cumulative or deltas, and an abort chunk may repeat an id that was
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import orjson
@@ -25,7 +25,9 @@ class SGLang:
         self.engine_id, self.url = engine_id, url
         # The server closes idle connections after 5 s unless told otherwise; ours are let go before that.
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2)
-        self._http = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None))
+        self._http = aiohttp.ClientSession(
+            connector=connector, timeout=aiohttp.ClientTimeout(total=None), cookie_jar=aiohttp.DummyCookieJar()
+        )
 
     async def generate(self, rid: str, input_json: bytes, sampling: JSON) -> AsyncIterator[Chunk]:
         head = orjson.dumps({"rid": rid, "sampling_params": sampling, "return_logprob": True, "stream": True})
@@ -92,23 +94,40 @@ async def _events(content: aiohttp.StreamReader) -> AsyncIterator[Any]:
             payload = event[5:].strip()
             if payload == b"[DONE]":
                 return
-            yield orjson.loads(payload)
+            yield _parsed(payload)
+
+
+def _parsed(payload: bytes) -> Any:
+    try:
+        return orjson.loads(payload)
+    except orjson.JSONDecodeError as e:
+        raise EngineRefused(502, f"the engine sent an event that is not JSON: {e}") from None
 
 
 def _chunk(event: Any, seen: int) -> Chunk:
     """One event as a chunk; `seen` tokens came before it. Raises EngineRefused for an error inside the stream."""
-    error = event.get("error")
-    if error:
-        raise EngineRefused(error.get("code"), str(error.get("message", error))[:500])
-    meta = event["meta_info"]
+    fields = cast(JSON, event) if isinstance(event, dict) else {}
+    meta, error = fields.get("meta_info"), fields.get("error")
+    if isinstance(error, dict):
+        told = cast(JSON, error)
+        raise EngineRefused(told.get("code"), str(told.get("message", ""))[:500])
+    if error or not isinstance(meta, dict):
+        shown: Any = error or event
+        raise EngineRefused(502, f"the engine sent an event that makes no sense: {str(shown)[:500]}")
+    return _tokens(fields, cast(JSON, meta), seen)
+
+
+def _tokens(event: JSON, meta: JSON, seen: int) -> Chunk:
     reason: JSON = meta.get("finish_reason") or {}
     finish = str(reason.get("type", ""))
     if finish == "abort" and reason.get("status_code"):
         raise EngineRefused(int(reason["status_code"]), str(reason.get("message", ""))[:500])
-    new = int(meta["completion_tokens"]) - seen
+    new = int(meta.get("completion_tokens") or 0) - seen
     ids: list[int] = event.get("output_ids", [])
     triples: list[list[Any]] = meta.get("output_token_logprobs") or []
-    new = max(0, min(new, len(ids), len(triples)))
+    if new > min(len(ids), len(triples)):
+        new = 0  # tokens are missing in front of these (an abort's last chunk): what follows a hole is worth nothing
+    new = max(0, new)
     take = slice(len(ids) - new, None)
     spans = tuple(VersionSpan(str(s["version"]), int(s["start"]), int(s["end"])) for s in meta.get("weight_versions") or ())
     if not spans:

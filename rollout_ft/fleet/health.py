@@ -56,7 +56,7 @@ class Health:
 
 def step(health: Health, event: Event, *, incarnation: int, reason: str = "") -> Health:
     """The health after an event about `incarnation`; an event that means nothing in this state changes nothing."""
-    if incarnation != health.incarnation and event is not Event.STARTING:
+    if incarnation < health.incarnation if event is Event.STARTING else incarnation != health.incarnation:
         return health
     after = _NEXT.get((health.state, event))
     if after is None:

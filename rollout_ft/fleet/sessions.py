@@ -75,9 +75,7 @@ class Sessions:
             return await self._next_attempt(spec.trial_id, attempt, resume=True)
         if spec.idempotency_key and trial["idempotency_key"] == spec.idempotency_key:
             return _opened(trial)
-        raise BadRequest(
-            f"trial {spec.trial_id} exists; pass resume: true to go on from its checkpoint", 409, "trial_exists", "trial_id"
-        )
+        raise BadRequest(f"trial {spec.trial_id} exists; pass resume: true to go on from its checkpoint", 409, "trial_exists", "trial_id")
 
     async def restart(self, trial_id: str, from_attempt: int, resume: bool) -> JSON:
         """The attempt after `from_attempt`; asked twice, the same one. Raises BadRequest."""

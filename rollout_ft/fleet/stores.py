@@ -11,11 +11,12 @@ from collections.abc import Awaitable, Callable
 
 from rollout_ft.checkpoint.ports import RayStore, StorePort, resolve
 from rollout_ft.checkpoint.view import View, reconfigure, recover_view
-from rollout_ft.errors import DataLost, RolloutFTError, StoreUnavailable
+from rollout_ft.errors import DataLost, Fenced, RolloutFTError, StoreUnavailable
 from rollout_ft.fleet.crew import Crew, Member
 from rollout_ft.telemetry.events import Events
 
 PING_S = 1.0
+RETRY_PAUSE_S = 0.2
 
 
 class Stores:
@@ -97,8 +98,14 @@ class Stores:
         self._events.emit("store.lost", store=name, reason=reason)
         member.kill()
         async with self._changing:
-            if name in self.view.members:
-                await self._open(await reconfigure(self.view, self.ports(), min_replicas=self._config.min_replicas))
+            while name in self.view.members:
+                try:
+                    await self._open(await reconfigure(self.view, self.ports(), min_replicas=self._config.min_replicas))
+                except StoreUnavailable:
+                    await asyncio.sleep(RETRY_PAUSE_S)  # every step is idempotent; commits wait meanwhile
+                except (DataLost, Fenced) as e:
+                    self._events.emit("store.data_lost", view=self.view.number, reason=str(e))
+                    return
         self._spawn(self._refill())
 
     async def _refill(self) -> None:
@@ -110,15 +117,18 @@ class Stores:
                     continue
                 member = self._add(role, None)
                 try:
-                    view = await reconfigure(
-                        self.view, self.ports(), learner=member.name, min_replicas=self._config.min_replicas
-                    )
+                    view = await reconfigure(self.view, self.ports(), learner=member.name, min_replicas=self._config.min_replicas)
                 except (RolloutFTError, ValueError) as e:
                     self._members.pop(member.name, None)
                     member.kill()
                     self._events.emit("store.join_failed", store=member.name, reason=str(e))
                     continue
                 await self._open(view)
+                if member.name not in view.members:  # it could not be brought up to date
+                    self._members.pop(member.name, None)
+                    member.kill()
+                    self._events.emit("store.join_failed", store=member.name, reason="left out of the view")
+                    continue
                 self._spawn(self._watch(member.name, member))
 
     async def _open(self, view: View) -> None:

@@ -33,6 +33,7 @@ class Exchange:
     scope: Scope
     receive: Receive
     send: Send
+    started: bool = False
 
     @property
     def method(self) -> str:
@@ -68,7 +69,10 @@ class Exchange:
         while (await self.receive())["type"] != "http.disconnect":
             pass
 
-    async def reply(self, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]] = (), content: bytes = b"application/json") -> None:
+    async def reply(
+        self, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]] = (), content: bytes = b"application/json"
+    ) -> None:
+        self.started = True
         length = [] if status == 204 else [(b"content-type", content), (b"content-length", str(len(body)).encode())]
         await self.send({"type": "http.response.start", "status": status, "headers": [*length, *headers]})
         await self.send({"type": "http.response.body", "body": body})
@@ -89,6 +93,7 @@ class Server:
         config = uvicorn.Config(
             app, http="httptools", lifespan="off", access_log=False, log_level="critical", timeout_keep_alive=75,
             ssl_certfile=tls_cert or None, ssl_keyfile=tls_key or None, backlog=4096, server_header=False,
+            date_header=False, proxy_headers=False,
         )  # fmt: skip
         self._server = uvicorn.Server(config)
         self._server.capture_signals = contextlib.nullcontext  # pyright: ignore[reportAttributeAccessIssue]

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rollout_ft.errors import BadRequest
 from rollout_ft.gateway.asgi import Exchange
 from rollout_ft.gateway.keys import Keys
-from rollout_ft.gateway.openai import load_json
+from rollout_ft.gateway.openai import check_sampling, load_json
 from rollout_ft.types import JSON, TRIAL_ID, Outcome, Recovery, SessionSpec, split_session_id
 
 
@@ -32,6 +32,7 @@ class Control(Protocol):
     async def read_session(self, sid: str, what: str) -> bytes: ...
 
 
+MAX_OUTPUT_TOKENS = 2**31
 B = TypeVar("B", bound=BaseModel)
 
 
@@ -113,9 +114,10 @@ class ControlRoutes:
     async def _open(self, x: Exchange) -> JSON:
         body = await self._parse(x, OpenBody)
         idempotency = x.headers().get(b"idempotency-key", b"").decode("latin-1")
-        trial_id = body.trial_id or _new_trial_id(idempotency)
+        trial_id = _new_trial_id(idempotency) if body.trial_id is None else body.trial_id
         if not TRIAL_ID.fullmatch(trial_id):
             raise BadRequest(f"trial_id must match {TRIAL_ID.pattern}", param="trial_id")
+        check_sampling(body.sampling, MAX_OUTPUT_TOKENS)
         given: Any = body.model_dump(exclude={"trial_id", "resume", "recovery"})
         spec = SessionSpec(trial_id, recovery=Recovery(body.recovery), idempotency_key=idempotency, **given)
         return self._session(await self._supervisor.open_session(spec, body.resume))

@@ -8,6 +8,7 @@ come again, and its retry attaches.
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 from typing import Any, Protocol
 
@@ -22,8 +23,10 @@ from rollout_ft.gateway.openai import error_body, load_json
 from rollout_ft.gateway.owners import Owner, OwnerLost, Owners
 from rollout_ft.types import split_session_id
 
+_log = logging.getLogger("rollout_ft")
 _PASSED = (b"x-stainless-retry-count", b"idempotency-key")
 _RETRY_NOW = [(b"retry-after-ms", b"1"), (b"retry-after", b"1"), (b"x-should-retry", b"true")]
+_RETRY = {503: _RETRY_NOW, 429: [(b"retry-after", b"1")]}
 _FINAL = [(b"x-should-retry", b"false")]
 
 
@@ -42,11 +45,16 @@ class Gateway:
         try:
             await self._route(x)
         except BadRequest as e:
-            await x.reply(e.status, error_body(str(e), e.code, e.status, e.param), _RETRY_NOW if e.status == 503 else ())
+            await x.reply(e.status, error_body(str(e), e.code, e.status, e.param), _RETRY.get(e.status, ()))
         except SessionClosed as e:
             await x.reply(404, error_body(str(e), "session_closed", 404), _FINAL)
         except Disconnected:
             return
+        except Exception:
+            _log.exception("%s %s", x.method, x.path)
+            if not x.started:
+                message = "the gateway failed in a way that nobody expected; its log says where"
+                await x.reply(500, error_body(message, "internal_error", 500), _RETRY[503])
 
     async def _route(self, x: Exchange) -> None:
         parts = x.path.strip("/").split("/")
@@ -128,15 +136,19 @@ class Gateway:
             message = "still generating; repeat the same request and it is answered when it is done"
             return await x.reply(503, error_body(message, "still_generating", 503), _RETRY_NOW)
         headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+        x.started = True
         await x.send({"type": "http.response.start", "status": 200, "headers": headers})
         while not answer.done() and not gone.done():
             await x.send({"type": "http.response.body", "body": b": keep-alive\n\n", "more_body": True})
             await asyncio.wait({answer, gone}, timeout=self._config.keepalive_s, return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
             return
-        status, _, reply = answer.result()
+        try:
+            status, _, reply = answer.result()
+        except (BadRequest, SessionClosed) as e:
+            status, reply = 500, error_body(str(e), getattr(e, "code", "session_closed"), getattr(e, "status", 404))
         if status != 200:
-            reply = b"data: " + reply + b"\n\n"
+            reply = b"data: " + reply + b"\n\n"  # the status is sent already: an event is all that can be said
         was_gone = gone.done()
         await x.send({"type": "http.response.body", "body": reply})
         if status == 200 and not was_gone:
@@ -209,7 +221,6 @@ def _outward(name: str) -> bool:
 
 async def _cut(x: Exchange, body: bytes) -> None:
     """Breaks the connection in the middle of the reply, as a proxy that dies does."""
+    x.started = True
     await x.send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(len(body)).encode())]})
     await x.send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True})
-
-

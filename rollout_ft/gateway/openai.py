@@ -23,7 +23,9 @@ _SAMPLING = {
     "temperature": (int, float), "top_p": (int, float), "top_k": (int,), "min_p": (int, float),
     "frequency_penalty": (int, float), "presence_penalty": (int, float), "repetition_penalty": (int, float),
 }  # fmt: skip
-_RANGES = {"temperature": (0, 100), "top_p": (0, 1), "min_p": (0, 1), "top_k": (-1, 2**31), "repetition_penalty": (0, 10)}
+_LIMITS = ("max_completion_tokens", "max_tokens", "max_new_tokens")
+_RANGES = {"temperature": (0, 100), "top_p": (0, 1), "min_p": (0, 1), "top_k": (-1, 2**31), "repetition_penalty": (0, 2)}
+_FORCIBLE = _SAMPLING.keys() | {*_LIMITS, "stop", "seed", "ignore_eos", "min_tokens"}
 _IGNORED = frozenset({"model", "user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key"})
 _KNOWN = _IGNORED | _SAMPLING.keys() | {
     "messages", "tools", "tool_choice", "stream", "stream_options", "max_tokens", "max_completion_tokens", "stop",
@@ -72,23 +74,26 @@ def parse_chat(body: bytes, evidence: Evidence, forced: JSON, *, max_messages: i
     _refuse_unsupported(data)
     messages = _messages(data.get("messages"), max_messages)
     tools = _tools(data.get("tools")) if data.get("tool_choice") != "none" else None
-    tool_bytes = orjson.dumps(tools, option=orjson.OPT_SORT_KEYS) if tools else b""
+    try:
+        tool_bytes = orjson.dumps(tools, option=orjson.OPT_SORT_KEYS) if tools else b""
+    except TypeError:
+        raise BadRequest("tools are nested too deep", param="tools") from None
     turn = TurnRequest(
         request_id=evidence.request_id,
         messages=messages,
         digests=running_digests(tool_bytes, messages),
         tools=tool_bytes,
         tool_list=tools,
-        sampling={**_sampling(data, max_output_tokens), **forced},
+        sampling=_sampling(_forced(data, forced), max_output_tokens),
         retry=evidence.retry,
         idempotency_key=evidence.idempotency_key,
         resent=evidence.resent,
     )
-    options: Any = data.get("stream_options") or {}
+    options: Any = _typed(data, "stream_options", (dict,), {})
     return ChatRequest(
         turn=turn,
         stream=_typed(data, "stream", (bool,), False),
-        include_usage=isinstance(options, dict) and bool(cast(JSON, options).get("include_usage")),
+        include_usage=bool(options.get("include_usage")),
         logprobs=_typed(data, "logprobs", (bool,), False),
         model=str(data.get("model") or "default"),
     )
@@ -130,6 +135,20 @@ def _tools(value: Any) -> list[Any] | None:
     return cast("list[Any]", value)
 
 
+def check_sampling(forced: JSON, max_output_tokens: int) -> None:
+    """Whether these can be a session's sampling parameters. Raises BadRequest naming the one that cannot."""
+    unknown = sorted(forced.keys() - _FORCIBLE)
+    if unknown:
+        raise BadRequest(f"sampling has no parameter {unknown[0]!r}; known: {', '.join(sorted(_FORCIBLE))}", param="sampling")
+    _sampling(forced, max_output_tokens)
+
+
+def _forced(data: JSON, forced: JSON) -> JSON:
+    """The body with the session's parameters in place of its own."""
+    dropped = _LIMITS if forced.keys() & set(_LIMITS) else ()
+    return {**{k: v for k, v in data.items() if k not in dropped}, **forced}
+
+
 def _sampling(data: JSON, max_output_tokens: int) -> JSON:
     sampling: JSON = {}
     for key, kinds in _SAMPLING.items():
@@ -137,13 +156,14 @@ def _sampling(data: JSON, max_output_tokens: int) -> JSON:
         if value is None:
             continue
         low, high = _RANGES.get(key, (-2, 2))
-        if not low <= value <= high:
-            raise BadRequest(f"{key} must be between {low} and {high}", param=key)
+        if not low <= value <= high or (key in ("top_p", "top_k") and value == 0):
+            raise BadRequest(f"{key} must be between {low} and {high}, and top_p and top_k not 0", param=key)
         sampling[key] = value
-    limit = _typed(data, "max_completion_tokens", (int,), None) or _typed(data, "max_tokens", (int,), None)
-    if limit is not None and limit < 1:
-        raise BadRequest("max_tokens must be at least 1", param="max_tokens")
-    sampling["max_new_tokens"] = min(limit or max_output_tokens, max_output_tokens)
+    limits = [_typed(data, key, (int,), None) for key in _LIMITS]
+    for key, limit in zip(_LIMITS, limits, strict=True):
+        if limit is not None and limit < 1:
+            raise BadRequest(f"{key} must be at least 1", param=key)
+    sampling["max_new_tokens"] = min([max_output_tokens, *(limit for limit in limits if limit is not None)])
     stop: Any = data.get("stop") or []
     stop = [stop] if isinstance(stop, str) else stop
     if not isinstance(stop, list) or not all(isinstance(s, str) and s for s in cast("list[Any]", stop)):
@@ -155,8 +175,11 @@ def _sampling(data: JSON, max_output_tokens: int) -> JSON:
         sampling["sampling_seed"] = seed  # a part of what the turn is; the engine's seed is derived from that
     if _typed(data, "ignore_eos", (bool,), False):
         sampling["ignore_eos"] = True
-    if _typed(data, "min_tokens", (int,), None):
-        sampling["min_new_tokens"] = data["min_tokens"]
+    least = _typed(data, "min_tokens", (int,), 0)
+    if not 0 <= least <= sampling["max_new_tokens"]:
+        raise BadRequest("min_tokens must be between 0 and the most tokens allowed", param="min_tokens")
+    if least:
+        sampling["min_new_tokens"] = least
     return sampling
 
 

@@ -20,6 +20,7 @@ from rollout_ft.errors import SessionClosed
 from rollout_ft.types import JSON
 
 LOCATE_PAUSE_S = 0.1
+RELOCATE_PAUSE_S = 0.01
 
 
 @dataclass(slots=True, eq=False)
@@ -56,7 +57,9 @@ class Owners:
         self._by_session: dict[str, Owner] = {}
         self._known: dict[tuple[str, int], Owner] = {}
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
-        self.http = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None), auto_decompress=False)
+        self.http = aiohttp.ClientSession(
+            connector=connector, timeout=aiohttp.ClientTimeout(total=None), auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
+        )
         self._watch = asyncio.create_task(self._watch_owners())
 
     async def of(self, sid: str, failed: Owner | None = None) -> Owner:
@@ -64,6 +67,8 @@ class Owners:
         known = self._by_session.get(sid)
         if known is not None and known is not failed and not known.lost.is_set():
             return known
+        if failed is not None:
+            await asyncio.sleep(RELOCATE_PAUSE_S)  # an owner that is named again and again must not be asked in a spin
         while True:
             place = await self._locator.locate(sid, (failed.engine_id, failed.incarnation) if failed else None)
             if place["state"] == "closed":

@@ -21,9 +21,7 @@ _DTYPES = {"token_ids": np.int32, "loss_mask": np.int8, "logprobs": np.float32}
 
 def write_trajectory(path: Path, trajectory: JSON, reward: float | None) -> None:
     tensors = {
-        f"{i}.{name}": np.asarray(each[name], dtype=dtype)
-        for i, each in enumerate(trajectory["paths"])
-        for name, dtype in _DTYPES.items()
+        f"{i}.{name}": np.asarray(each[name], dtype=dtype) for i, each in enumerate(trajectory["paths"]) for name, dtype in _DTYPES.items()
     }
     rest = {k: v for k, v in trajectory.items() if k != "paths"} | {
         "reward": reward,

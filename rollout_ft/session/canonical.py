@@ -8,7 +8,7 @@ on the tools and on messages 0..i only, so that a prefix of a conversation has a
 
 from __future__ import annotations
 
-from hashlib import blake2b
+from hashlib import sha256
 from typing import Any, cast
 
 import orjson
@@ -41,22 +41,27 @@ def arguments(value: Any) -> bytes:
     """Tool-call arguments with keys in order and no whitespace; what is not JSON stays as it stands."""
     if value is None or value == "":
         return b"{}"
-    if isinstance(value, str):
-        try:
-            value = orjson.loads(value)
-        except orjson.JSONDecodeError:
-            return value.strip().encode("utf-8", "surrogatepass")
-    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    text = value if isinstance(value, str) else ""
+    try:
+        return orjson.dumps(orjson.loads(text) if text else value, option=orjson.OPT_SORT_KEYS)
+    except (orjson.JSONDecodeError, TypeError):
+        if not text:
+            raise BadRequest("arguments of a tool call are nested too deep", param="messages") from None
+        # Not JSON, or nested deeper than can be written again: equal only to itself.
+        return text.strip().encode("utf-8", "surrogatepass")
 
 
 def message_key(message: dict[str, Any], where: str = "message") -> bytes:
     """Equal for messages that are the same message, different otherwise. Raises BadRequest for what is no message."""
     role = message.get("role")
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise BadRequest(f"{where}.role is {role!r}: use one of {', '.join(sorted(ROLES))}", param=where)
     text = text_of(message.get("content"), where)
     if role != "assistant":
-        return orjson.dumps([role, text, message.get("name") or ""])
+        name = message.get("name")
+        if not isinstance(name, str | None):
+            raise BadRequest(f"{where}.name must be text", param=where)
+        return orjson.dumps([role, text, name or ""])
     calls = [_call_key(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(_calls(message, where))]
     return orjson.dumps([role, text.strip(), calls])
 
@@ -80,12 +85,12 @@ def _call_key(call: Any, where: str) -> list[str]:
 
 def start_digest(tools: bytes) -> bytes:
     """The digest of a conversation without messages: other tools are another conversation."""
-    return blake2b(tools, digest_size=DIGEST_BYTES).digest()
+    return sha256(tools).digest()[:DIGEST_BYTES]
 
 
 def extend_digest(digest: bytes, message: dict[str, Any], where: str = "message") -> bytes:
     """The digest after one more message."""
-    return blake2b(digest + message_key(message, where), digest_size=DIGEST_BYTES).digest()
+    return sha256(digest + message_key(message, where)).digest()[:DIGEST_BYTES]  # twice as fast as blake2b here
 
 
 def running_digests(tools: bytes, messages: list[dict[str, Any]]) -> list[bytes]:

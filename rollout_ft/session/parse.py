@@ -17,9 +17,7 @@ from rollout_ft.types import JSON
 _TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 
 
-def assistant_message(
-    output_ids: list[int], renderer: Renderer, *, stop: list[str], turn_key: str, tools: bool
-) -> tuple[JSON, str]:
+def assistant_message(output_ids: list[int], renderer: Renderer, *, stop: list[str], turn_key: str, tools: bool) -> tuple[JSON, str]:
     """`(message, finish)`; `finish` is `tool_calls` when there are any, else empty. UTF-8 is decoded over all ids."""
     ids = output_ids[:-1] if output_ids and output_ids[-1] in renderer.stop_ids else output_ids
     text = renderer.text(ids)
@@ -59,5 +57,8 @@ def _call(source: str, call_id: str) -> JSON | None:
     name, args = fields.get("name"), fields.get("arguments", {})
     if not isinstance(name, str):
         return None
-    text = args if isinstance(args, str) else orjson.dumps(args).decode()
+    try:
+        text = args if isinstance(args, str) else orjson.dumps(args).decode()
+    except TypeError:  # nested deeper than can be written again: it stays text
+        return None
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": text}}

@@ -68,7 +68,7 @@ class ChatTemplate:
             raise BadRequest(f"the model's chat template cannot render these messages: {e}", param="messages") from e
 
     def _encode(self, text: str) -> list[int]:
-        return cast("list[int]", self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return cast("list[int]", self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
 
 def _for_template(message: JSON) -> JSON:

@@ -35,9 +35,7 @@ class _Generation(Extension):
 
 def compile_template(source: str) -> Any:
     """A template with the filters and functions that Hugging Face's templates use."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
-    )
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"])
     environment.filters["tojson"] = _tojson
     environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)  # type: ignore[arg-type]
     return environment.from_string(source)

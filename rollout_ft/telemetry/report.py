@@ -17,7 +17,18 @@ table { border-collapse: collapse; width: 100% } th, td { padding: .3rem .6rem; 
 th:first-child, td:first-child, td.text, th.text { text-align: left } .lost { color: #a40e26; font-weight: 600 }
 dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: 1rem } dt { color: #57606a } dd { margin: 0; font-size: 1.4rem }
 """
-_COLUMNS = ("trial_id", "outcome", "reward", "attempts", "turns", "faults_survived", "tokens_generated", "tokens_reused", "tokens_wasted", "seconds")
+_COLUMNS = (
+    "trial_id",
+    "outcome",
+    "reward",
+    "attempts",
+    "turns",
+    "faults_survived",
+    "tokens_generated",
+    "tokens_reused",
+    "tokens_wasted",
+    "seconds",
+)
 
 
 def report(summary: JSON, results: Sequence[TrialResult]) -> str:
@@ -48,4 +59,6 @@ def _shown(value: object) -> str:
         return "none"
     if isinstance(value, dict):
         return ", ".join(f"{k}: {v}" for k, v in value.items())  # pyright: ignore[reportUnknownVariableType]
-    return f"{value:,.3g}" if isinstance(value, float) and abs(value) < 1 else f"{value:,}" if isinstance(value, int | float) else str(value)
+    return (
+        f"{value:,.3g}" if isinstance(value, float) and abs(value) < 1 else f"{value:,}" if isinstance(value, int | float) else str(value)
+    )

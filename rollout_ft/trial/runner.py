@@ -83,9 +83,7 @@ class TrialRunner:
         )
         while True:
             ended = await self._attempt(task, session)
-            decision = decide(
-                ended, restarts=restarts, max_restarts=self._config.max_restarts, recovery=self._config.recovery
-            )
+            decision = decide(ended, restarts=restarts, max_restarts=self._config.max_restarts, recovery=self._config.recovery)
             if isinstance(decision, Finish):
                 result = await self._finish(task, session, decision, restarts, monotonic() - began)
                 return result, await session.trajectory()
