@@ -26,14 +26,17 @@ CONNECT_TIMEOUT_S = 5.0
 
 @dataclass(slots=True)
 class Cluster:
-    """A cluster we are connected to. `temp_dir` is set when we started it."""
+    """A cluster we are connected to. `temp_dir` and `environment` (what we set) belong to one that we started."""
 
     address: str
     temp_dir: str = ""
+    environment: tuple[str, ...] = ()
 
     def leave(self) -> None:
         """Disconnects; a cluster that we started ends, and nothing of it is left."""
         ray.shutdown()
+        for name in self.environment:
+            os.environ.pop(name, None)
         if self.temp_dir:
             shutil.rmtree(self.temp_dir, ignore_errors=True)
 
@@ -60,23 +63,38 @@ def connect(config: RayConfig) -> Cluster:
 
 def _start(config: RayConfig) -> Cluster:
     temp_dir = tempfile.mkdtemp(prefix="rft-")
-    os.environ.setdefault("RAY_AUTH_MODE", config.auth_mode)
-    if os.environ["RAY_AUTH_MODE"] == "token" and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    _reread_environment()
-    # Ray's default of 15 starves the engines' actors wherever anything else runs.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    os.environ.setdefault("RAY_TMPDIR", temp_dir)
+    cluster = Cluster("", temp_dir, _set_environment(config, temp_dir))
     try:
         context: Any = ray.init(
-            address="local", namespace=config.namespace, num_cpus=config.num_cpus, include_dashboard=config.dashboard,
-            object_store_memory=config.object_store_bytes, log_to_driver=False, logging_level=logging.ERROR,
-            _temp_dir=temp_dir, _node_ip_address="127.0.0.1",
-        )  # fmt: skip
+            address="local",
+            namespace=config.namespace,
+            num_cpus=config.num_cpus,
+            include_dashboard=config.dashboard,
+            object_store_memory=config.object_store_bytes,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=temp_dir,
+            _node_ip_address="127.0.0.1",
+        )
     except Exception:
-        shutil.rmtree(temp_dir, ignore_errors=True)
+        cluster.leave()
         raise
-    return Cluster(context.address_info["address"], temp_dir)
+    cluster.address = context.address_info["address"]
+    return cluster
+
+
+def _set_environment(config: RayConfig, temp_dir: str) -> tuple[str, ...]:
+    """What a cluster's processes read from the environment, where nobody set it; returns the names that we set."""
+    ours = {"RAY_AUTH_MODE": config.auth_mode, "RAY_TMPDIR": temp_dir}
+    # Ray's default niceness of 15 starves the engines' actors wherever anything else runs.
+    ours["RAY_worker_niceness"] = "0"
+    mode = os.environ.get("RAY_AUTH_MODE", config.auth_mode)
+    if mode == "token" and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        ours["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    names = tuple(name for name in ours if name not in os.environ)
+    os.environ.update({name: ours[name] for name in names})
+    _reread_environment()
+    return names
 
 
 def _answers(address: str) -> None:

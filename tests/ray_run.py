@@ -7,7 +7,6 @@ import contextlib
 import os
 import uuid
 from collections.abc import AsyncGenerator
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -76,22 +75,22 @@ async def staged(*overrides: str) -> AsyncGenerator[Stage]:
     """A run that leaves nothing behind: no process, no temporary directory."""
     mark = os.environ[MARK] = uuid.uuid4().hex
     async with rollout_ft.start("configs/local-cpu.yaml", [*OVERRIDES, *overrides], faults=True) as run:
-        stage = Stage(run)
+        stage, temporary = Stage(run), os.environ["RAY_TMPDIR"]
         try:
             yield stage
         finally:
             await stage.aclose()
     await nothing_left(mark)
+    assert not os.path.exists(temporary)
+    assert "RAY_TMPDIR" not in os.environ
 
 
 async def nothing_left(mark: str) -> None:
-    """Every process that inherited the mark ends, and no temporary directory of a run is left."""
+    """Every process that inherited the mark ends."""
     until = monotonic() + 15
     while left := marked(mark):
         assert monotonic() < until, [p.cmdline() for p in left]
         await asyncio.sleep(0.05)
-    temporary = os.environ.get("RAY_TMPDIR")
-    assert temporary is None or not Path(temporary).exists()
 
 
 def marked(mark: str) -> list[psutil.Process]:

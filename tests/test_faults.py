@@ -84,7 +84,7 @@ async def test_an_engine_that_dies_is_continued_from_its_last_token(stage: Stage
 async def test_without_recovery_the_fault_ends_the_trial_with_no_reward(stage: Stage):
     await stage.whole()
     config = TrialConfig(recovery=Recovery.ABANDON)
-    result, trajectory = await stage.play("abandon", TASK, Fault(Kind.ENGINE_KILL, "abandon-q", 2, 16), config=config)
+    result, _ = await stage.play("abandon", TASK, Fault(Kind.ENGINE_KILL, "abandon-q", 2, 16), config=config)
     assert (result.outcome, result.reward) == ("infra_exhausted", None)
     assert "engine_lost" in result.cause or "InternalServerError" in result.cause
 

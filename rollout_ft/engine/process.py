@@ -36,7 +36,7 @@ class EngineProcess:
     async def start(cls, command: Sequence[str], env: dict[str, str], log_path: str) -> EngineProcess:
         """Starts `command` in a process group of its own; its output goes to `log_path`."""
         read, write = os.pipe()
-        log = open(log_path, "ab")  # noqa: SIM115 - open for as long as the engine lives
+        log = open(log_path, "ab")  # noqa: SIM115, ASYNC230 - open for as long as the engine lives
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-I", "-S", GUARD, str(read), *command,

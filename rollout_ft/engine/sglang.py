@@ -112,8 +112,7 @@ def _chunk(event: Any, seen: int) -> Chunk:
         told = cast(JSON, error)
         raise EngineRefused(told.get("code"), str(told.get("message", ""))[:500])
     if error or not isinstance(meta, dict):
-        shown: Any = error or event
-        raise EngineRefused(502, f"the engine sent an event that makes no sense: {str(shown)[:500]}")
+        raise EngineRefused(502, f"the engine sent an event that makes no sense: {str(error or fields)[:500]}")
     return _tokens(fields, cast(JSON, meta), seen)
 
 

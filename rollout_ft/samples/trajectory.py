@@ -31,9 +31,10 @@ def last_answered(session: Session) -> Node | None:
     ev, nodes = session.evidence, session.tree.nodes
     for key in reversed(ev.asked):
         node = nodes.get(key)
-        if node is not None:
-            if ev.answered(key) or not any(ev.answered(n.turn.key) for n in session.tree.samples(node.base)):
-                return node
+        if node is None:
+            continue
+        if ev.answered(key) or not any(ev.answered(n.turn.key) for n in session.tree.samples(node.base)):
+            return node
     return None
 
 

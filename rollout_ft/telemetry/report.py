@@ -12,10 +12,11 @@ from rollout_ft.trial.runner import TrialResult
 from rollout_ft.types import JSON
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #1b1f24; background: #fff }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #1b1f24 }
 table { border-collapse: collapse; width: 100% } th, td { padding: .3rem .6rem; border-bottom: 1px solid #d0d7de; text-align: right }
 th:first-child, td:first-child, td.text, th.text { text-align: left } .lost { color: #a40e26; font-weight: 600 }
-dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: 1rem } dt { color: #57606a } dd { margin: 0; font-size: 1.4rem }
+dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: 1rem }
+dt { color: #57606a } dd { margin: 0; font-size: 1.4rem }
 """
 _COLUMNS = (
     "trial_id",
@@ -59,6 +60,6 @@ def _shown(value: object) -> str:
         return "none"
     if isinstance(value, dict):
         return ", ".join(f"{k}: {v}" for k, v in value.items())  # pyright: ignore[reportUnknownVariableType]
-    return (
-        f"{value:,.3g}" if isinstance(value, float) and abs(value) < 1 else f"{value:,}" if isinstance(value, int | float) else str(value)
-    )
+    if isinstance(value, float):
+        return f"{value:,.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
