@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -189,9 +190,9 @@ def identical(clean: Policy, resumed: Policy, tasks: Sequence[JSON]) -> dict[str
 
 
 def table(policies: Sequence[Policy]) -> Table:
-    made = Table()
-    for column in ("trial.recovery", "trials finished", "lost", "attempts", "tokens generated", "tokens wasted", "seconds"):
-        made.add_column(column, justify="left" if column == "trial.recovery" else "right")
+    made = Table(title="trials and tokens, by trial.recovery", box=box.SIMPLE)
+    for column in ("recovery", "finished", "lost", "attempts", "generated", "wasted", "seconds"):
+        made.add_column(column, justify="left" if column == "recovery" else "right", no_wrap=True)
     for p in policies:
         made.add_row(
             p.name, f"{p.finished} of {p.trials}", str(p.lost), str(p.attempts), f"{p.tokens_generated:,}",
