@@ -86,6 +86,8 @@ class Turn:
     idempotency_key: str = ""
     acknowledged: tuple[str, ...] = ()
     delivered: tuple[str, ...] = ()
+    unheard: bool = False
+    """Nobody waited for it any more when it was committed: a phantom until somebody asks for it."""
 
 
 @dataclass(frozen=True, slots=True)

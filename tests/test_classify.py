@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
-from conftest import ask, assistant, begin, commit, make_session, play, user
+from conftest import ask, assistant, begin, commit, make_session, play, turn_of, user
 
 from rollout_ft.config import SessionConfig
 from rollout_ft.errors import BadRequest, SessionClosed, TrialFault
+from rollout_ft.samples.trajectory import last_answered
 from rollout_ft.session.session import Attach, Begin, Replay, Session
 from rollout_ft.types import Answered, Ended, Opened, Outcome, Recovery, SessionSpec
 
@@ -158,7 +161,7 @@ def test_an_attempt_from_nothing_knows_no_recorded_turn(session: Session):
 def test_a_turn_that_ended_in_a_5xx_taints_until_it_is_answered(session: Session):
     request = ask(user("a"))
     flight = begin(session, request)
-    assert session.failed_request(request.request_id) == flight.base
+    assert session.failed(request) == flight.base
     assert session.unanswered() == [flight.base]
     commit(session, flight, "x")
     assert session.unanswered() == [flight.base]
@@ -195,3 +198,25 @@ def test_a_prompt_over_the_context_is_refused_with_the_words_that_clients_know(s
     with pytest.raises(BadRequest, match="This model's maximum context length is 4096 tokens") as e:
         session.decide(ask(user("x" * 5000)))
     assert e.value.code == "context_length_exceeded"
+
+
+def test_a_turn_that_nobody_waited_for_is_a_phantom_until_somebody_is_given_it(session: Session):
+    served = play(session, ask(user("a")), "x")
+    request = ask(user("another"))
+    flight = begin(session, request)
+    session.leave(flight, request)
+    phantom = session.committed(replace(turn_of(flight, "y", session), unheard=True))
+    assert last_answered(session) is served
+    again = ask(user("another"), retry=True)
+    assert session.decide(again) == Replay(phantom, first=True)
+    session.replayed(phantom, again)
+    assert last_answered(session) is phantom
+
+
+def test_a_fault_that_ended_the_attempt_is_remembered_by_every_later_owner_and_by_no_later_attempt():
+    again = make_session(recovery=Recovery.RESTART)
+    opened = Opened(again.spec, 1, False, 1)
+    again.restore([opened, Answered(failed="fault:lost_reply")], [])
+    assert again.fault == "lost_reply"
+    again.restore([opened, Answered(failed="fault:lost_reply"), Opened(again.spec, 2, False, 2)], [])
+    assert again.fault == ""

@@ -48,6 +48,8 @@ class Owner:
     answers: list[Callable[[Exchange], Awaitable[None]]] = field(default_factory=list[Any])
     turns: list[Turn] = field(default_factory=list[Turn])
     reports: list[Any] = field(default_factory=list[Any])
+    failures: list[tuple[str, bytes]] = field(default_factory=list[Any])
+    failed: asyncio.Event = field(default_factory=asyncio.Event)
     log: list[str] = field(default_factory=list[str])
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     reported: asyncio.Event = field(default_factory=asyncio.Event)
@@ -71,6 +73,10 @@ class Owner:
         if what == "reports":
             self.reports += orjson.loads(body)
             self.reported.set()
+            return await x.reply(204, b"")
+        if what == "failed":
+            self.failures.append((x.path, body))
+            self.failed.set()
             return await x.reply(204, b"")
         if what == "session":
             return await x.reply(200, orjson.dumps({"read": x.path, "from": self.name}))
@@ -428,7 +434,7 @@ async def test_an_owners_error_is_passed_on_and_is_no_delivery():
         assert (answer.status, answer.error, answer.headers["x-should-retry"]) == (400, {"message": "m"}, "false")
         await s.chat()
         await s.owners[0].reported.wait()
-        assert s.owners[0].reports == [[SID, [s.owners[0].turns[1].request_id], []]]
+        assert s.owners[0].reports == [[SID, [s.owners[0].turns[1].request_id]]]
 
 
 async def test_a_delivered_reply_is_reported_before_the_next_request_arrives():
@@ -436,7 +442,7 @@ async def test_a_delivered_reply_is_reported_before_the_next_request_arrives():
         await s.chat()
         await s.chat()
         assert s.owners[0].log[:3] == ["turn", "reports", "turn"]
-        assert s.owners[0].reports[0] == [SID, [s.owners[0].turns[0].request_id], []]
+        assert s.owners[0].reports[0] == [SID, [s.owners[0].turns[0].request_id]]
 
 
 async def test_every_request_has_an_id_of_its_own_whatever_the_client_says():
@@ -503,14 +509,12 @@ async def test_a_plain_request_is_told_to_come_again_before_its_client_gives_up(
         assert (answer.error["code"], shape(answer)) == ("still_generating", OPENAI)
 
 
-async def test_what_was_told_to_come_again_is_reported_as_such():
+async def test_what_was_told_to_come_again_is_reported_with_what_it_asked_for():
     async with stage() as s:
         s.owners[0].answers = [s.owners[0].held]
         await s.chat(headers=NEAR)
-        await s.owners[0].reported.wait()
-        while not s.owners[0].reports:
-            await asyncio.sleep(0.005)
-        assert s.owners[0].reports == [[SID, [], [s.owners[0].turns[0].request_id]]]
+        await s.owners[0].failed.wait()
+        assert s.owners[0].failures == [(f"/failed/{SID}/chat", s.owners[0].turns[0].body)]
 
 
 async def test_a_client_that_names_no_deadline_has_the_configs():
@@ -560,7 +564,7 @@ async def test_a_stream_near_the_deadline_is_kept_alive_until_its_reply():
             rest = await response.content.read()
         assert rest.replace(b": keep-alive\n\n", b"") == b'data: {"the": "reply"}\n\ndata: [DONE]\n\n'
         await owner.reported.wait()
-        assert owner.reports == [[SID, [owner.turns[0].request_id], []]]
+        assert owner.reports == [[SID, [owner.turns[0].request_id]]]
 
 
 async def test_an_error_in_a_stream_that_has_begun_is_an_event_and_no_delivery():
@@ -579,7 +583,7 @@ async def test_an_error_in_a_stream_that_has_begun_is_an_event_and_no_delivery()
         assert orjson.loads(rest.removeprefix(b"data: ").partition(b"\n\n")[0]) == {"error": {"message": "m"}}
         await s.chat()
         await owner.reported.wait()
-        assert owner.reports == [[SID, [owner.turns[1].request_id], []]]
+        assert owner.reports == [[SID, [owner.turns[1].request_id]]]
 
 
 async def test_a_session_that_is_closed_behind_a_stream_that_has_begun_is_an_event_too():

@@ -128,7 +128,7 @@ class EngineActor:
         session = await self._host.read(trial_id)
         if session is None:
             raise SessionClosed(f"trial {trial_id} is not known")
-        return await asyncio.to_thread(dump, trajectory if what == "trajectory" else records, session)
+        return await asyncio.to_thread(dump, (trajectory if what == "trajectory" else records)(session))
 
     # -- the actor ------------------------------------------------------------------------------------------------
 

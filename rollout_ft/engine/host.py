@@ -8,9 +8,12 @@ doubt is let go of: its next owner reads from the store what became of it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
+import os
+import uuid
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import orjson
 
@@ -25,11 +28,12 @@ from rollout_ft.faultpoints import FaultPoints
 from rollout_ft.session.parse import assistant_message
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.request import TurnRequest
-from rollout_ft.session.session import Attach, Begin, Flight, Replay, Session, decode_entry, encode_entry
+from rollout_ft.session.session import FAULT, Attach, Begin, Flight, Replay, Session, decode_entry, encode_entry
 from rollout_ft.session.tree import Node, ids_bytes
 from rollout_ft.telemetry.events import Events
 from rollout_ft.types import Answered, Ended, Opened, Partial, Served, SessionSpec, Turn, split_session_id
 
+_log = logging.getLogger("rollout_ft")
 AbortEngine = Callable[[str], Awaitable[None]]
 """Told once, with the reason, when the engine is lost: kills what is left of it and tells the supervisor."""
 
@@ -49,6 +53,7 @@ class Held:
     epoch: int
     next_seq: int
     gone: bool = False
+    ending: bool = False
     log: asyncio.Lock = field(default_factory=asyncio.Lock)
     tasks: dict[str, asyncio.Task[Node]] = field(default_factory=dict[str, "asyncio.Task[Node]"])
     generations: dict[str, Generation] = field(default_factory=dict[str, Generation])
@@ -104,6 +109,10 @@ class SessionHost:
         if parts is None:
             raise SessionClosed(f"{sid} is no session id")
         trial_id, attempt = parts
+        self._refuse_if_losing()
+        old = self._held.get(sid)
+        if old is not None and old.epoch < epoch:
+            await self.retire(sid)  # before the fence, so that what it has so far counts
         adopted = await self._mirror.takeover(trial_id, attempt, epoch)
         entries = [decode_entry(e.kind, e.payload) for e in adopted.entries]
         session = self._restored(entries, adopted.partials)
@@ -112,8 +121,16 @@ class SessionHost:
         if session.ended is not None:
             raise SessionClosed(f"trial {trial_id} has ended ({session.ended.outcome})")
         await self._faults.opened(session.spec)
+        self._refuse_if_losing()
+        now = self._held.get(sid)
+        if now is not None and now.epoch > epoch:
+            raise Fenced("stale_owner", trial_id, now.epoch)
         self._held[sid] = Held(session, epoch, len(entries))
         return session
+
+    def _refuse_if_losing(self) -> None:
+        if self._losing is not None:
+            raise StoreUnavailable(f"{self._engine_id} is being replaced")
 
     async def retire(self, sid: str) -> None:
         """Lets go of a session: what is in flight is aborted at the engine, and kept as partials."""
@@ -128,11 +145,14 @@ class SessionHost:
         """Records how the trial ended; after that nothing of it changes. The same end again is a success."""
         held = self._get(sid)
         if held.session.ended is None:
-            self._stop_flights(held)
+            held.ending = True  # nothing begins any more; what is being committed arrives before the end
+            committing = [t for k, t in held.tasks.items() if k in held.generations and held.generations[k].finish]
+            self._stop_flights(held, *committing)
+            await asyncio.gather(*committing, return_exceptions=True)
             await self._save_evidence(held)
             await self._commit(held, "end", ended)
             held.session.ended = ended
-        self._held.pop(sid, None)
+        self._forget(held)
         return held.session
 
     async def read(self, trial_id: str) -> Session | None:
@@ -155,6 +175,8 @@ class SessionHost:
         Raises BadRequest, SessionClosed, SessionMoved, TrialFault, or EngineRefused when the turn's budget is spent.
         """
         held = self._get(sid)
+        if held.ending:
+            raise SessionMoved(sid)
         decision = held.session.decide(request)
         match decision:
             case Replay(node, first):
@@ -165,45 +187,52 @@ class SessionHost:
                 held.session.replayed(node, request)
                 return Reply(node, Served.REPLAYED)
             case Begin(flight):
-                held.session.take_off(flight)
                 generation = self._generation(flight, held.session.entry_key(flight.key))
+                held.session.take_off(flight)
                 held.generations[flight.key] = generation
                 task = asyncio.create_task(self._fly(held, flight, generation), name=f"turn:{sid}:{flight.key}")
                 task.add_done_callback(lambda t: t.cancelled() or t.exception())
                 held.tasks[flight.key] = task
-                node = await self._wait(held, flight, request)
+                node = await self._heard(held, await self._wait(held, flight, request), request)
                 return Reply(node, _how(generation))
             case Attach(flight):
                 held.session.counts["attached"] += 1
-                return Reply(await self._wait(held, flight, request), Served.ATTACHED)
+                return Reply(await self._heard(held, await self._wait(held, flight, request), request), Served.ATTACHED)
 
-    async def report(self, sid: str, delivered: Iterable[str], failed: Iterable[str]) -> None:
-        """What the gateway saw: replies that reached an open socket, and requests that it answered with 5xx."""
+    async def _heard(self, held: Held, node: Node, request: TurnRequest) -> Node:
+        """A turn that was committed while nobody waited for it counts as asked for once somebody gets it."""
+        if node.turn.key in held.session.evidence.unheard:
+            key = f"answer/{held.session.attempt}/{node.turn.key}/{request.request_id}"
+            await self._commit(held, key, Answered(node.turn.key, request.request_id))
+            held.session.evidence.unheard.discard(node.turn.key)
+        return node
+
+    def report(self, sid: str, delivered: Iterable[str]) -> None:
+        """What the gateway saw: replies that were written whole to a socket that was still open."""
         held = self._held.get(sid)
-        if held is None:
-            return
-        for request_id in delivered:
-            held.session.delivered(request_id)
-        for request_id in failed:
-            base = held.session.failed_request(request_id)
-            if base:
-                with contextlib.suppress(SessionMoved, SessionClosed):
-                    await self._record_failure(held, base)
+        if held is not None:
+            for request_id in delivered:
+                held.session.delivered(request_id)
+
+    async def fault(self, sid: str, reason: str) -> None:
+        """The attempt met a fault that it does not survive: recorded, so that no later owner forgets it."""
+        held = self._get(sid)
+        await self._record_failure(held, FAULT + reason)
 
     async def failed(self, sid: str, request: TurnRequest) -> None:
-        """This request is about to be answered with a final 5xx."""
+        """This request was, or is about to be, answered with a 5xx."""
         held = self._get(sid)
         await self._record_failure(held, held.session.failed(request))
 
     async def _record_failure(self, held: Held, base: str) -> None:
-        await self._commit(held, f"fail/{held.session.attempt}/{base}/{held.next_seq}", Answered(failed=base))
+        await self._commit(held, f"fail/{held.session.attempt}/{base}/{uuid.uuid4().hex}", Answered(failed=base))
 
     async def _wait(self, held: Held, flight: Flight, request: TurnRequest) -> Node:
+        task = held.tasks[flight.key]
         held.session.join(flight, request)
         grace = held.graces.pop(flight.key, None)
         if grace is not None:
             grace.cancel()
-        task = held.tasks[flight.key]
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -240,6 +269,8 @@ class SessionHost:
     async def _fly(self, held: Held, flight: Flight, generation: Generation) -> Node:
         """Generates, commits, and puts the turn into the tree; ends in SessionMoved when another owner has to go on."""
         try:
+            if generation.calls >= self._config.engine.max_generations_per_turn:
+                raise EngineRefused(500, f"the turn's budget of {generation.calls} generations is spent")
             await self._generate(held, flight, generation)
             turn = self._turn(held, flight, generation)
             try:
@@ -256,8 +287,14 @@ class SessionHost:
             await self._abort_quietly(generation)
             raise
         finally:
-            held.generations.pop(flight.key, None)
-            held.tasks.pop(flight.key, None)
+            # A retry may have begun the same turn again while this one was being aborted: that is not ours to remove.
+            if held.generations.get(flight.key) is generation:
+                del held.generations[flight.key]
+            if held.tasks.get(flight.key) is asyncio.current_task():
+                del held.tasks[flight.key]
+                grace = held.graces.pop(flight.key, None)
+                if grace is not None:
+                    grace.cancel()
 
     async def _generate(self, held: Held, flight: Flight, generation: Generation) -> None:
         engine = self._config.engine
@@ -301,8 +338,12 @@ class SessionHost:
 
     async def _let_go_of_all(self, reason: str) -> None:
         held = list(self._held.values())
-        await self._mirror.put_partials([p for h in held for p in self._partials_of(h)])
-        await self._lose_engine(reason)
+        try:
+            await self._mirror.put_partials([p for h in held for p in self._partials_of(h)])
+            await self._lose_engine(reason)
+        except Exception:
+            _log.exception("engine %s is lost and nobody could be told", self._engine_id)
+            os._exit(1)  # the actor's own death is news that cannot be missed
         for each in held:
             self._forget(each)
 
@@ -319,12 +360,21 @@ class SessionHost:
             sampling=compact(orjson.dumps(request.sampling, option=orjson.OPT_SORT_KEYS)), finish_reason=g.finish,
             reply=compact(orjson.dumps(message)), created=int(wall()), generations=g.calls, tokens_wasted=g.wasted,
             tokens_reused=g.reused, idempotency_key=request.idempotency_key, acknowledged=acks, delivered=deliveries,
+            unheard=not flight.callers,
         )  # fmt: skip
 
     # -- commits and partials -------------------------------------------------------------------------------------
 
     async def _commit(self, held: Held, key: str, entry: Opened | Turn | Answered | Ended) -> None:
-        """One entry of the trial's log, on every replica. Anything but success ends our ownership."""
+        """One entry of the trial's log, on every replica. Anything but success ends our ownership.
+
+        A caller that leaves while it is on its way leaves the session as it is: the entry arrives without it.
+        """
+        task = asyncio.create_task(self._commit_now(held, key, entry, asyncio.current_task()))
+        task.add_done_callback(lambda t: t.cancelled() or t.exception())
+        await asyncio.shield(task)
+
+    async def _commit_now(self, held: Held, key: str, entry: Opened | Turn | Answered | Ended, spare: asyncio.Task[Any] | None) -> None:
         kind, payload = encode_entry(entry)
         spec, attempt = held.session.spec, entry.attempt if isinstance(entry, Opened) else held.session.attempt
         async with held.log:
@@ -332,16 +382,14 @@ class SessionHost:
                 raise SessionMoved(held.session.id)
             append = Append(spec.trial_id, attempt, held.epoch, held.next_seq, Entry(kind, key, payload))
             try:
-                await asyncio.shield(self._mirror.commit(append))
+                await self._mirror.commit(append)
             except Fenced as e:
-                self._forget(held)
+                self._forget(held, spare)
                 if e.reason == "stale_attempt":
                     raise SessionClosed(f"attempt {attempt} of trial {spec.trial_id} was replaced by {e.current}") from e
                 raise SessionMoved(held.session.id, in_flight=True) from e
-            except (StoreUnavailable, CommitRefused, asyncio.CancelledError) as e:
-                self._forget(held)
-                if isinstance(e, asyncio.CancelledError):
-                    raise
+            except (StoreUnavailable, CommitRefused) as e:
+                self._forget(held, spare)
                 raise SessionMoved(held.session.id, in_flight=True) from e
             held.next_seq += 1
 
@@ -362,7 +410,7 @@ class SessionHost:
                 for trial_id, attempt, epoch, partial in self._partials_of(held):
                     which = (trial_id, partial.turn_key)
                     now[which] = size = len(partial.output_ids)
-                    if size and flushed.get(which) != size:
+                    if flushed.get(which) != size:
                         items.append((trial_id, attempt, epoch, partial))
             flushed = now
             if items:
@@ -372,22 +420,21 @@ class SessionHost:
         if not held.session.survives:
             return []
         trial_id, attempt = held.session.spec.trial_id, held.session.attempt
-        kept = {**held.session.partials, **{k: g.partial() for k, g in held.generations.items() if g.ids}}
+        kept = {**held.session.partials, **{k: g.partial() for k, g in held.generations.items() if g.calls}}
         return [(trial_id, attempt, held.epoch, partial) for partial in kept.values()]
 
-    def _forget(self, held: Held) -> None:
+    def _forget(self, held: Held, *spare: asyncio.Task[Any] | None) -> None:
         held.gone = True
         if self._held.get(held.session.id) is held:
             del self._held[held.session.id]
-        self._stop_flights(held)
+        self._stop_flights(held, asyncio.current_task(), *spare)
 
-    def _stop_flights(self, held: Held) -> None:
+    def _stop_flights(self, held: Held, *spare: asyncio.Task[Any] | None) -> None:
         """Cancels what runs for a session; the caller decides whether the session itself is gone."""
-        current = asyncio.current_task()
         for grace in held.graces.values():
             grace.cancel()
         for task in list(held.tasks.values()):
-            if task is not current:
+            if task not in spare:
                 task.cancel()
 
     async def _abort_quietly(self, generation: Generation) -> None:

@@ -7,7 +7,7 @@ the internal secret. `OWNER` in a reply's headers tells a gateway that the sessi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
 from typing import Any
 
 import orjson
@@ -20,10 +20,11 @@ from rollout_ft.gateway.keys import Keys
 from rollout_ft.gateway.openai import ChatRequest, Evidence, error_body, parse_chat, reply_body, reply_events
 from rollout_ft.samples.trajectory import records, trajectory
 from rollout_ft.session.render import Renderer
-from rollout_ft.session.session import Session
 from rollout_ft.types import JSON
 
 SECRET, OWNER, REQUEST, RESENT, DEPTH = b"x-rft-secret", b"x-rft-owner", b"x-request-id", b"x-rft-resent", b"x-rft-depth"
+RETRY = [(b"x-should-retry", b"true")]
+_log = logging.getLogger("rollout_ft")
 FINAL = [(b"x-should-retry", b"false")]
 
 
@@ -42,17 +43,22 @@ class OwnerHTTP:
                 await self._turn(x, sid, headers)
             elif route == "reports":
                 reports: Any = orjson.loads(await x.body(self._config.gateway.max_body_bytes))
-                for session_id, delivered, failed in reports:
-                    await self._host.report(session_id, delivered, failed)
+                for session_id, delivered in reports:
+                    self._host.report(session_id, delivered)
                 await x.reply(204, b"")
             elif route == "ping":
                 await x.reply(204, b"")
+            elif route == "failed":
+                request = self._parse(sid, await x.body(self._config.gateway.max_body_bytes), Evidence("failed"))
+                await self._host.failed(sid, request.turn)
+                await x.reply(204, b"")
             elif route == "session":
-                session = self._host.session(sid)
-                make = trajectory if what == "trajectory" else records
-                await x.reply(200, await asyncio.to_thread(dump, make, session))
+                made = (trajectory if what == "trajectory" else records)(self._host.session(sid))
+                await x.reply(200, await asyncio.to_thread(dump, made))
         except SessionMoved as e:
             await x.reply(503, b"", [(OWNER, b"lost" if e.in_flight else b"moved")])
+        except (SessionClosed, BadRequest):
+            await x.reply(204, b"")
         except Disconnected:
             return
 
@@ -74,6 +80,7 @@ class OwnerHTTP:
         except SessionClosed as e:
             return await x.reply(404, error_body(str(e), "session_closed", 404), FINAL)
         except TrialFault as e:
+            await self._host.fault(sid, e.reason)
             return await x.reply(500, error_body(f"{e}; the trial's policy decides", "trial_fault", 500), FINAL)
         except EngineRefused as e:
             if e.status == 400:
@@ -81,6 +88,13 @@ class OwnerHTTP:
             if request is not None:
                 await self._host.failed(sid, request.turn)
             return await x.reply(500, error_body(f"{e}; the trial's policy decides", "turn_budget_spent", 500), FINAL)
+        except (SessionMoved, Disconnected):
+            raise
+        except Exception:
+            _log.exception("turn of session %s", sid)
+            if request is not None:
+                await self._host.failed(sid, request.turn)
+            return await x.reply(500, error_body("the engine's actor failed; its log says where", "internal_error", 500), RETRY)
         if reply is not None:
             await self._send(x, reply, request)
 
@@ -113,9 +127,9 @@ class OwnerHTTP:
         await x.reply(200, make(reply.node, request, self._renderer), headers, content)
 
 
-def dump(make: Callable[[Session], JSON], session: Session) -> bytes:
-    """A session as JSON, made off the serving loop."""
-    return orjson.dumps(make(session), option=orjson.OPT_SERIALIZE_NUMPY)
+def dump(made: JSON) -> bytes:
+    """A trajectory or records as JSON."""
+    return orjson.dumps(made, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _retry_after(e: BadRequest) -> list[tuple[bytes, bytes]]:

@@ -7,7 +7,7 @@ that was replaced already changes nothing, so that every report may come twice, 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from rollout_ft.checkpoint.view import View
@@ -19,6 +19,7 @@ from rollout_ft.types import JSON
 
 PING_S = 1.0
 RESTART_PAUSE_S = 0.5
+MAX_PAUSE_S = 30.0
 
 
 @dataclass(slots=True)
@@ -29,6 +30,7 @@ class Engine:
     url: str = ""
     weight_version: str = ""
     node: str = ""
+    failed_starts: int = 0
 
     def describe(self) -> JSON:
         return {
@@ -44,20 +46,24 @@ class Engines:
         self._tasks: set[asyncio.Task[None]] = set()
         self.weight_version = ""
 
-    async def start(self, existing: list[Member]) -> dict[str, list[str]]:
-        """Takes over the engines that live and starts the others; returns what the living hold."""
-        held: dict[str, list[str]] = {}
+    async def start(self, existing: list[Member], floor: Mapping[str, int]) -> dict[str, dict[str, int]]:
+        """Takes over the engines that live and starts the others; returns which sessions the living hold, with epochs.
+
+        `floor` has the highest incarnation of each role that ever had a name here.
+        """
+        held: dict[str, dict[str, int]] = {}
 
         async def one(engine: Engine) -> None:
             mine = sorted((m for m in existing if m.role == engine.engine_id), key=lambda m: m.incarnation)
             for old in mine[:-1]:
                 old.kill()
+            engine.health = Health(incarnation=floor.get(engine.engine_id, 0) + 1)
             if mine:
                 engine.health = Health(incarnation=mine[-1].incarnation)
                 if await self._take_over(engine, mine[-1], held):
                     return
                 mine[-1].kill()
-                engine.health = Health(incarnation=mine[-1].incarnation + 1)
+                engine.health = Health(incarnation=floor[engine.engine_id] + 1)
             await self._start_one(engine)
 
         await asyncio.gather(*(one(engine) for engine in self.by_id.values()))
@@ -65,30 +71,30 @@ class Engines:
             raise EngineLost("all", "; ".join(f"{e.engine_id}: {e.health.reason}" for e in self.by_id.values()))
         return held
 
-    async def _take_over(self, engine: Engine, member: Member, held: dict[str, list[str]]) -> bool:
+    async def _take_over(self, engine: Engine, member: Member, held: dict[str, dict[str, int]]) -> bool:
         try:
             described = await member.ask("describe", timeout_s=5 * PING_S)
         except (Gone, AttributeError):
             return False
         self._up(engine, member, described)
-        held[engine.engine_id] = list(described["sessions"])
+        held[engine.engine_id] = described["sessions"]
         return True
 
     async def _start_one(self, engine: Engine) -> None:
         incarnation = engine.health.incarnation
-        member = self._crew.engine(engine.engine_id, incarnation, self._view())
-        engine.member = member
         try:
+            member = engine.member = self._crew.engine(engine.engine_id, incarnation, self._view())
             described = await member.ask("start", timeout_s=self._crew.setup.config.engine.start_timeout_s + 30)
             await member.ask("set_view", self._view())
-        except (Gone, EngineLost) as e:
+        except Exception as e:  # whatever it is, an engine that did not start is tried again
+            engine.failed_starts += 1
             self._events.emit("engine.start_failed", engine=engine.engine_id, incarnation=incarnation, reason=str(e))
             return self.lost(engine.engine_id, incarnation, str(e))
         self._up(engine, member, described)
 
     def _up(self, engine: Engine, member: Member, described: JSON) -> None:
         engine.member, engine.url, engine.node = member, described["url"], described["node"]
-        engine.weight_version = described["weight_version"]
+        engine.weight_version, engine.failed_starts = described["weight_version"], 0
         self.weight_version = self.weight_version or engine.weight_version
         engine.health = step(engine.health, Event.UP, incarnation=member.incarnation)
         if engine.weight_version == self.weight_version:
@@ -124,8 +130,11 @@ class Engines:
         engine.health = step(engine.health, Event.RETIRE, incarnation=engine.health.incarnation, reason="the run ends")
 
     async def _replace(self, engine: Engine) -> None:
-        await asyncio.sleep(RESTART_PAUSE_S if engine.member is None or not engine.url else 0)
-        engine.health = step(engine.health, Event.STARTING, incarnation=engine.health.incarnation + 1)
+        await asyncio.sleep(min(MAX_PAUSE_S, RESTART_PAUSE_S * 2**engine.failed_starts) if engine.failed_starts else 0)
+        starting = step(engine.health, Event.STARTING, incarnation=engine.health.incarnation + 1)
+        if starting is engine.health:
+            return  # it was retired meanwhile
+        engine.health = starting
         await self._start_one(engine)
 
     async def suspect(self, engine_id: str, incarnation: int, reason: str) -> bool:

@@ -38,11 +38,14 @@ class Sessions:
         self._coming: Counter[str] = Counter()
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
-    def restore(self, held: dict[str, list[str]]) -> None:
-        """What the engines that live say they hold."""
-        for engine_id, sids in held.items():
+    def restore(self, held: dict[str, dict[str, int]]) -> None:
+        """What the engines that live say they hold; of two that claim a session, the one with the higher epoch does."""
+        epochs: dict[str, int] = {}
+        for engine_id, claimed in held.items():
             incarnation = self._engines.by_id[engine_id].health.incarnation
-            self._places |= {sid: Place(engine_id, incarnation) for sid in sids}
+            for sid, epoch in claimed.items():
+                if epoch > epochs.get(sid, 0):
+                    epochs[sid], self._places[sid] = epoch, Place(engine_id, incarnation)
 
     def known(self) -> list[str]:
         return list(self._places)
@@ -118,6 +121,7 @@ class Sessions:
         for _ in range(TRIES):
             place = await self.locate(sid)
             if place["state"] == "closed":
+                self._places.pop(sid, None)
                 break
             if place["state"] == "unavailable":
                 raise BadRequest(place["message"], 503, "unavailable")
@@ -242,12 +246,12 @@ class Sessions:
 
     async def _head(self, trial_id: str):
         try:
-            return await self._stores.port().lookup(trial_id)
-        except StoreUnavailable:
+            return await self._stores.lookup(trial_id)
+        except (StoreUnavailable, TimeoutError):
             await self._stores.check()
             try:
-                return await self._stores.port().lookup(trial_id)
-            except StoreUnavailable as e:
+                return await self._stores.lookup(trial_id)
+            except (StoreUnavailable, TimeoutError) as e:
                 raise BadRequest(f"the checkpoint store does not answer: {e}", 503, "store_unavailable") from e
 
     async def _any_engine(self, method: str, *args: object):

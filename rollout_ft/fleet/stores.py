@@ -7,8 +7,9 @@ at a time; a replica leaves the view before anything else is done about it, and 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
+from rollout_ft.checkpoint.log import Head
 from rollout_ft.checkpoint.ports import RayStore, StorePort, resolve
 from rollout_ft.checkpoint.view import View, reconfigure, recover_view
 from rollout_ft.errors import DataLost, Fenced, RolloutFTError, StoreUnavailable
@@ -17,6 +18,8 @@ from rollout_ft.telemetry.events import Events
 
 PING_S = 1.0
 RETRY_PAUSE_S = 0.2
+REFILL_PAUSE_S = 5.0
+LEARNER_START_S = 60.0
 
 
 class Stores:
@@ -29,12 +32,12 @@ class Stores:
         self._changing = asyncio.Lock()
         self.view = View(0, (), self._config.min_replicas)
 
-    async def start(self, existing: list[Member], at_least: int) -> None:
+    async def start(self, existing: list[Member], at_least: int, floor: Mapping[str, int]) -> None:
         """Recovers the view from stores that live, or founds the first one. Raises DataLost."""
+        self._incarnation = {role: number for role, number in floor.items() if role.startswith("store-")}
         roles = [f"store-{i}" for i in range(self._config.replicas)]
         for member in existing:
             if member.role in roles:
-                self._incarnation[member.role] = max(self._incarnation.get(member.role, 0), member.incarnation)
                 self._members[member.name] = member
         if self._members:
             self.view = await recover_view(self.ports(), at_least=at_least, min_replicas=self._config.min_replicas)
@@ -43,7 +46,7 @@ class Stores:
         elif at_least:
             raise DataLost(f"view {at_least} was open and none of its stores is left")
         else:
-            self.view = View(1, tuple(self._crew.name(role, 1) for role in roles), self._config.min_replicas)
+            self.view = View(1, tuple(self._crew.name(role, floor.get(role, 0) + 1) for role in roles), self._config.min_replicas)
             for role in roles:
                 self._add(role, self.view)
             await asyncio.gather(*(port.ping() for port in self.ports().values()))
@@ -63,6 +66,11 @@ class Stores:
         if not self.view.members:
             raise StoreUnavailable("no store replica is left")
         return resolve(self.view.members[0], self._namespace)
+
+    async def lookup(self, trial_id: str) -> Head | None:
+        """Where a trial's log ends. Raises StoreUnavailable or TimeoutError."""
+        async with asyncio.timeout(self._config.call_timeout_s):
+            return await self.port().lookup(trial_id)
 
     def _add(self, role: str, view: View | None) -> Member:
         incarnation = self._incarnation[role] = self._incarnation.get(role, 0) + 1
@@ -117,6 +125,7 @@ class Stores:
                     continue
                 member = self._add(role, None)
                 try:
+                    await member.ask("ping", timeout_s=LEARNER_START_S)
                     view = await reconfigure(self.view, self.ports(), learner=member.name, min_replicas=self._config.min_replicas)
                 except (RolloutFTError, ValueError) as e:
                     self._members.pop(member.name, None)
@@ -130,6 +139,9 @@ class Stores:
                     self._events.emit("store.join_failed", store=member.name, reason="left out of the view")
                     continue
                 self._spawn(self._watch(member.name, member))
+        if len({member.role for member in self._members.values()}) < self._config.replicas:
+            await asyncio.sleep(REFILL_PAUSE_S)  # a run with one copy less must not stay so
+            self._spawn(self._refill())
 
     async def _open(self, view: View) -> None:
         self.view = view

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections import deque
+from collections import Counter, deque
 from typing import Any
 
 from rollout_ft.checkpoint.view import View
@@ -23,6 +23,8 @@ from rollout_ft.gateway.actor import base_url, bind
 from rollout_ft.rayapi import ray
 from rollout_ft.telemetry.events import MAX_BUFFERED, Events
 from rollout_ft.types import JSON, Outcome, SessionSpec
+
+GATEWAY_PAUSE_S = 1.0
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0, max_concurrency=1000)
@@ -42,7 +44,7 @@ class Supervisor:
 
     async def start(self) -> JSON:
         """Starts the run, or finds it running; returns `{gateway_url}`. Idempotent, and implied by every other call."""
-        if self._started is None:
+        if self._started is None or _failed(self._started):
             self._started = asyncio.create_task(self._start())
         await asyncio.shield(self._started)
         return {"gateway_url": base_url(self._setup, self._port)}
@@ -52,13 +54,18 @@ class Supervisor:
         existing = await asyncio.to_thread(self._crew.existing)
         described = await asyncio.gather(*(self._describe(m) for m in existing))
         alive = [(m, d) for m, d in zip(existing, described, strict=True) if d is not None]
+        floor: Counter[str] = Counter()
+        for member, described_as in zip(existing, described, strict=True):
+            floor[member.role] = max(floor[member.role], member.incarnation)
+            if described_as is None and not member.role.startswith(("store-", "faults")):
+                member.kill()  # silent: half-started or frozen. A silent store may be the only copy, and is spared
         known_view = max((d["view"].number for m, d in alive if m.role.startswith("engine-")), default=0)
         self._engines = Engines(self._crew, self._events, lambda: self._stores.view)
         self._stores = Stores(self._crew, self._setup.namespace, self._events, self._engines.push_view)
         self._sessions = Sessions(self._engines, self._stores, self._events)
-        await self._stores.start([m for m, _ in alive if m.role.startswith("store-")], known_view)
-        gateways = asyncio.create_task(self._start_gateways(alive))
-        held = await self._engines.start([m for m, _ in alive if m.role.startswith("engine-")])
+        await self._stores.start([m for m, _ in alive if m.role.startswith("store-")], known_view, floor)
+        gateways = asyncio.create_task(self._start_gateways(alive, floor))
+        held = await self._engines.start([m for m, _ in alive if m.role.startswith("engine-")], floor)
         self._sessions.restore(held)
         await gateways
         if existing:
@@ -71,16 +78,16 @@ class Supervisor:
         except (Gone, RolloutFTError, AttributeError):
             return None
 
-    async def _start_gateways(self, alive: list[tuple[Member, JSON]]) -> None:
+    async def _start_gateways(self, alive: list[tuple[Member, JSON]], floor: Counter[str]) -> None:
         living = {m.role: (m, d) for m, d in alive if m.role.startswith("gateway-")}
         for _, d in living.values():
             self._port = d["port"]
         if not living:
             self._port = _claim_port(self._setup)
         roles = [f"gateway-{i}" for i in range(self._setup.config.gateway.count)]
-        await asyncio.gather(*(self._gateway(role, living[role][0] if role in living else None) for role in roles))
+        await asyncio.gather(*(self._gateway(r, living[r][0] if r in living else None, floor[r] + 1) for r in roles))
 
-    async def _gateway(self, role: str, member: Member | None, incarnation: int = 1) -> None:
+    async def _gateway(self, role: str, member: Member | None, incarnation: int) -> None:
         if member is None:
             member = self._crew.gateway(role, incarnation, self._port)
             await member.ask("start")
@@ -89,9 +96,15 @@ class Supervisor:
 
     async def _watch_gateway(self, role: str, member: Member) -> None:
         reason = await member.death()
-        if not self._ending:
-            self._events.emit("gateway.lost", gateway=member.name, reason=reason)
-            await self._gateway(role, None, member.incarnation + 1)
+        incarnation = member.incarnation
+        while not self._ending:
+            self._events.emit("gateway.lost", gateway=self._crew.name(role, incarnation), reason=reason)
+            incarnation += 1
+            try:
+                return await self._gateway(role, None, incarnation)
+            except Exception as e:  # whatever it is, a gateway that did not start is tried again
+                reason = f"start failed: {e}"
+                await asyncio.sleep(GATEWAY_PAUSE_S)
 
     async def _keep_alive(self) -> None:
         """Passes the lease on to every actor and collects their events; ends the run when the lease ran out."""
@@ -213,6 +226,10 @@ class Supervisor:
 
     def __repr__(self) -> str:
         return f"rollout_ft supervisor of {self._setup.config.run}"
+
+
+def _failed(task: asyncio.Task[None]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)
 
 
 def _claim_port(setup: Setup) -> int:

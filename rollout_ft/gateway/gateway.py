@@ -24,6 +24,8 @@ from rollout_ft.gateway.owners import Owner, OwnerLost, Owners
 from rollout_ft.types import split_session_id
 
 _log = logging.getLogger("rollout_ft")
+MAX_LOSSES = 6
+"""A request that takes so many owners along is not sent to another."""
 _PASSED = (b"x-stainless-retry-count", b"idempotency-key")
 _RETRY_NOW = [(b"retry-after-ms", b"1"), (b"retry-after", b"1"), (b"x-should-retry", b"true")]
 _RETRY = {503: _RETRY_NOW, 429: [(b"retry-after", b"1")]}
@@ -113,6 +115,10 @@ class Gateway:
                 await self._answer(x, call, answer.result(), gone)
             elif not gone.done():
                 await self._not_yet(x, call, answer, gone, body)
+        except BadRequest as e:
+            if e.status >= 500:
+                call.report_failed()
+            raise
         finally:
             answer.cancel()
             gone.cancel()
@@ -181,6 +187,7 @@ class _TurnCall:
     async def run(self) -> _Answer:
         """The owner's answer. The request id stays the same, so that it resolves to the same turn wherever it arrives."""
         failed: Owner | None = None
+        losses = 0
         while True:
             self._owner = owner = await self._owners.of(self.sid, failed)
             await self._owners.reported(owner)
@@ -189,15 +196,30 @@ class _TurnCall:
             except OwnerLost as e:
                 failed = e.owner
                 if e.in_flight:
-                    self._headers["x-rft-resent"] = "1"
+                    losses += 1
+                    self._headers["x-rft-resent"] = str(losses)
+                if losses >= MAX_LOSSES:
+                    self.report_failed()
+                    message = f"{losses} owners were lost over this request; the trial's policy decides"
+                    return 500, {"x-should-retry": "false"}, error_body(message, "turn_budget_spent", 500)
 
     def report_delivered(self) -> None:
         if self._owner is not None:
             self._owners.report(self._owner, self.sid, delivered=self._request_id)
 
     def report_failed(self) -> None:
-        if self._owner is not None:
-            self._owners.report(self._owner, self.sid, failed=self._request_id)
+        """The client was told 5xx: whoever owns the session is told what it had asked for, as soon as somebody does."""
+        self._owners.keep(self._tell_failed())
+
+    async def _tell_failed(self) -> None:
+        failed: Owner | None = None
+        while True:
+            owner = await self._owners.of(self.sid, failed)
+            try:
+                await self._owners.call(owner, "POST", f"/failed/{self.sid}/chat", self._body, self._headers)
+                return
+            except OwnerLost as e:
+                failed = e.owner
 
 
 def _bearer(headers: Headers) -> str:

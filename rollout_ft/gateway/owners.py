@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import aiohttp
 import orjson
 
-from rollout_ft.clock import monotonic
 from rollout_ft.errors import SessionClosed
 from rollout_ft.types import JSON
 
@@ -31,8 +32,15 @@ class Owner:
     in_flight: int = 0
     misses: int = 0
     lost: asyncio.Event = field(default_factory=asyncio.Event)
-    reports: dict[str, tuple[list[str], list[str]]] = field(default_factory=dict[str, tuple[list[str], list[str]]])
+    reports: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    pinging: asyncio.Task[None] | None = None
     reporting: asyncio.Task[None] | None = None
+
+
+def _logged(task: asyncio.Task[None]) -> None:
+    """A ping whose question to the supervisor failed is asked again with the next one."""
+    if not task.cancelled() and task.exception() is not None:
+        logging.getLogger("rollout_ft").warning("ping: %s", task.exception())
 
 
 class Locator(Protocol):
@@ -55,6 +63,7 @@ class Owners:
         self._locator, self._ping_s = locator, ping_s
         self._auth = {secret[0].decode(): secret[1].decode()}
         self._by_session: dict[str, Owner] = {}
+        self._kept: set[asyncio.Task[None]] = set()
         self._known: dict[tuple[str, int], Owner] = {}
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
         self.http = aiohttp.ClientSession(
@@ -72,7 +81,7 @@ class Owners:
         while True:
             place = await self._locator.locate(sid, (failed.engine_id, failed.incarnation) if failed else None)
             if place["state"] == "closed":
-                self._by_session.pop(sid, None)
+                self.forget(sid)
                 raise SessionClosed(place["message"])
             if place["state"] == "owned":
                 key = (place["engine_id"], place["incarnation"])
@@ -80,6 +89,9 @@ class Owners:
                 self._by_session[sid] = owner
                 return owner
             await asyncio.sleep(LOCATE_PAUSE_S)
+
+    def forget(self, sid: str) -> None:
+        self._by_session.pop(sid, None)
 
     async def call(self, owner: Owner, method: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
         """One call to an owner: `(status, headers, body)`. Raises OwnerLost."""
@@ -110,13 +122,16 @@ class Owners:
 
     # -- reports --------------------------------------------------------------------------------------------------
 
-    def report(self, owner: Owner, sid: str, *, delivered: str = "", failed: str = "") -> None:
-        """Tells the owner what became of a reply, together with whatever else there is to tell it then."""
-        entry = owner.reports.setdefault(sid, ([], []))
-        if delivered:
-            entry[0].append(delivered)
-        if failed:
-            entry[1].append(failed)
+    def keep(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs something to its end that nobody waits for."""
+        task = asyncio.create_task(work)
+        self._kept.add(task)
+        task.add_done_callback(self._kept.discard)
+        task.add_done_callback(lambda t: t.cancelled() or t.exception())
+
+    def report(self, owner: Owner, sid: str, *, delivered: str) -> None:
+        """Tells the owner that a reply was delivered, together with whatever else there is to tell it then."""
+        owner.reports.setdefault(sid, []).append(delivered)
         if owner.reporting is None or owner.reporting.done():
             owner.reporting = asyncio.create_task(self._send_reports(owner))
 
@@ -128,18 +143,20 @@ class Owners:
     async def _send_reports(self, owner: Owner) -> None:
         while owner.reports:
             batch, owner.reports = owner.reports, {}
-            body = orjson.dumps([[sid, *lists] for sid, lists in batch.items()])
+            body = orjson.dumps(list(batch.items()))
             with contextlib.suppress(OwnerLost):
-                await self._call(owner, "POST", "/reports", body, {})
+                await self.call(owner, "POST", "/reports", body, {})
 
     # -- watching -------------------------------------------------------------------------------------------------
 
     async def _watch_owners(self) -> None:
         while True:
-            began = monotonic()
-            busy = [o for o in self._known.values() if o.in_flight and not o.lost.is_set()]
-            await asyncio.gather(*(self._ping(o) for o in busy))
-            await asyncio.sleep(max(0.0, self._ping_s - (monotonic() - began)))
+            for owner in list(self._known.values()):
+                idle = owner.pinging is None or owner.pinging.done()
+                if owner.in_flight and idle and not owner.lost.is_set():
+                    owner.pinging = asyncio.create_task(self._ping(owner))
+                    owner.pinging.add_done_callback(_logged)
+            await asyncio.sleep(self._ping_s)
 
     async def _ping(self, owner: Owner) -> None:
         try:

@@ -31,7 +31,7 @@ def last_answered(session: Session) -> Node | None:
     ev, nodes = session.evidence, session.tree.nodes
     for key in reversed(ev.asked):
         node = nodes.get(key)
-        if node is None:
+        if node is None or (key in ev.unheard and not ev.answered(key)):
             continue
         if ev.answered(key) or not any(ev.answered(n.turn.key) for n in session.tree.samples(node.base)):
             return node

@@ -19,6 +19,8 @@ class Evidence:
     acknowledged: set[str] = field(default_factory=set[str])
     failed: dict[str, bool] = field(default_factory=dict[str, bool])
     """Bodies that were answered with a 5xx."""
+    unheard: set[str] = field(default_factory=set[str])
+    """Turns that were committed while nobody waited, and that nobody was given since."""
     replays: dict[str, int] = field(default_factory=dict[str, int])
     _unsaved_acks: list[str] = field(default_factory=list[str])
     _unsaved_deliveries: list[str] = field(default_factory=list[str])

@@ -104,7 +104,7 @@ class Session:
         for entry in entries:
             match entry:
                 case Opened():
-                    self.spec, self.attempt, self.evidence = entry.spec, entry.attempt, Evidence()
+                    self.spec, self.attempt, self.evidence, self.fault = entry.spec, entry.attempt, Evidence(), ""
                     if not entry.resume:
                         self.tree, self.lineage = Tree(), entry.attempt
                         self._requests, self._idempotent = {}, {}
@@ -114,8 +114,11 @@ class Session:
                 case Answered():
                     if entry.turn_key:
                         self.evidence.asked.setdefault(entry.turn_key)
+                        self.evidence.unheard.discard(entry.turn_key)
                         self._requests[entry.request_id] = entry.turn_key
-                    if entry.failed:
+                    if entry.failed.startswith(FAULT):
+                        self.fault = entry.failed.removeprefix(FAULT)
+                    elif entry.failed:
                         self.evidence.failed[entry.failed] = True
                     self.evidence.restore(entry.acknowledged, entry.delivered)
                 case Ended():
@@ -185,6 +188,7 @@ class Session:
     def replayed(self, node: Node, request: TurnRequest) -> None:
         """The recorded reply goes to this request; the store knows when it is the first time."""
         self.evidence.asked.setdefault(node.turn.key)
+        self.evidence.unheard.discard(node.turn.key)
         self.evidence.replays[node.turn.key] = self.evidence.replays.get(node.turn.key, 0) + 1
         self._requests[request.request_id] = node.turn.key
         self.counts["replayed"] += 1
@@ -199,15 +203,6 @@ class Session:
         parent, _ = self.tree.deepest(request.digests, self.evidence.rank)
         base = base_key(parent.turn.key if parent else "", request.digests[-1], _sampling(request))
         self.evidence.failed[base] = True
-        return base
-
-    def failed_request(self, request_id: str) -> str:
-        """As `failed`, for a request whose turn is known; empty when it is not."""
-        key = self._requests.get(request_id, "")
-        flight, node = self.flights.get(key), self.tree.nodes.get(key)
-        base = flight.base if flight else node.base if node else ""
-        if base:
-            self.evidence.failed[base] = True
         return base
 
     def unanswered(self) -> list[str]:
@@ -227,7 +222,8 @@ class Session:
         flight = self.flights.get(key)
         if flight is not None:
             return Attach(flight)
-        return Replay(self.tree.nodes[key], first=key not in self.evidence.asked)
+        first = key not in self.evidence.asked or key in self.evidence.unheard
+        return Replay(self.tree.nodes[key], first)
 
     def _choose(self, base: str, request: TurnRequest) -> Choice:
         ev = self.evidence
@@ -296,6 +292,8 @@ class Session:
         return flight
 
     def _remember(self, node: Node) -> None:
+        if node.turn.unheard:
+            self.evidence.unheard.add(node.turn.key)
         self.evidence.asked.setdefault(node.turn.key)
         self._requests[node.turn.request_id] = node.turn.key
         if node.turn.idempotency_key:
@@ -305,6 +303,9 @@ class Session:
 def _sampling(request: TurnRequest) -> bytes:
     return orjson.dumps(request.sampling, option=orjson.OPT_SORT_KEYS)
 
+
+FAULT = "fault:"
+"""Before the reason, in an `Answered.failed`: what failed is the attempt, not one request."""
 
 _ENTRY_TYPES = {"open": Opened, "turn": Turn, "answer": Answered, "outcome": Ended}
 
