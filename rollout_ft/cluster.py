@@ -45,20 +45,33 @@ def connect(config: RayConfig) -> Cluster:
     """Joins the cluster that the config or RAY_ADDRESS names, else starts one. Raises ConfigError."""
     if ray.is_initialized():
         raise ConfigError("this process is connected to Ray already; call ray.shutdown() first, or start in another process")
-    address = os.environ.get("RAY_ADDRESS", "") if config.address == "auto" else config.address
-    if address == "local" or (config.address == "auto" and not address):
+    address = _running() if config.address == "auto" else config.address
+    if address in ("", "local"):
         return _start(config)
     common: dict[str, Any] = {"namespace": config.namespace, "log_to_driver": False, "logging_level": logging.ERROR}
     _answers(address)
     try:
         context: Any = ray.init(address=address, **common)
     except RuntimeError as e:
-        raise ConfigError(f"ray.address {address}: {_first_line(e)} (this is Ray {ray.__version__})") from None
+        raise ConfigError(f"ray.address {address}: {_one_line(e)} (this is Ray {ray.__version__})") from None
     except ConnectionError as e:
         raise ConfigError(
-            f"ray.address {address}: no cluster answers there ({_first_line(e)}); start one, or set ray.address=local"
+            f"ray.address {address}: no cluster answers there ({_one_line(e)}); start one, or set ray.address=local"
         ) from None
     return Cluster(context.address_info["address"])
+
+
+def _running() -> str:
+    """The cluster that RAY_ADDRESS names, or that runs on this machine; empty when there is none."""
+    named = os.environ.get("RAY_ADDRESS", "")
+    if named:
+        return named
+    found: str | None = ray._private.utils.read_ray_address()
+    try:
+        _answers(found or "")
+    except ConfigError:
+        return ""  # what a cluster that was killed left behind
+    return found or ""
 
 
 def _start(config: RayConfig) -> Cluster:
@@ -122,5 +135,5 @@ def _reread_environment() -> None:
     raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
-def _first_line(e: Exception) -> str:
-    return str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+def _one_line(e: Exception) -> str:
+    return " ".join(str(e).split())[:300] or type(e).__name__

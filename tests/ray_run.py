@@ -20,6 +20,7 @@ from rollout_ft.trial.runner import TrialResult
 
 MARK = "ROLLOUT_FT_TEST_RUN"
 OVERRIDES = [
+    "ray.address=local",
     "engine.count=2",
     "engine.args=[--tokens-per-s,'100',--model,hash]",
     "engine.stream_interval_tokens=4",

@@ -24,7 +24,7 @@ from safetensors import safe_open
 TEMPORARY = tempfile.mkdtemp(prefix="t")
 BIN = Path(sys.executable).with_name("rollout-ft")
 CONFIG = "configs/local-cpu.yaml"
-FAST = ["engine.count=2", "engine.args=[--tokens-per-s,'0',--model,hash]"]
+FAST = ["ray.address=local", "engine.count=2", "engine.args=[--tokens-per-s,'0',--model,hash]"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -120,7 +120,7 @@ def test_run_writes_its_files_and_refuses_to_write_them_twice(tmp_path: Path):
 @pytest.mark.timeout(120)
 def test_a_run_that_is_stopped_keeps_what_it_finished_and_leaves_nothing_running(tmp_path: Path):
     mark, output = uuid.uuid4().hex, tmp_path / "out"
-    slow = ["engine.count=2", "engine.args=[--tokens-per-s,'60',--model,hash]", "trial.concurrency=2"]
+    slow = ["ray.address=local", "engine.count=2", "engine.args=[--tokens-per-s,'60',--model,hash]", "trial.concurrency=2"]
     process = command("run", "-c", CONFIG, "--output", str(output), *slow, mark=mark)
     while not (output / "trials.jsonl").exists() or not (output / "trials.jsonl").read_text():
         assert process.poll() is None
