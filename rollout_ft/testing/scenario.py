@@ -23,7 +23,8 @@ def plan(tasks: Sequence[JSON], seed: int, prefix: str = "") -> list[Fault]:
     order = list(tasks)
     rng.shuffle(order)
     share = max(1, len(order) // 8)
-    many = {kind: [order.pop() for _ in range(min(share, len(order)))] for kind in (Kind.SLOW, Kind.CUT, Kind.AGENT_KILL)}
+    many = {Kind.SLOW: _half_hidden(order, share)}
+    many |= {kind: [order.pop() for _ in range(share)] for kind in (Kind.CUT, Kind.AGENT_KILL)}
     faults = [
         Fault(kind, prefix + str(task["task_id"]), _turn(rng, task, first=i % 2 == 0), rng.randint(2, 8), SLOW_TOKENS_PER_S)
         for kind, chosen in many.items()
@@ -34,6 +35,17 @@ def plan(tasks: Sequence[JSON], seed: int, prefix: str = "") -> list[Fault]:
         task = rest[(2 * i + 1) * len(rest) // (2 * len(_ONCE) + 1)]
         faults.append(Fault(kind, prefix + str(task["task_id"]), _turn(rng, task, first=False), rng.randint(8, 16)))
     return faults
+
+
+def _half_hidden(order: list[JSON], count: int) -> list[JSON]:
+    """Takes `count` tasks out of `order`, every other one with a client that does not tell how long it waits."""
+    chosen: list[JSON] = []
+    for i in range(count):
+        wanted = [task for task in order if bool(task.get("hide_timeout")) == (i % 2 == 0)]
+        task = (wanted or order)[-1]
+        order.remove(task)
+        chosen.append(task)
+    return chosen
 
 
 def _turn(rng: random.Random, task: JSON, *, first: bool) -> int:
