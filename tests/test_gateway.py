@@ -666,11 +666,14 @@ async def test_a_silent_owner_keeps_its_calls_while_the_supervisor_believes_in_i
 async def test_an_owner_without_calls_is_not_pinged():
     async with stage(owners=2, ping_s=0.01) as s:
         await s.chat()
-        s.owners[0].pings = 0
+        await s.owners[0].reported.wait()
         s.supervisor.owners[0] = s.owners[1]
         s.owners[1].answers = [s.owners[1].held]
         other = asyncio.create_task(s.ask("POST", "/sessions/t2~1/v1/chat/completions", BODY, key=KEYS.session("t2~1")))
-        while s.owners[1].pings < 3:
+        while s.owners[1].pings < 2:  # what was under way to the first owner has arrived by then
+            await asyncio.sleep(0.005)
+        s.owners[0].pings = 0
+        while s.owners[1].pings < 5:
             await asyncio.sleep(0.005)
         s.owners[1].release.set()
         assert (await other).status == 200
