@@ -86,6 +86,8 @@ class Turn:
     idempotency_key: str = ""
     acknowledged: tuple[str, ...] = ()
     delivered: tuple[str, ...] = ()
+    trim: int = 0
+    """How many of the last tokens of the parent's path are not part of this turn's prompt."""
     unheard: bool = False
     """Nobody waited for it any more when it was committed: a phantom until somebody asks for it."""
 

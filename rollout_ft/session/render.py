@@ -8,6 +8,7 @@ text between that message and the next, of which the model may have sampled the 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import orjson
@@ -19,6 +20,14 @@ from rollout_ft.types import JSON
 
 STAND_IN = "\N{BLACK SQUARE}stand-in\N{BLACK SQUARE}"
 _BASE: list[JSON] = [{"role": "user", "content": "-"}, {"role": "assistant", "content": STAND_IN}]
+
+
+@dataclass(frozen=True, slots=True)
+class Suffix:
+    """What follows an assistant's turn: its last `trim` tokens are dropped, then come `ids`."""
+
+    trim: int
+    ids: list[int]
 
 
 class Renderer(Protocol):

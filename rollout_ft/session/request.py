@@ -24,5 +24,7 @@ class TurnRequest:
     retry: bool = False
     """The client says so: `x-stainless-retry-count` above 0."""
     idempotency_key: str = ""
+    input_ids: bytes | None = None
+    """For a request in tokens: the whole prompt, int32; it has no messages, digests or tools then."""
     resent: bool = False
     """A gateway sends it again, because the owner that it went to was lost."""
