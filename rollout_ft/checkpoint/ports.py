@@ -1,7 +1,7 @@
-"""How a store replica is reached: the port that writers and the supervisor see, and Ray behind it.
+"""How a store replica is reached: the port that writers and the supervisor see; behind it Ray and the store's own line.
 
-Owns the mapping of Ray's errors to ours. Must not retry: whether to call again is the caller's decision, and every
-method is idempotent so that it may.
+Owns the mapping of Ray's errors to ours, and which calls take the line. Must not retry: whether to call again is the
+caller's decision, and every method is idempotent so that it may.
 
 The subtle invariant: a failed call says nothing about whether it ran. `StoreUnavailable` from here means "in doubt".
 """
@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from rollout_ft.checkpoint.line import Call, Door, Line
 from rollout_ft.errors import RolloutFTError, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -43,15 +44,20 @@ class StorePort(Protocol):
 
 
 class RayStore:
-    """A store actor, found by `find` at the first call, because a lookup asks the cluster and may block."""
+    """A store actor, found by `find` at the first call, because a lookup asks the cluster and may block.
+
+    What every turn pays for goes over its line, everything else through Ray.
+    """
 
     def __init__(self, name: str, find: Callable[[], Any]) -> None:
         self.name = name
         self._find = find
         self._handle: Any = None
+        self._line: Line | None = None
+        self._connecting = asyncio.Lock()
 
     async def append_many(self, view_number: int, batch: bytes) -> bytes:
-        return await self._call("append_many", view_number, batch)
+        return await (await self._open_line()).call(Call.APPEND, view_number, batch)
 
     async def fence(self, view_number: int, trial_id: str, attempt: int, owner_epoch: int) -> Head | Refused:
         return await self._call("fence", view_number, trial_id, attempt, owner_epoch)
@@ -63,7 +69,7 @@ class RayStore:
         return await self._call("partials", trial_id)
 
     async def put_partials(self, view_number: int, batch: bytes) -> int:
-        return await self._call("put_partials", view_number, batch)
+        return int(await (await self._open_line()).call(Call.PARTIALS, view_number, batch))
 
     async def lookup(self, trial_id: str) -> Head | None:
         return await self._call("lookup", trial_id)
@@ -97,6 +103,15 @@ class RayStore:
 
     async def ping(self) -> int:
         return await self._call("ping")
+
+    async def _open_line(self) -> Line:
+        if self._line is not None and self._line.open:
+            return self._line
+        async with self._connecting:
+            if self._line is None or not self._line.open:
+                door: Door = await self._call("door")
+                self._line = await Line.to(door)
+            return self._line
 
     async def _call(self, method: str, *args: Any) -> Any:
         from ray.exceptions import RayError, RayTaskError

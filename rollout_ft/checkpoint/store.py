@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
-from rollout_ft.checkpoint import wire
+from rollout_ft.checkpoint import line, wire
 from rollout_ft.checkpoint.journal import Appended, Journal, Opened, Promised, Raised, Record, Released
 from rollout_ft.checkpoint.log import Accepted, Entry, Head, Refused, mark
 from rollout_ft.checkpoint.segments import Get, Put, Segments, keep, kept
@@ -257,12 +257,17 @@ def _appended(trial_id: str, attempt: int, owner_epoch: int, entry: Entry) -> Ap
     return Appended(trial_id, attempt, owner_epoch, entry.kind, entry.key, entry.payload)
 
 
-def create_store_actor(name: str, namespace: str | None, view: View | None, journal_dir: str | None = None, **options: Any) -> Any:
-    """A detached store actor; `options` are Ray's (placement, runtime_env …). The handle may still be starting.
+def create_store_actor(
+    name: str, namespace: str | None, view: View | None, journal_dir: str | None = None, *, loopback: bool = True, **options: Any
+) -> Any:
+    """A detached store actor; the handle may still be starting. With `loopback` it listens for this machine alone;
+    `options` are Ray's (placement, runtime_env …).
 
     `max_restarts=0` is not an option: a restarted store would be empty, open, and accept anything.
     """
     import ray
+
+    from rollout_ft.fleet.node import node_ip
 
     api = cast("Any", ray)
 
@@ -273,9 +278,17 @@ def create_store_actor(name: str, namespace: str | None, view: View | None, jour
         ping = api.method(concurrency_group="health")(Store.ping)
         forever = api.method(concurrency_group="watch")(Store.forever)
 
-        def __init__(self, name: str, view: View | None, journal_dir: str | None) -> None:
+        def __init__(self, name: str, view: View | None, journal_dir: str | None, loopback: bool) -> None:
             Store.__init__(self, name, view, journal_dir, put=api.put, get=get)
+            self._loopback = loopback
+            self._door: asyncio.Task[line.Door] | None = None
+
+        async def door(self) -> line.Door:
+            """Where writers send what they commit."""
+            if self._door is None:
+                self._door = asyncio.create_task(line.serve(self, node_ip(self._loopback)))
+            return await asyncio.shield(self._door)
 
     fixed = {"name": name, "namespace": namespace, "max_restarts": 0, "max_task_retries": 0}
     actor = api.remote(concurrency_groups={"health": 2, "watch": 16})(StoreActor)
-    return actor.options(**{"num_cpus": 0, "lifetime": "detached"} | options | fixed).remote(name, view, journal_dir)
+    return actor.options(**{"num_cpus": 0, "lifetime": "detached"} | options | fixed).remote(name, view, journal_dir, loopback)

@@ -96,7 +96,7 @@ class Crew:
 
         name = actor_name(self._run, role, incarnation)
         journal = self.setup.config.store.journal_dir or None
-        handle = create_store_actor(name, self._namespace, view, journal)
+        handle = create_store_actor(name, self._namespace, view, journal, loopback=self.setup.loopback)
         handle.live.remote(self.setup.config.orphan_s)
         return Member(role, incarnation, name, handle)
 
