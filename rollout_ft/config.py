@@ -54,7 +54,7 @@ class EngineConfig(Settings):
     first_token_timeout_s: Seconds = 30
     token_timeout_s: Seconds = 10
     """No token for so long while one is due: the engine hangs, whatever its /health says."""
-    stream_interval_tokens: int = Field(default=8, ge=1)
+    stream_interval_tokens: int = Field(default=16, ge=1)
     partial_flush_s: Seconds = 1
     max_generations_per_turn: int = Field(default=6, ge=1)
     max_restarts: int = Field(default=100, ge=0)

@@ -20,7 +20,7 @@ import pytest
 
 from rollout_ft.engine.port import Chunk
 from rollout_ft.engine.process import free_port
-from rollout_ft.engine.sglang import SGLang, _chunk
+from rollout_ft.engine.sglang import SGLang, _chunk, _joined
 from rollout_ft.errors import EngineLost, EngineRefused
 from rollout_ft.gateway.asgi import Exchange, Server
 from rollout_ft.types import VersionSpan
@@ -33,6 +33,17 @@ def event(ids: list[int], completion_tokens: int, finish: Any = None, logprobs: 
     triples = [[p, i, None] for p, i in zip(logprobs or [-float(i) for i in ids], ids, strict=True)]
     whole = {"completion_tokens": completion_tokens, "finish_reason": finish, "output_token_logprobs": triples, "weight_version": "v0"}
     return {"output_ids": ids, "meta_info": {**whole, **meta}}
+
+
+def test_events_that_come_together_are_one_chunk():
+    together, error = _joined([event([1, 2], 2), event([3], 3), event([4], 4, {"type": "stop"}), event([9], 9)], 0)
+    assert (together.ids, together.logprobs, together.finish, error) == ([1, 2, 3, 4], [-1, -2, -3, -4], "stop", None)
+
+
+def test_the_tokens_before_an_error_in_the_stream_count():
+    together, error = _joined([event([1, 2], 2), {"error": {"message": "KV cache is out of memory", "code": 500}}], 0)
+    assert together.ids == [1, 2]
+    assert (error and error.status) == 500
 
 
 def read(*events: dict[str, Any]) -> list[Chunk]:

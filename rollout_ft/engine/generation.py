@@ -134,13 +134,21 @@ class Generation:
 
     def _take(self, chunk: Chunk, before: tuple[VersionSpan, ...], kept: int) -> None:
         """Checked before anything is built on it: an engine that returns nonsense is an engine fault."""
-        if any(not 0 <= i < self.order.vocab_size for i in chunk.ids):
+        if chunk.ids and not 0 <= min(chunk.ids) <= max(chunk.ids) < self.order.vocab_size:
             raise EngineRefused(502, "the engine returned an id outside the vocabulary")
-        if len(chunk.ids) != len(chunk.logprobs) or not all(map(math.isfinite, chunk.logprobs)):
+        if len(chunk.ids) != len(chunk.logprobs) or not _numbers(chunk.logprobs):
             raise EngineRefused(502, "the engine returned a token without a logprob, or one that is not a number")
         self.ids += chunk.ids
         self.logprobs += chunk.logprobs
         self.spans = join_spans(before, chunk.spans, kept, len(self.ids))
+
+
+def _numbers(values: list[float]) -> bool:
+    """One that is missing, infinite or no number shows in the sum."""
+    try:
+        return math.isfinite(sum(values))
+    except TypeError:
+        return False
 
 
 def logprob_bytes(values: list[float]) -> bytes:

@@ -37,10 +37,13 @@ class SGLang:
                 if response.status != 200:
                     raise EngineRefused(response.status, (await response.text())[:500])
                 seen = 0
-                async for event in _events(response.content):
-                    chunk = _chunk(event, seen)
+                async for events in _events(response.content):
+                    chunk, error = _joined(events, seen)
                     seen += len(chunk.ids)
-                    yield chunk
+                    if chunk.ids or chunk.finish:
+                        yield chunk
+                    if error is not None:
+                        raise error
                     if chunk.finish:
                         return
         except _LOST as e:
@@ -83,18 +86,18 @@ class SGLang:
 _JSON = {"content-type": "application/json"}
 
 
-async def _events(content: aiohttp.StreamReader) -> AsyncIterator[Any]:
-    """The JSON of each server-sent event, up to `[DONE]`."""
+async def _events(content: aiohttp.StreamReader) -> AsyncIterator[list[Any]]:
+    """The JSON of the server-sent events that came together, up to `[DONE]`."""
     rest = b""
     async for data in content.iter_any():
         *events, rest = (rest + data).split(b"\n\n")
-        for event in events:
-            if not event.startswith(b"data:"):
-                continue
-            payload = event[5:].strip()
-            if payload == b"[DONE]":
-                return
-            yield _parsed(payload)
+        payloads = [event[5:].strip() for event in events if event.startswith(b"data:")]
+        done = b"[DONE]" in payloads
+        parsed = [_parsed(payload) for payload in (payloads[: payloads.index(b"[DONE]")] if done else payloads)]
+        if parsed:
+            yield parsed
+        if done:
+            return
 
 
 def _parsed(payload: bytes) -> Any:
@@ -102,6 +105,20 @@ def _parsed(payload: bytes) -> Any:
         return orjson.loads(payload)
     except orjson.JSONDecodeError as e:
         raise EngineRefused(502, f"the engine sent an event that is not JSON: {e}") from None
+
+
+def _joined(events: list[Any], seen: int) -> tuple[Chunk, EngineRefused | None]:
+    """Several events as one chunk, and the error that ended them: the tokens before it count."""
+    chunk = Chunk([], [], ())
+    for event in events:
+        try:
+            more = _chunk(event, seen + len(chunk.ids))
+        except EngineRefused as e:
+            return chunk, e
+        chunk = Chunk(chunk.ids + more.ids, chunk.logprobs + more.logprobs, more.spans, more.finish)
+        if chunk.finish:
+            break
+    return chunk, None
 
 
 def _chunk(event: Any, seen: int) -> Chunk:
