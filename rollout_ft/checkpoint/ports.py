@@ -10,16 +10,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from rollout_ft.checkpoint.line import Call, Door, Line
 from rollout_ft.errors import RolloutFTError, StoreUnavailable
+from rollout_ft.line import CallFailed, Door, Line, LineBroken, NobodyThere
 
 if TYPE_CHECKING:
     from rollout_ft.checkpoint.log import Entry, Head, Refused
     from rollout_ft.checkpoint.state import Export
     from rollout_ft.checkpoint.view import Standing, View
     from rollout_ft.types import Partial
+
+
+class Call(IntEnum):
+    """What goes over the line; the argument is the view's number."""
+
+    APPEND = 1
+    PARTIALS = 2
 
 
 class StorePort(Protocol):
@@ -57,7 +65,7 @@ class RayStore:
         self._connecting = asyncio.Lock()
 
     async def append_many(self, view_number: int, batch: bytes) -> bytes:
-        return await (await self._open_line()).call(Call.APPEND, view_number, batch)
+        return await self._send(Call.APPEND, view_number, batch)
 
     async def fence(self, view_number: int, trial_id: str, attempt: int, owner_epoch: int) -> Head | Refused:
         return await self._call("fence", view_number, trial_id, attempt, owner_epoch)
@@ -69,7 +77,7 @@ class RayStore:
         return await self._call("partials", trial_id)
 
     async def put_partials(self, view_number: int, batch: bytes) -> int:
-        return int(await (await self._open_line()).call(Call.PARTIALS, view_number, batch))
+        return int(await self._send(Call.PARTIALS, view_number, batch))
 
     async def lookup(self, trial_id: str) -> Head | None:
         return await self._call("lookup", trial_id)
@@ -103,6 +111,12 @@ class RayStore:
 
     async def ping(self) -> int:
         return await self._call("ping")
+
+    async def _send(self, what: Call, view_number: int, batch: bytes) -> bytes:
+        try:
+            return await (await self._open_line()).call(what, view_number, batch)
+        except (CallFailed, LineBroken, NobodyThere) as error:
+            raise StoreUnavailable(f"store {self.name} does not answer {what.name.lower()}: {error}") from error
 
     async def _open_line(self) -> Line:
         if self._line is not None and self._line.open:

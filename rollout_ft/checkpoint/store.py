@@ -11,19 +11,23 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
+import socket
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
-from rollout_ft.checkpoint import line, wire
+from rollout_ft.checkpoint import wire
 from rollout_ft.checkpoint.journal import Appended, Journal, Opened, Promised, Raised, Record, Released
 from rollout_ft.checkpoint.log import Accepted, Entry, Head, Refused, mark
+from rollout_ft.checkpoint.ports import Call
 from rollout_ft.checkpoint.segments import Get, Put, Segments, keep, kept
 from rollout_ft.checkpoint.state import Export, StoreState
 from rollout_ft.checkpoint.view import Standing, View
 from rollout_ft.errors import ConfigError, StoreUnavailable
 from rollout_ft.fleet.lease import Lease, live
+from rollout_ft.line import TOKEN_BYTES, Door, serve
 from rollout_ft.types import Partial
 
 EXPORT_BYTES = 4 * 1024 * 1024
@@ -197,6 +201,18 @@ class Store:
         """Never returns: its failure is the news of this replica's death."""
         await asyncio.Event().wait()
 
+    async def listen(self, host: str) -> Door:
+        """Opens the line for as long as this process lives."""
+        sock = socket.create_server((host, 0), backlog=1024)
+        door = Door(host, sock.getsockname()[1], secrets.token_bytes(TOKEN_BYTES))
+        self._line = await serve(self._answer, sock, door.token)
+        return door
+
+    async def _answer(self, what: int, view_number: int, payload: bytes) -> bytes:
+        if what == Call.APPEND:
+            return await self.append_many(view_number, payload)
+        return str(await self.put_partials(view_number, payload)).encode()
+
     async def live(self, lease_s: float) -> None:
         """End this process, as an actor, when `renew` is not called for so long."""
         self._lease = Lease(lease_s)
@@ -281,12 +297,12 @@ def create_store_actor(
         def __init__(self, name: str, view: View | None, journal_dir: str | None, loopback: bool) -> None:
             Store.__init__(self, name, view, journal_dir, put=api.put, get=get)
             self._loopback = loopback
-            self._door: asyncio.Task[line.Door] | None = None
+            self._door: asyncio.Task[Door] | None = None
 
-        async def door(self) -> line.Door:
+        async def door(self) -> Door:
             """Where writers send what they commit."""
             if self._door is None:
-                self._door = asyncio.create_task(line.serve(self, node_ip(self._loopback)))
+                self._door = asyncio.create_task(self.listen(node_ip(self._loopback)))
             return await asyncio.shield(self._door)
 
     fixed = {"name": name, "namespace": namespace, "max_restarts": 0, "max_task_retries": 0}
