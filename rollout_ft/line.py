@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import cast
+from weakref import WeakSet
 
 from rollout_ft.errors import RolloutFTError
 
@@ -140,9 +141,33 @@ class _Served(_Frames):
                 task.cancel()
 
 
-async def serve(answer: Answer, sock: socket.socket, token: bytes, *, cancels: bool = False) -> asyncio.Server:
-    """Answers calls on a listening socket. With `cancels` a call ends when its caller does not wait any more."""
-    return await asyncio.get_running_loop().create_server(lambda: _Served(answer, token, cancels), sock=sock, backlog=4096)
+class Server:
+    """Answers calls on a listening socket until it is closed."""
+
+    def __init__(self, answer: Answer, token: bytes, cancels: bool):
+        self._answer, self._token, self._cancels = answer, token, cancels
+        self._connections: WeakSet[_Served] = WeakSet()
+        self._listener: asyncio.Server | None = None
+
+    async def start(self, sock: socket.socket) -> Server:
+        self._listener = await asyncio.get_running_loop().create_server(self._connected, sock=sock, backlog=4096)
+        return self
+
+    def _connected(self) -> _Served:
+        served = _Served(self._answer, self._token, self._cancels)
+        self._connections.add(served)
+        return served
+
+    def close(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+        for served in list(self._connections):
+            served.close()
+
+
+async def serve(answer: Answer, sock: socket.socket, token: bytes, *, cancels: bool = False) -> Server:
+    """With `cancels` a call ends when its caller does not wait any more."""
+    return await Server(answer, token, cancels).start(sock)
 
 
 class Line(_Frames):

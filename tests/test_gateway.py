@@ -13,13 +13,16 @@ import aiohttp
 import orjson
 import pytest
 
+from rollout_ft import line
 from rollout_ft.config import GatewayConfig
+from rollout_ft.engine.wire import Call, answer, decode_delivered
 from rollout_ft.errors import BadRequest, SessionClosed
 from rollout_ft.faultpoints import Inert
 from rollout_ft.gateway.asgi import Exchange, Headers, Server
 from rollout_ft.gateway.gateway import Gateway
 from rollout_ft.gateway.keys import Keys
 from rollout_ft.gateway.owners import Owners
+from rollout_ft.line import token_of
 from rollout_ft.types import JSON, Outcome, SessionSpec
 
 KEYS = Keys("secret")
@@ -57,11 +60,10 @@ class Owner:
     frozen: bool = False
     pings: int = 0
     url: str = ""
-    server: Server | None = None
+    server: line.Server | None = None
 
     async def handle(self, x: Exchange) -> None:
         headers = x.headers()
-        assert headers[b"x-rft-secret"] == KEYS.internal.encode()
         what = x.path.split("/")[1]
         if what == "ping":
             self.pings += 1
@@ -70,10 +72,6 @@ class Owner:
             return await x.reply(204, b"")
         body = await x.body(1 << 20)
         self.log.append(what)
-        if what == "reports":
-            self.reports += orjson.loads(body)
-            self.reported.set()
-            return await x.reply(204, b"")
         if what == "failed":
             self.failures.append((x.path, body))
             self.failed.set()
@@ -85,21 +83,33 @@ class Owner:
         answer = self.answers.pop(0) if self.answers else plain
         await answer(x)
 
+    async def answer(self, what: int, _: int, payload: bytes) -> bytes:
+        if what == Call.REQUEST:
+            return await answer(self.handle, payload)
+        self.log.append("reports")
+        self.reports.append(decode_delivered(payload))
+        self.reported.set()
+        return b""
+
     async def held(self, x: Exchange) -> None:
         """Answers when released; leaves when the gateway does."""
-        release, gone = asyncio.create_task(self.release.wait()), asyncio.create_task(x.disconnected())
-        await asyncio.wait({release, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if gone.done():
+        try:
+            await self.release.wait()
+        except asyncio.CancelledError:
             self.log.append("left")
             self.reported.set()
-        else:
-            await plain(x)
-        release.cancel()
-        gone.cancel()
+            raise
+        await plain(x)
+
+    async def start(self) -> None:
+        sock = socket.create_server(("127.0.0.1", 0))
+        self.url = f"127.0.0.1:{sock.getsockname()[1]}"
+        self.server = await line.serve(self.answer, sock, token_of(KEYS.internal), cancels=True)
 
     async def stop(self) -> None:
+        """The process dies: nobody listens, and every connection breaks."""
         assert self.server is not None
-        await self.server.aclose()
+        self.server.close()
 
 
 async def plain(x: Exchange) -> None:
@@ -224,10 +234,10 @@ async def serve(handle: Callable[[Exchange], Awaitable[None]]) -> tuple[str, Ser
 async def stage(owners: int = 1, ping_s: float = 60, **config: Any) -> AsyncIterator[Stage]:
     played = [Owner(f"e{i}") for i in range(owners)]
     for owner in played:
-        owner.url, owner.server = await serve(owner.handle)
+        await owner.start()
     supervisor = Supervisor(list(played))
     settings = GatewayConfig(**config)
-    reached = Owners(supervisor, (b"x-rft-secret", KEYS.internal.encode()), ping_s)
+    reached = Owners(supervisor, token_of(KEYS.internal), ping_s)
     gateway = Gateway(settings, KEYS, supervisor, reached, "http://advertised", Inert())
     url, server = await serve(gateway.handle)
     async with aiohttp.ClientSession() as http:
@@ -434,7 +444,7 @@ async def test_an_owners_error_is_passed_on_and_is_no_delivery():
         assert (answer.status, answer.error, answer.headers["x-should-retry"]) == (400, {"message": "m"}, "false")
         await s.chat()
         await s.owners[0].reported.wait()
-        assert s.owners[0].reports == [[SID, [s.owners[0].turns[1].request_id]]]
+        assert s.owners[0].reports == [(SID, s.owners[0].turns[1].request_id)]
 
 
 async def test_a_delivered_reply_is_reported_before_the_next_request_arrives():
@@ -442,7 +452,7 @@ async def test_a_delivered_reply_is_reported_before_the_next_request_arrives():
         await s.chat()
         await s.chat()
         assert s.owners[0].log[:3] == ["turn", "reports", "turn"]
-        assert s.owners[0].reports[0] == [SID, [s.owners[0].turns[0].request_id]]
+        assert s.owners[0].reports[0] == (SID, s.owners[0].turns[0].request_id)
 
 
 async def test_every_request_has_an_id_of_its_own_whatever_the_client_says():
@@ -564,7 +574,7 @@ async def test_a_stream_near_the_deadline_is_kept_alive_until_its_reply():
             rest = await response.content.read()
         assert rest.replace(b": keep-alive\n\n", b"") == b'data: {"the": "reply"}\n\ndata: [DONE]\n\n'
         await owner.reported.wait()
-        assert owner.reports == [[SID, [owner.turns[0].request_id]]]
+        assert owner.reports == [(SID, owner.turns[0].request_id)]
 
 
 async def test_an_error_in_a_stream_that_has_begun_is_an_event_and_no_delivery():
@@ -583,7 +593,7 @@ async def test_an_error_in_a_stream_that_has_begun_is_an_event_and_no_delivery()
         assert orjson.loads(rest.removeprefix(b"data: ").partition(b"\n\n")[0]) == {"error": {"message": "m"}}
         await s.chat()
         await owner.reported.wait()
-        assert owner.reports == [[SID, [owner.turns[1].request_id]]]
+        assert owner.reports == [(SID, owner.turns[1].request_id)]
 
 
 async def test_a_session_that_is_closed_behind_a_stream_that_has_begun_is_an_event_too():

@@ -11,6 +11,7 @@ import os
 import socket
 from typing import Any
 
+from rollout_ft import line
 from rollout_ft.checkpoint.mirror import Mirror
 from rollout_ft.checkpoint.ports import resolve
 from rollout_ft.checkpoint.view import View
@@ -25,8 +26,8 @@ from rollout_ft.fleet.crew import Setup, actor_name
 from rollout_ft.fleet.lease import Lease, live
 from rollout_ft.fleet.node import node_ip
 from rollout_ft.fleet.remote import RemoteSupervisor
-from rollout_ft.gateway.asgi import Server
 from rollout_ft.gateway.keys import Keys
+from rollout_ft.line import token_of
 from rollout_ft.rayapi import ray
 from rollout_ft.samples.summary import summary
 from rollout_ft.samples.trajectory import records, trajectory
@@ -63,9 +64,9 @@ class EngineActor:
         )
         ip = node_ip(self._setup.loopback)
         sock = socket.create_server((ip, 0), backlog=4096)
-        http = OwnerHTTP(self._host, config, Keys(self._setup.secret), await renderer)
-        await Server(http.handle, sock).ready()
-        self._url = f"http://{ip}:{sock.getsockname()[1]}"
+        owner = OwnerHTTP(self._host, config, await renderer)
+        self._url = f"{ip}:{sock.getsockname()[1]}"
+        self._line = await line.serve(owner.answer, sock, token_of(Keys(self._setup.secret).internal), cancels=True)
         info = await self._engine.info()
         self._weight_version = info.weight_version
         asyncio.create_task(self._watch_process())  # noqa: RUF006 - lives as long as the process

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 import uuid
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -207,12 +207,11 @@ class SessionHost:
             held.session.evidence.unheard.discard(node.turn.key)
         return node
 
-    def report(self, sid: str, delivered: Iterable[str]) -> None:
-        """What the gateway saw: replies that were written whole to a socket that was still open."""
+    def report(self, sid: str, delivered: str) -> None:
+        """What the gateway saw: the reply to this request was written whole to a socket that was still open."""
         held = self._held.get(sid)
         if held is not None:
-            for request_id in delivered:
-                held.session.delivered(request_id)
+            held.session.delivered(delivered)
 
     async def fault(self, sid: str, reason: str) -> None:
         """The attempt met a fault that it does not survive: recorded, so that no later owner forgets it."""

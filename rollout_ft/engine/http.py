@@ -1,51 +1,49 @@
 """What an engine actor answers to the gateways: turns, reports and trajectories of the sessions that it holds.
 
-Owns the internal wire between gateway and owner, and the translation of errors into statuses. Answers nobody without
-the internal secret. `OWNER` in a reply's headers tells a gateway that the session is somebody else's now.
+Owns what a call from a gateway means, and the translation of errors into statuses. `OWNER` in a reply's headers tells
+a gateway that the session is somebody else's now.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any
 
 import orjson
 
 from rollout_ft.config import Config
 from rollout_ft.engine.host import Reply, SessionHost
+from rollout_ft.engine.wire import Call, answer, decode_delivered
 from rollout_ft.errors import BadRequest, EngineRefused, SessionClosed, SessionMoved, TrialFault
 from rollout_ft.gateway.asgi import Disconnected, Exchange, Headers
-from rollout_ft.gateway.keys import Keys
 from rollout_ft.gateway.openai import ChatRequest, Evidence, error_body, parse_chat, reply_body, reply_events
 from rollout_ft.samples.trajectory import records, trajectory
 from rollout_ft.session.render import Renderer
 from rollout_ft.types import JSON
 
-SECRET, OWNER, REQUEST, RESENT, DEPTH = b"x-rft-secret", b"x-rft-owner", b"x-request-id", b"x-rft-resent", b"x-rft-depth"
+OWNER, REQUEST, RESENT, DEPTH = b"x-rft-owner", b"x-request-id", b"x-rft-resent", b"x-rft-depth"
 RETRY = [(b"x-should-retry", b"true")]
 _log = logging.getLogger("rollout_ft")
 FINAL = [(b"x-should-retry", b"false")]
 
 
 class OwnerHTTP:
-    def __init__(self, host: SessionHost, config: Config, keys: Keys, renderer: Renderer):
-        self._host, self._config, self._keys, self._renderer = host, config, keys, renderer
+    def __init__(self, host: SessionHost, config: Config, renderer: Renderer):
+        self._host, self._config, self._renderer = host, config, renderer
+
+    async def answer(self, what: int, _: int, payload: bytes) -> bytes:
+        """A call that came over the line."""
+        if what == Call.REQUEST:
+            return await answer(self.handle, payload)
+        self._host.report(*decode_delivered(payload))
+        return b""
 
     async def handle(self, x: Exchange) -> None:
-        headers = x.headers()
-        if not self._keys.is_internal(headers.get(SECRET, b"")):
-            return await x.reply(401, b"")
         route, _, rest = x.path.lstrip("/").partition("/")
         sid, _, what = rest.partition("/")
         try:
             if route == "turn":
-                await self._turn(x, sid, headers)
-            elif route == "reports":
-                reports: Any = orjson.loads(await x.body(self._config.gateway.max_body_bytes))
-                for session_id, delivered in reports:
-                    self._host.report(session_id, delivered)
-                await x.reply(204, b"")
+                await self._turn(x, sid, x.headers())
             elif route == "ping":
                 await x.reply(204, b"")
             elif route == "failed":

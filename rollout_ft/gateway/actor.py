@@ -10,7 +10,6 @@ import os
 import socket
 from typing import Any
 
-from rollout_ft.engine.http import SECRET
 from rollout_ft.fleet.crew import Setup
 from rollout_ft.fleet.lease import Lease, live
 from rollout_ft.fleet.node import node_ip
@@ -19,6 +18,7 @@ from rollout_ft.gateway.asgi import Server
 from rollout_ft.gateway.gateway import Gateway
 from rollout_ft.gateway.keys import Keys
 from rollout_ft.gateway.owners import Owners
+from rollout_ft.line import token_of
 from rollout_ft.rayapi import ray
 from rollout_ft.testing.faults import fault_points
 from rollout_ft.types import JSON
@@ -51,7 +51,7 @@ class GatewayActor:
         setup, config = self._setup, self._setup.config.gateway
         keys = Keys(setup.secret)
         supervisor = RemoteSupervisor(setup.config.run, setup.namespace)
-        owners = Owners(supervisor, (SECRET, keys.internal.encode()), config.ping_s)
+        owners = Owners(supervisor, token_of(keys.internal), config.ping_s)
         faults = fault_points(setup)
         gateway = Gateway(config, keys, supervisor, owners, base_url(setup, self._port), faults)
         server = Server(gateway.handle, bind(config.host, self._port), tls_cert=config.tls_cert, tls_key=config.tls_key)

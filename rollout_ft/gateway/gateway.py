@@ -129,8 +129,8 @@ class Gateway:
         parts = split_session_id(call.sid)
         if status == 200 and parts and await self._faults.replying(parts[0], depth):
             return await _cut(x, body)
-        content = headers.get("content-type", headers.get("Content-Type", "application/json")).encode()
-        await x.reply(status, body, [(k.lower().encode(), v.encode()) for k, v in headers.items() if _outward(k)], content)
+        content = headers.get("content-type", "application/json").encode()
+        await x.reply(status, body, [(k.encode(), v.encode()) for k, v in headers.items() if _outward(k)], content)
         if status == 200 and not gone.done():
             call.report_delivered()
 
@@ -180,8 +180,8 @@ class _TurnCall:
         self._owners, self.sid, self._body = owners, sid, body
         self._path = f"/turn/{sid}/{dialect}"
         self._request_id = uuid.uuid4().hex
-        self._headers = {k.decode(): headers[k].decode("latin-1") for k in _PASSED if k in headers}
-        self._headers |= {"x-request-id": self._request_id, "content-type": "application/json"}
+        self._headers = {k: headers[k] for k in _PASSED if k in headers}
+        self._headers[b"x-request-id"] = self._request_id.encode()
         self._owner: Owner | None = None
 
     async def run(self) -> _Answer:
@@ -190,14 +190,13 @@ class _TurnCall:
         losses = 0
         while True:
             self._owner = owner = await self._owners.of(self.sid, failed)
-            await self._owners.reported(owner)
             try:
                 return await self._owners.call(owner, "POST", self._path, self._body, self._headers)
             except OwnerLost as e:
                 failed = e.owner
                 if e.in_flight:
                     losses += 1
-                    self._headers["x-rft-resent"] = str(losses)
+                    self._headers[b"x-rft-resent"] = b"%d" % losses
                 if losses >= MAX_LOSSES:
                     self.report_failed()
                     message = f"{losses} owners were lost over this request; the trial's policy decides"
@@ -238,7 +237,7 @@ def _hold_s(headers: Headers, config: GatewayConfig) -> float:
 
 
 def _outward(name: str) -> bool:
-    return name.lower().startswith(("x-rollout-ft-", "x-should-retry", "retry-after"))
+    return name.startswith(("x-rollout-ft-", "x-should-retry", "retry-after"))
 
 
 async def _cut(x: Exchange, body: bytes) -> None:

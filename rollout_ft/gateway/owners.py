@@ -1,6 +1,6 @@
 """The engine actors that hold sessions, as the gateway reaches them.
 
-Owns the cache of session → owner, the pooled connections, and the watch on owners that have calls in flight. Knows
+Owns the cache of session → owner, a line to each owner, and the watch on owners that have calls in flight. Knows
 nothing of what the calls mean. An owner is never believed dead here: two missed pings and the supervisor is asked,
 and only its answer breaks the calls that wait.
 """
@@ -8,20 +8,19 @@ and only its answer breaks the calls that wait.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import aiohttp
-import orjson
-
+from rollout_ft.engine.wire import Call, Reply, decode_reply, encode_delivered, encode_request
 from rollout_ft.errors import SessionClosed
+from rollout_ft.line import CallFailed, Door, Line, LineBroken, NobodyThere
 from rollout_ft.types import JSON
 
 LOCATE_PAUSE_S = 0.1
 RELOCATE_PAUSE_S = 0.01
+CONNECT_TIMEOUT_S = 5.0
 
 
 @dataclass(slots=True, eq=False)
@@ -31,10 +30,10 @@ class Owner:
     incarnation: int
     in_flight: int = 0
     misses: int = 0
-    lost: asyncio.Event = field(default_factory=asyncio.Event)
-    reports: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    lost: bool = False
+    line: Line | None = None
+    connecting: asyncio.Lock = field(default_factory=asyncio.Lock)
     pinging: asyncio.Task[None] | None = None
-    reporting: asyncio.Task[None] | None = None
 
 
 def _logged(task: asyncio.Task[None]) -> None:
@@ -59,22 +58,17 @@ class OwnerLost(Exception):
 
 
 class Owners:
-    def __init__(self, locator: Locator, secret: tuple[bytes, bytes], ping_s: float):
-        self._locator, self._ping_s = locator, ping_s
-        self._auth = {secret[0].decode(): secret[1].decode()}
+    def __init__(self, locator: Locator, token: bytes, ping_s: float):
+        self._locator, self._token, self._ping_s = locator, token, ping_s
         self._by_session: dict[str, Owner] = {}
         self._kept: set[asyncio.Task[None]] = set()
         self._known: dict[tuple[str, int], Owner] = {}
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
-        self.http = aiohttp.ClientSession(
-            connector=connector, timeout=aiohttp.ClientTimeout(total=None), auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
-        )
         self._watch = asyncio.create_task(self._watch_owners())
 
     async def of(self, sid: str, failed: Owner | None = None) -> Owner:
         """The owner of a session; waits while nobody can serve it. Raises SessionClosed when it is over."""
         known = self._by_session.get(sid)
-        if known is not None and known is not failed and not known.lost.is_set():
+        if known is not None and known is not failed and not known.lost:
             return known
         if failed is not None:
             await asyncio.sleep(RELOCATE_PAUSE_S)  # an owner that is named again and again must not be asked in a spin
@@ -93,32 +87,37 @@ class Owners:
     def forget(self, sid: str) -> None:
         self._by_session.pop(sid, None)
 
-    async def call(self, owner: Owner, method: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
+    async def call(self, owner: Owner, method: str, path: str, body: bytes, headers: dict[bytes, bytes]) -> Reply:
         """One call to an owner: `(status, headers, body)`. Raises OwnerLost."""
         owner.in_flight += 1
-        call = asyncio.create_task(self._call(owner, method, path, body, headers))
-        lost = asyncio.create_task(owner.lost.wait())
         try:
-            await asyncio.wait({call, lost}, return_when=asyncio.FIRST_COMPLETED)
-            if not call.done():
-                raise OwnerLost(owner, in_flight=True)
-            return call.result()
+            return await self._call(owner, method, path, body, headers)
         finally:
             owner.in_flight -= 1
-            call.cancel()
-            lost.cancel()
 
-    async def _call(self, owner: Owner, method: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
+    async def _call(self, owner: Owner, method: str, path: str, body: bytes, headers: dict[bytes, bytes]) -> Reply:
+        line = await self._line(owner)
         try:
-            async with self.http.request(method, owner.url + path, data=body, headers={**headers, **self._auth}) as r:
-                moved = r.headers.get("x-rft-owner")
-                if moved:
-                    raise OwnerLost(owner, in_flight=moved == "lost")
-                return r.status, dict(r.headers), await r.read()
-        except aiohttp.ClientConnectorError as e:
-            raise OwnerLost(owner, in_flight=False) from e
-        except (aiohttp.ClientError, ConnectionError) as e:
+            reply = decode_reply(await line.call(Call.REQUEST, 0, encode_request(method, path, headers, body)))
+        except (LineBroken, CallFailed) as e:
             raise OwnerLost(owner, in_flight=True) from e
+        moved = reply[1].get("x-rft-owner")
+        if moved:
+            raise OwnerLost(owner, in_flight=moved == "lost")
+        return reply
+
+    async def _line(self, owner: Owner) -> Line:
+        if owner.line is not None and owner.line.open:
+            return owner.line
+        async with owner.connecting:
+            if owner.line is None or not owner.line.open:
+                host, _, port = owner.url.rpartition(":")
+                try:
+                    async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                        owner.line = await Line.to(Door(host, int(port), self._token))
+                except (NobodyThere, TimeoutError) as e:
+                    raise OwnerLost(owner, in_flight=False) from e
+            return owner.line
 
     # -- reports --------------------------------------------------------------------------------------------------
 
@@ -130,22 +129,9 @@ class Owners:
         task.add_done_callback(lambda t: t.cancelled() or t.exception())
 
     def report(self, owner: Owner, sid: str, *, delivered: str) -> None:
-        """Tells the owner that a reply was delivered, together with whatever else there is to tell it then."""
-        owner.reports.setdefault(sid, []).append(delivered)
-        if owner.reporting is None or owner.reporting.done():
-            owner.reporting = asyncio.create_task(self._send_reports(owner))
-
-    async def reported(self, owner: Owner) -> None:
-        """Returns when what was to be reported is: evidence must not arrive after the request that depends on it."""
-        if owner.reporting is not None and not owner.reporting.done():
-            await asyncio.wait({owner.reporting}, timeout=1)
-
-    async def _send_reports(self, owner: Owner) -> None:
-        while owner.reports:
-            batch, owner.reports = owner.reports, {}
-            body = orjson.dumps(list(batch.items()))
-            with contextlib.suppress(OwnerLost):
-                await self.call(owner, "POST", "/reports", body, {})
+        """Tells the owner that a reply was delivered; it hears of it before it hears of the next request."""
+        if owner.line is not None:
+            owner.line.tell(Call.DELIVERED, 0, encode_delivered(sid, delivered))
 
     # -- watching -------------------------------------------------------------------------------------------------
 
@@ -153,7 +139,7 @@ class Owners:
         while True:
             for owner in list(self._known.values()):
                 idle = owner.pinging is None or owner.pinging.done()
-                if owner.in_flight and idle and not owner.lost.is_set():
+                if owner.in_flight and idle and not owner.lost:
                     owner.pinging = asyncio.create_task(self._ping(owner))
                     owner.pinging.add_done_callback(_logged)
             await asyncio.sleep(self._ping_s)
@@ -167,9 +153,13 @@ class Owners:
         except (TimeoutError, OwnerLost):
             owner.misses += 1
         if owner.misses >= 2 and await self._locator.suspect(owner.engine_id, owner.incarnation, "missed pings"):
-            owner.lost.set()
+            owner.lost = True
             self._known.pop((owner.engine_id, owner.incarnation), None)
+            if owner.line is not None:
+                owner.line.close()
 
     async def aclose(self) -> None:
         self._watch.cancel()
-        await self.http.close()
+        for owner in self._known.values():
+            if owner.line is not None:
+                owner.line.close()
