@@ -283,7 +283,7 @@ def create_store_actor(
     """
     import ray
 
-    from rollout_ft.fleet.node import node_ip
+    from rollout_ft.fleet.node import node_ip, settle
 
     api = cast("Any", ray)
 
@@ -303,6 +303,7 @@ def create_store_actor(
             """Where writers send what they commit."""
             if self._door is None:
                 self._door = asyncio.create_task(self.listen(node_ip(self._loopback)))
+                settle()
             return await asyncio.shield(self._door)
 
     fixed = {"name": name, "namespace": namespace, "max_restarts": 0, "max_task_retries": 0}

@@ -24,7 +24,7 @@ from rollout_ft.engine.sglang import SGLang
 from rollout_ft.errors import EngineLost, SessionClosed
 from rollout_ft.fleet.crew import Setup, actor_name
 from rollout_ft.fleet.lease import Lease, live
-from rollout_ft.fleet.node import node_ip
+from rollout_ft.fleet.node import node_ip, settle
 from rollout_ft.fleet.remote import RemoteSupervisor
 from rollout_ft.gateway.keys import Keys
 from rollout_ft.line import token_of
@@ -70,6 +70,7 @@ class EngineActor:
         info = await self._engine.info()
         self._weight_version = info.weight_version
         asyncio.create_task(self._watch_process())  # noqa: RUF006 - lives as long as the process
+        settle()
         return await self.describe()
 
     async def _start_engine(self) -> tuple[EngineProcess, SGLang]:

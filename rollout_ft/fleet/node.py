@@ -1,10 +1,12 @@
-"""Where this process runs, as Ray sees it.
+"""The process that an actor is, and where it runs.
 
-Owns two lookups that Ray has no public name for in a worker: the node's own address (not the one that a route to the
-outside would have) and its log directory.
+Owns two lookups that Ray has no public name for in a worker, the node's own address (not the one that a route to the
+outside would have) and its log directory; and how a process that serves for weeks collects its garbage.
 """
 
 from __future__ import annotations
+
+import gc
 
 from rollout_ft.rayapi import ray
 
@@ -17,3 +19,13 @@ def node_ip(loopback: bool) -> str:
 def logs_dir() -> str:
     """Where Ray's dashboard looks for logs."""
     return str(ray._private.worker._global_node.get_logs_dir_path())
+
+
+def settle() -> None:
+    """Called once everything is imported and made: what is here now stays, and is never looked through again.
+
+    By default every 700 new objects begin a collection, which is an eighth of the CPU of a turn.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)

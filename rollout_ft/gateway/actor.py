@@ -12,7 +12,7 @@ from typing import Any
 
 from rollout_ft.fleet.crew import Setup
 from rollout_ft.fleet.lease import Lease, live
-from rollout_ft.fleet.node import node_ip
+from rollout_ft.fleet.node import node_ip, settle
 from rollout_ft.fleet.remote import RemoteSupervisor
 from rollout_ft.gateway.asgi import Server
 from rollout_ft.gateway.gateway import Gateway
@@ -56,6 +56,7 @@ class GatewayActor:
         gateway = Gateway(config, keys, supervisor, owners, base_url(setup, self._port), faults)
         server = Server(gateway.handle, bind(config.host, self._port), tls_cert=config.tls_cert, tls_key=config.tls_key)
         await server.ready()
+        settle()
         return await self.describe()
 
     async def describe(self) -> JSON:
