@@ -17,11 +17,11 @@ from rollout_ft.config import GatewayConfig, ModelConfig
 from rollout_ft.errors import BadRequest, SessionClosed
 from rollout_ft.faultpoints import FaultPoints
 from rollout_ft.gateway.asgi import Disconnected, Exchange, Headers
+from rollout_ft.gateway.body import load_json
 from rollout_ft.gateway.control import Control, ControlRoutes
 from rollout_ft.gateway.dialects import DIALECTS, dialect_of
 from rollout_ft.gateway.dialects.openai_reply import models_body
 from rollout_ft.gateway.keys import Keys, session_of
-from rollout_ft.gateway.openai import load_json
 from rollout_ft.gateway.owners import Owner, OwnerLost, Owners
 from rollout_ft.types import split_session_id
 

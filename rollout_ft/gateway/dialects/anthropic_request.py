@@ -10,12 +10,12 @@ from __future__ import annotations
 from typing import Any, cast
 
 from rollout_ft.errors import BadRequest
+from rollout_ft.gateway.body import load_json
 from rollout_ft.gateway.dialects.anthropic_reply import RAW_ARGUMENTS, MessagesRequest
 from rollout_ft.gateway.dialects.base import Evidence, Rules
 from rollout_ft.gateway.dialects.conversation import Conversation, ToolChoice, turn_request
 from rollout_ft.gateway.dialects.fields import dumped, objects, own_session, refuse_unknown, typed
 from rollout_ft.gateway.dialects.sampling import MESSAGES, read
-from rollout_ft.gateway.openai import load_json
 from rollout_ft.types import JSON
 
 _KNOWN = frozenset({

@@ -35,6 +35,7 @@ class Rules:
     """The session's sampling parameters win over the request's; False: the other way round."""
     model: str = "default"
     max_messages: int = 20_000
+    max_tools: int = 512
     max_output_tokens: int = 8192
     vocab_size: int = 2**31
 

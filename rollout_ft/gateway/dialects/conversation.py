@@ -21,11 +21,10 @@ from rollout_ft.types import JSON
 
 @dataclass(frozen=True, slots=True)
 class ToolChoice:
-    """`names` are the dialect's own words, for what is refused."""
+    """Whether a tool must, may or must not be called; `name`: which one must."""
 
     kind: Literal["auto", "none", "required", "named"] = "auto"
     name: str = ""
-    param: str = "tool_choice"
 
     def openai(self) -> Any:
         """As OpenAI writes it."""
@@ -50,6 +49,8 @@ def turn_request(c: Conversation, evidence: Evidence, rules: Rules) -> TurnReque
     """The turn that is asked for. Raises BadRequest naming what cannot be."""
     if len(c.messages) > rules.max_messages:
         raise BadRequest(f"more than {rules.max_messages} messages (session.max_messages)", param="messages")
+    if len(c.tools) > rules.max_tools:
+        raise BadRequest(f"more than {rules.max_tools} tools (session.max_tools)", param="tools")
     tools = c.tools if c.tools and c.choice.kind != "none" else None
     tool_bytes = dumped(tools, "tools") if tools else b""
     schema = _schema(c, tools)
@@ -64,6 +65,7 @@ def turn_request(c: Conversation, evidence: Evidence, rules: Rules) -> TurnReque
         sampling=with_template(sampling, c.template_kwargs),
         retry=evidence.retry,
         idempotency_key=evidence.idempotency_key,
+        forced_call=c.choice.kind in ("required", "named"),
         resent=evidence.resent,
     )
 
@@ -73,9 +75,9 @@ def _schema(c: Conversation, tools: list[JSON] | None) -> JSON | None:
     choice = c.choice
     if choice.kind in ("required", "named"):
         if not tools or (choice.kind == "named" and choice.name not in (t["function"]["name"] for t in tools)):
-            raise BadRequest(f"{choice.param} demands a tool that tools does not have", param=choice.param)
+            raise BadRequest("tool_choice demands a tool that tools does not have", param="tool_choice")
         if c.schema is not None:
-            raise BadRequest(f"{choice.param} demands a tool call and response_format a text: leave one out", param="response_format")
+            raise BadRequest("tool_choice demands a tool call and response_format a text: leave one out", param="response_format")
         return tool_choice_schema(tools, choice.openai())
     if tools and not c.parallel:
         message = "one tool call at most cannot be enforced: leave parallel_tool_calls out, or name the tool in tool_choice"

@@ -41,10 +41,6 @@ def refuse_unless(data: JSON, allowed: dict[str, tuple[Any, ...]]) -> None:
             raise BadRequest(f"{key} is not supported" + (f": it can only be {said}" if said else ""), code="unsupported", param=key)
 
 
-def is_object(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
 def objects(data: JSON, key: str) -> list[JSON]:
     """A list of objects; empty when not said."""
     value = typed(data, key, (list,), [])

@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Any, cast
 
 from rollout_ft.errors import BadRequest
+from rollout_ft.gateway.body import load_json
 from rollout_ft.gateway.dialects.base import Evidence, Rules
 from rollout_ft.gateway.dialects.conversation import Conversation, ToolChoice, turn_request
 from rollout_ft.gateway.dialects.fields import objects, own_session, refuse_unknown, refuse_unless, typed
 from rollout_ft.gateway.dialects.openai_reply import ChatRequest
 from rollout_ft.gateway.dialects.sampling import CHAT, read
-from rollout_ft.gateway.openai import load_json
 from rollout_ft.types import JSON
 
 _IGNORED = frozenset({

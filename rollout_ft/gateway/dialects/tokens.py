@@ -13,11 +13,11 @@ import numpy as np
 import orjson
 
 from rollout_ft.errors import BadRequest
+from rollout_ft.gateway.body import load_json
 from rollout_ft.gateway.dialects import turns
 from rollout_ft.gateway.dialects.base import Evidence, Rules
 from rollout_ft.gateway.dialects.fields import own_session, refuse_unknown, refuse_unless, typed
 from rollout_ft.gateway.dialects.sampling import TOKENS, read, settle
-from rollout_ft.gateway.openai import load_json
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.request import TurnRequest
 from rollout_ft.session.tree import Node, ids_of
