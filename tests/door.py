@@ -18,7 +18,6 @@ from rollout_ft.config import Config
 from rollout_ft.engine.host import SessionHost
 from rollout_ft.engine.http import OwnerHTTP
 from rollout_ft.engine.port import Chunk, EngineInfo
-from rollout_ft.errors import EngineRefused
 from rollout_ft.faultpoints import Inert
 from rollout_ft.gateway.gateway import Gateway
 from rollout_ft.gateway.owners import Owners
@@ -109,7 +108,3 @@ async def door(*lines: Any, spec: JSON | None = None, **config: Any) -> AsyncIte
             await owners.aclose()
             await host.aclose()
             await asyncio.gather(server.aclose(), owner.aclose())
-
-
-def refusal(status: int, message: str) -> EngineRefused:
-    return EngineRefused(status, message)

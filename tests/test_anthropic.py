@@ -10,12 +10,12 @@ from typing import Any
 import orjson
 import pytest
 from conftest import ask, assistant, begin, commit, make_session, turn_of, user
-from door import door, refusal
+from door import door
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_gateway import KEYS, SID
 
-from rollout_ft.errors import BadRequest
+from rollout_ft.errors import BadRequest, EngineRefused
 from rollout_ft.gateway.dialects import Evidence, Rules
 from rollout_ft.gateway.dialects.anthropic_reply import MessagesRequest, error_body, reply_body, reply_events
 from rollout_ft.gateway.dialects.anthropic_request import parse_messages
@@ -391,7 +391,7 @@ async def test_counted_tokens_are_those_of_the_turn_that_follows():
 
 
 async def test_errors_have_anthropics_shape_wherever_they_are_found():
-    async with door(refusal(400, "the engine says no")) as d:
+    async with door(EngineRefused(400, "the engine says no")) as d:
         body = {"max_tokens": 50, "messages": [user("a")]}
         answers = [
             await d.ask(WAYS[0], body, key="wrong"),
