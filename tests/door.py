@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from test_checkpoint_fakes import Cluster
 from test_gateway import KEYS, SID, Answer, Supervisor, serve
 from test_gateway import Owner as PlayedOwner
 
+from rollout_ft import line
 from rollout_ft.config import Config
 from rollout_ft.engine.host import SessionHost
 from rollout_ft.engine.http import OwnerHTTP
@@ -21,6 +23,7 @@ from rollout_ft.engine.port import Chunk, EngineInfo
 from rollout_ft.faultpoints import Inert
 from rollout_ft.gateway.gateway import Gateway
 from rollout_ft.gateway.owners import Owners
+from rollout_ft.line import token_of
 from rollout_ft.telemetry.events import Events
 from rollout_ft.testing.plain import STOP, PlainTemplate
 from rollout_ft.types import JSON, SessionSpec, VersionSpan
@@ -95,8 +98,10 @@ async def door(*lines: Any, spec: JSON | None = None, **config: Any) -> AsyncIte
     engine, renderer = Engine(list(lines)), PlainTemplate()
     host = SessionHost("e0", settings, renderer, engine, mirror, nothing, Events("e0"), Inert())
     await host.open("t1", 1, 1, SessionSpec("t1", **(spec or {})), False)
-    owner_url, owner = await serve(OwnerHTTP(host, settings, KEYS, renderer).handle)
-    owners = Owners(Supervisor([PlayedOwner("e0", url=owner_url)]), (b"x-rft-secret", KEYS.internal.encode()), 60)
+    sock = socket.create_server(("127.0.0.1", 0))
+    owner_url = f"127.0.0.1:{sock.getsockname()[1]}"
+    owner = await line.serve(OwnerHTTP(host, settings, renderer).answer, sock, token_of(KEYS.internal), cancels=True)
+    owners = Owners(Supervisor([PlayedOwner("e0", url=owner_url)]), token_of(KEYS.internal), 60)
     gateway = Gateway(settings.gateway, KEYS, Supervisor([PlayedOwner("e0", url=owner_url)]), owners, "", Inert(), settings.model)
     url, server = await serve(gateway.handle)
     async with aiohttp.ClientSession() as http:
@@ -107,4 +112,5 @@ async def door(*lines: Any, spec: JSON | None = None, **config: Any) -> AsyncIte
                 engine.hold.set()
             await owners.aclose()
             await host.aclose()
-            await asyncio.gather(server.aclose(), owner.aclose())
+            owner.close()
+            await server.aclose()
