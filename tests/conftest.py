@@ -9,8 +9,9 @@ import pytest
 
 from rollout_ft.config import SessionConfig
 from rollout_ft.session.canonical import running_digests
+from rollout_ft.session.flight import Flight
 from rollout_ft.session.request import TurnRequest
-from rollout_ft.session.session import Begin, Flight, Session
+from rollout_ft.session.session import Begin, Session
 from rollout_ft.session.tree import Node, ids_bytes
 from rollout_ft.testing.plain import STOP, PlainTemplate
 from rollout_ft.types import SessionSpec, Turn, VersionSpan
@@ -44,11 +45,12 @@ def turn_of(flight: Flight, text: str, session: Session) -> Turn:
     return Turn(
         key=flight.key, parent=flight.parent.turn.key if flight.parent else "", sample=flight.number,
         depth=(flight.parent.turn.depth if flight.parent else 0) + 1, request_id=request.request_id,
-        messages=orjson.dumps(request.messages[flight.new_from :]), tools=b"", prompt_ids=flight.prompt_ids,
+        messages=b"" if request.input_ids is not None else orjson.dumps(request.messages[flight.new_from :]),
+        tools=b"", prompt_ids=flight.prompt_ids,
         output_ids=ids_bytes(output), logprobs=b"\0" * 4 * len(output), version_spans=(VersionSpan("v0", 0, len(output)),),
         sampling=orjson.dumps(request.sampling, option=orjson.OPT_SORT_KEYS), finish_reason="stop",
         reply=orjson.dumps(assistant(text)), created=1, generations=1, idempotency_key=request.idempotency_key,
-        acknowledged=acks, delivered=deliveries,
+        acknowledged=acks, delivered=deliveries, trim=flight.trim, order=flight.order,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from conftest import ask, assistant, begin, commit, make_session, play, turn_of,
 
 from rollout_ft.config import SessionConfig
 from rollout_ft.errors import BadRequest, SessionClosed, TrialFault
-from rollout_ft.samples.trajectory import last_answered
+from rollout_ft.samples.selection import last_answered
 from rollout_ft.session.session import Attach, Begin, Replay, Session
 from rollout_ft.types import Answered, Ended, Opened, Outcome, Recovery, SessionSpec
 

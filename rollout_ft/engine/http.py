@@ -14,7 +14,7 @@ import orjson
 
 from rollout_ft.config import Config
 from rollout_ft.engine.host import Reply, SessionHost
-from rollout_ft.errors import BadRequest, EngineRefused, SessionClosed, SessionMoved, TrialFault
+from rollout_ft.errors import BadRequest, EngineRefused, MatcherFailed, SessionClosed, SessionMoved, TrialFault
 from rollout_ft.gateway.asgi import Disconnected, Exchange, Headers
 from rollout_ft.gateway.keys import Keys
 from rollout_ft.gateway.openai import ChatRequest, Evidence, error_body, parse_chat, reply_body, reply_events
@@ -57,6 +57,9 @@ class OwnerHTTP:
                 await x.reply(200, await asyncio.to_thread(dump, made))
         except SessionMoved as e:
             await x.reply(503, b"", [(OWNER, b"lost" if e.in_flight else b"moved")])
+        except MatcherFailed:
+            await self._host.unreadable(sid)
+            await x.reply(204, b"")
         except (SessionClosed, BadRequest):
             await x.reply(204, b"")
         except Disconnected:
@@ -88,6 +91,9 @@ class OwnerHTTP:
             if request is not None:
                 await self._host.failed(sid, request.turn)
             return await x.reply(500, error_body(f"{e}; the trial's policy decides", "turn_budget_spent", 500), FINAL)
+        except MatcherFailed as e:
+            await self._host.unreadable(sid)
+            return await x.reply(500, error_body(str(e), "matcher_failed", 500), FINAL)
         except (SessionMoved, Disconnected):
             raise
         except Exception:
@@ -101,7 +107,9 @@ class OwnerHTTP:
     def _parse(self, sid: str, body: bytes, evidence: Evidence) -> ChatRequest:
         session, limits = self._host.session(sid), self._config.session
         forced = {**limits.sampling, **session.spec.sampling}
-        return parse_chat(body, evidence, forced, max_messages=limits.max_messages, max_output_tokens=limits.max_output_tokens)
+        return parse_chat(
+            body, evidence, forced, max_messages=limits.max_messages, max_output_tokens=limits.max_output_tokens, digests=session.digests
+        )
 
     async def _unless_gone(self, x: Exchange, sid: str, request: ChatRequest) -> Reply | None:
         """The reply, or None when the caller left first."""

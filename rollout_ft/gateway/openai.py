@@ -6,6 +6,7 @@ honoured is refused with its name. The same turn always gives the same bytes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -65,8 +66,16 @@ def load_json(body: bytes) -> JSON:
     return cast(JSON, value)
 
 
-def parse_chat(body: bytes, evidence: Evidence, forced: JSON, *, max_messages: int, max_output_tokens: int) -> ChatRequest:
-    """`forced` sampling parameters win over the body's. Raises BadRequest naming the field and the remedy."""
+Digests = Callable[[bytes, list[JSON]], list[bytes]]
+
+
+def parse_chat(
+    body: bytes, evidence: Evidence, forced: JSON, *, max_messages: int, max_output_tokens: int, digests: Digests = running_digests
+) -> ChatRequest:
+    """`forced` sampling parameters win over the body's; `digests` is what the session knows its messages by.
+
+    Raises BadRequest naming the field and the remedy.
+    """
     data = load_json(body)
     unknown = sorted(data.keys() - _KNOWN)
     if unknown:
@@ -81,7 +90,7 @@ def parse_chat(body: bytes, evidence: Evidence, forced: JSON, *, max_messages: i
     turn = TurnRequest(
         request_id=evidence.request_id,
         messages=messages,
-        digests=running_digests(tool_bytes, messages),
+        digests=digests(tool_bytes, messages),
         tools=tool_bytes,
         tool_list=tools,
         sampling=_sampling(_forced(data, forced), max_output_tokens),
