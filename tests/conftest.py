@@ -28,7 +28,14 @@ def assistant(text: str) -> dict[str, Any]:
 def ask(*messages: dict[str, Any], **fields: Any) -> TurnRequest:
     """A request with these messages; every call is another request unless `request_id` says otherwise."""
     defaults: dict[str, Any] = {"request_id": uuid.uuid4().hex, "tools": b"", "tool_list": None, "sampling": {"max_new_tokens": 8}}
-    return TurnRequest(messages=list(messages), digests=running_digests(b"", list(messages)), **{**defaults, **fields})
+    if "digests" not in fields:
+        fields["digests"] = running_digests(b"", list(messages))
+    return TurnRequest(messages=list(messages), **{**defaults, **fields})
+
+
+def ask_tokens(ids: list[int], **fields: Any) -> TurnRequest:
+    """A request in tokens."""
+    return ask(input_ids=ids_bytes(ids), digests=[], **fields)
 
 
 def make_session(config: SessionConfig | None = None, **spec: Any) -> Session:

@@ -137,7 +137,7 @@ class Tree:
         That is the token that stopped it, which templates and trainers leave out, or none. Of several with equal tokens
         the one with the highest `rank`, then the newest. Goes down only where the path so far is in `ids`.
         """
-        best: tuple[tuple[int, int, int], Node | None, int] = ((0, 0, -1), None, 0)
+        best: tuple[tuple[int, int, int, int], Node | None, int] = ((0, 0, 0, -1), None, 0)
         left: list[tuple[Node | None, int]] = [(None, 0)]
         seen = 0
         while left:
@@ -152,7 +152,7 @@ class Tree:
                 stopped = missing == 1 and said > 1 and node.last_id in stop_ids
                 seen += 1
                 if said and (missing == 0 or stopped):
-                    best = max(best, ((shared, rank(node), seen), node, missing), key=lambda b: b[0])
+                    best = max(best, ((shared, rank(node), -missing, seen), node, missing), key=lambda b: b[0])
                 left.append((node, shared))
         return best[1], best[2]
 
