@@ -14,7 +14,7 @@ from rollout_ft.session.request import TurnRequest
 from rollout_ft.session.session import Begin, Session
 from rollout_ft.session.tree import Node, ids_bytes
 from rollout_ft.testing.plain import STOP, PlainTemplate
-from rollout_ft.types import SessionSpec, Turn, VersionSpan
+from rollout_ft.types import Opened, SessionSpec, Turn, VersionSpan
 
 
 def user(text: str) -> dict[str, Any]:
@@ -38,8 +38,16 @@ def ask_tokens(ids: list[int], **fields: Any) -> TurnRequest:
     return ask(input_ids=ids_bytes(ids), digests=[], **fields)
 
 
-def make_session(config: SessionConfig | None = None, **spec: Any) -> Session:
-    return Session(SessionSpec("t1", **spec), 1, PlainTemplate(), config or SessionConfig(), run_seed=0, context_tokens=4096)
+def make_session(config: SessionConfig | None = None, *, context_tokens: int = 4096, resampled: Any = "drop", **spec: Any) -> Session:
+    config = config or SessionConfig()
+    return Session(SessionSpec("t1", **spec), 1, PlainTemplate(), config, run_seed=0, context_tokens=context_tokens, resampled=resampled)
+
+
+def owner_after(session: Session, *entries: Any) -> Session:
+    """The same session for its next owner: what these entries of its log say, from the first attempt on."""
+    again = make_session(session.config, resampled=session.resampled)
+    again.restore([Opened(session.spec, 1, False, 1), *entries], [])
+    return again
 
 
 def turn_of(flight: Flight, text: str, session: Session) -> Turn:
