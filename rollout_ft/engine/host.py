@@ -227,7 +227,9 @@ class SessionHost:
 
     async def unreadable(self, sid: str) -> None:
         """A request ended in a 5xx before anybody knew what it asked for: nothing that comes later can answer it."""
-        await self._record_failure(self._get(sid), "unreadable")
+        held = self._get(sid)
+        held.session.evidence.failed["unreadable"] = True
+        await self._record_failure(held, "unreadable")
 
     async def _record_failure(self, held: Held, base: str) -> None:
         await self._commit(held, f"fail/{held.session.attempt}/{base}/{uuid.uuid4().hex}", Answered(failed=base))
