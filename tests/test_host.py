@@ -13,9 +13,11 @@ from test_checkpoint_fakes import Cluster, run
 
 from rollout_ft.config import Config, load
 from rollout_ft.engine.host import Reply, SessionHost
+from rollout_ft.engine.http import OwnerHTTP
 from rollout_ft.engine.port import Chunk, EngineInfo
 from rollout_ft.errors import EngineRefused, MatcherFailed, SessionClosed
 from rollout_ft.faultpoints import Inert
+from rollout_ft.gateway.keys import Keys
 from rollout_ft.samples.trajectory import metadata, trajectory
 from rollout_ft.session.request import TurnRequest
 from rollout_ft.telemetry.events import Events
@@ -23,6 +25,7 @@ from rollout_ft.testing.plain import STOP, PlainTemplate
 from rollout_ft.types import JSON, Ended, Outcome, Served, SessionSpec, VersionSpan
 
 SID = "t1~1"
+KEYS = Keys("secret")
 
 
 @dataclass
@@ -281,5 +284,67 @@ def test_a_reply_that_no_matcher_could_read_taints_the_attempt():
         await w.host.unreadable(SID)
         after = await w.another_host().adopt(SID, 2)
         assert w.host.session(SID).unanswered() == after.unanswered() == ["unreadable"]
+
+    played(play)
+
+
+# Over the wire between gateway and owner.
+
+
+@dataclass
+class Asked:
+    """One exchange with a gateway, written by hand."""
+
+    path: str
+    content: bytes
+    request_id: bytes = b"r1"
+    status: int = 0
+    answer: bytes = b""
+    answer_headers: dict[bytes, bytes] = field(default_factory=dict[bytes, bytes])
+
+    def headers(self) -> dict[bytes, bytes]:
+        return {b"x-rft-secret": KEYS.internal.encode(), b"x-request-id": self.request_id}
+
+    async def body(self, limit: int) -> bytes:
+        return self.content
+
+    async def disconnected(self) -> None:
+        await asyncio.Event().wait()
+
+    async def reply(self, status: int, body: bytes, headers: list[tuple[bytes, bytes]] | None = None, content: bytes = b"") -> None:
+        self.status, self.answer, self.answer_headers = status, body, dict(headers or [])
+
+
+def fails(message: JSON) -> bytes:
+    raise ValueError("on purpose")
+
+
+def test_a_matcher_that_raises_is_a_500_that_names_it_and_is_not_retried():
+    async def play(w: World) -> None:
+        door = OwnerHTTP(w.host, w.config, KEYS, PlainTemplate())
+        x = Asked(f"/turn/{SID}/chat", orjson.dumps({"messages": [user("a")]}))
+        await door.handle(x)  # type: ignore[arg-type]
+        error = orjson.loads(x.answer)["error"]
+        assert (x.status, error["code"], x.answer_headers[b"x-should-retry"]) == (500, "matcher_failed", b"false")
+        assert "test_host:fails raised ValueError: on purpose" in error["message"]
+        assert w.host.session(SID).unanswered() == ["unreadable"]
+
+    played(play, session__matcher="test_host:fails")
+
+
+def test_a_request_over_the_wire_is_matched_by_the_sessions_matcher():
+    async def play(w: World) -> None:
+        door = OwnerHTTP(w.host, w.config, KEYS, PlainTemplate())
+        history = [user("a")]
+        for number in range(3):
+            x = Asked(f"/turn/{SID}/chat", orjson.dumps({"messages": history}), b"r%d" % number)
+            task = asyncio.create_task(door.handle(x))  # type: ignore[arg-type]
+            (await w.engine.call(number)).go.set()
+            await task
+            said = orjson.loads(x.answer)["choices"][0]["message"]
+            history += [{**said, "content": f" {said['content']} "}, user(f"{number}")]
+        session = w.host.session(SID)
+        assert [n.turn.depth for n in session.tree.nodes.values()] == [1, 2, 3]
+        assert metadata(session)["leniencies"] == {"whitespace": 2}
 
     played(play)
