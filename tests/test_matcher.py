@@ -51,6 +51,15 @@ def test_only_new_messages_are_hashed():
     assert hashed == [user("new")]
 
 
+def test_true_is_not_taken_for_the_1_that_was_there_before():
+    def called(value: Any) -> list[JSON]:
+        return [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": value}}}]}]
+
+    seen = Seen(message_key)
+    assert seen.digests(b"", called(1)) == running_digests(b"", called(1))
+    assert seen.digests(b"", called(True)) == running_digests(b"", called(True)) != running_digests(b"", called(1))
+
+
 def test_a_message_that_is_none_is_named_and_forgets_nothing():
     seen = Seen(message_key)
     seen.digests(b"", [user("a"), user("b")])

@@ -119,13 +119,16 @@ SMALL = st.integers(0, 2)
 
 @given(st.data())
 def test_the_search_finds_what_comparing_every_path_finds(data: st.DataObject):
-    tree, nodes = Tree(), list[Node]()
+    tree, nodes, paths = Tree(), list[Node](), dict[str, list[int]]()
     for i in range(data.draw(st.integers(1, 8))):
         parent = data.draw(st.none() | st.sampled_from(nodes)) if nodes else None
         output = data.draw(st.lists(SMALL, max_size=3)) + [STOP] * data.draw(st.booleans())
         prompt = data.draw(st.lists(SMALL, min_size=0 if parent else 1, max_size=3))
-        trim = data.draw(st.integers(0, min(3, parent.tokens - 1))) if parent else 0
+        trim = data.draw(st.integers(0, parent.tokens)) if parent else 0
         nodes.append(tree.add(turn(f"{i}", parent, prompt, output, trim)))
+        before = paths[parent.turn.key] if parent else []
+        paths[f"{i}"] = before[: len(before) - trim] + prompt + output
+        assert (tokens(nodes[-1]), nodes[-1].tokens) == (paths[f"{i}"], len(paths[f"{i}"]))
     start = tokens(data.draw(st.sampled_from(nodes)))
     ids = start[: data.draw(st.integers(1, len(start)))] + data.draw(st.lists(SMALL, max_size=4))
     found, missing = tree.deepest_in_tokens(ids_bytes_of(ids), lambda node: 0, frozenset({STOP}))
