@@ -109,6 +109,10 @@ class SessionConfig(Settings):
     """How long a generation without a caller goes on, its retry being expected."""
     on_concurrent: Literal["sample", "attach"] = "sample"
     on_repeat: Literal["sibling", "replay_once"] = "sibling"
+    max_replays: int = Field(default=2, ge=0)
+    """How often a retry gets a reply that its client has in all likelihood; then it gets another sample."""
+    matcher: str = "canonical"
+    """When two messages are the same: `canonical`, `strict`, or `module:function` from a message to bytes."""
     max_turns: int = Field(default=10_000, ge=1)
     max_messages: int = Field(default=20_000, ge=1)
     max_in_flight: int = Field(default=32, ge=1)
@@ -121,6 +125,11 @@ class SamplingConfig(Settings):
     """Sampling parameters of every session, under what a session itself is opened with."""
     policy: Literal["force", "default"] = "force"
     """Whether they win over the agent's, or hold only for what the agent does not say."""
+
+
+class SamplesConfig(Settings):
+    resampled: Literal["drop", "export"] = "drop"
+    """Samples that a harness received, threw away and asked for again; exported paths say `"resampled": true`."""
 
 
 class TrialConfig(Settings):
@@ -150,6 +159,7 @@ class Config(Settings):
     store: StoreConfig = StoreConfig()
     session: SessionConfig = SessionConfig()
     sampling: SamplingConfig = SamplingConfig()
+    samples: SamplesConfig = SamplesConfig()
     trial: TrialConfig = TrialConfig()
 
     @model_validator(mode="after")

@@ -108,3 +108,14 @@ class TrialFault(RolloutFTError):
 
     def __str__(self) -> str:
         return f"trial {self.trial_id} met a fault ({self.reason})"
+
+
+class MatcherFailed(RolloutFTError):
+    """The function that `session.matcher` names cannot tell messages apart: whoever wrote it has to act."""
+
+    def __init__(self, matcher: str, reason: str):
+        super().__init__(matcher, reason)
+        self.matcher, self.reason = matcher, reason
+
+    def __str__(self) -> str:
+        return f"session.matcher {self.matcher} {self.reason}"

@@ -90,6 +90,8 @@ class Turn:
     """How many of the last tokens of the parent's path are not part of this turn's prompt."""
     unheard: bool = False
     """Nobody waited for it any more when it was committed: a phantom until somebody asks for it."""
+    order: int = 0
+    """Which of the session's requests asked for it: the order of asking, which is not the order of commits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,7 @@ class Answered:
     delivered: tuple[str, ...] = ()
     failed: str = ""
     """What a client asked for and got a 5xx instead of: the attempt is tainted until it is answered."""
+    order: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,12 @@ import pytest
 
 from rollout_ft.config import SessionConfig
 from rollout_ft.session.canonical import running_digests
+from rollout_ft.session.flight import Flight
 from rollout_ft.session.request import TurnRequest
-from rollout_ft.session.session import Begin, Flight, Session
+from rollout_ft.session.session import Begin, Session
 from rollout_ft.session.tree import Node, ids_bytes
 from rollout_ft.testing.plain import STOP, PlainTemplate
-from rollout_ft.types import SessionSpec, Turn, VersionSpan
+from rollout_ft.types import Opened, SessionSpec, Turn, VersionSpan
 
 
 def user(text: str) -> dict[str, Any]:
@@ -27,11 +28,26 @@ def assistant(text: str) -> dict[str, Any]:
 def ask(*messages: dict[str, Any], **fields: Any) -> TurnRequest:
     """A request with these messages; every call is another request unless `request_id` says otherwise."""
     defaults: dict[str, Any] = {"request_id": uuid.uuid4().hex, "tools": b"", "tool_list": None, "sampling": {"max_new_tokens": 8}}
-    return TurnRequest(messages=list(messages), digests=running_digests(b"", list(messages)), **{**defaults, **fields})
+    if "digests" not in fields:
+        fields["digests"] = running_digests(b"", list(messages))
+    return TurnRequest(messages=list(messages), **{**defaults, **fields})
 
 
-def make_session(config: SessionConfig | None = None, **spec: Any) -> Session:
-    return Session(SessionSpec("t1", **spec), 1, PlainTemplate(), config or SessionConfig(), run_seed=0, context_tokens=4096)
+def ask_tokens(ids: list[int], **fields: Any) -> TurnRequest:
+    """A request in tokens."""
+    return ask(input_ids=ids_bytes(ids), digests=[], **fields)
+
+
+def make_session(config: SessionConfig | None = None, *, context_tokens: int = 4096, resampled: Any = "drop", **spec: Any) -> Session:
+    config = config or SessionConfig()
+    return Session(SessionSpec("t1", **spec), 1, PlainTemplate(), config, run_seed=0, context_tokens=context_tokens, resampled=resampled)
+
+
+def owner_after(session: Session, *entries: Any) -> Session:
+    """The same session for its next owner: what these entries of its log say, from the first attempt on."""
+    again = make_session(session.config, resampled=session.resampled)
+    again.restore([Opened(session.spec, 1, False, 1), *entries], [])
+    return again
 
 
 def turn_of(flight: Flight, text: str, session: Session) -> Turn:
@@ -44,11 +60,12 @@ def turn_of(flight: Flight, text: str, session: Session) -> Turn:
     return Turn(
         key=flight.key, parent=flight.parent.turn.key if flight.parent else "", sample=flight.number,
         depth=(flight.parent.turn.depth if flight.parent else 0) + 1, request_id=request.request_id,
-        messages=orjson.dumps(request.messages[flight.new_from :]), tools=b"", prompt_ids=flight.prompt_ids,
+        messages=b"" if request.input_ids is not None else orjson.dumps(request.messages[flight.new_from :]),
+        tools=b"", prompt_ids=flight.prompt_ids,
         output_ids=ids_bytes(output), logprobs=b"\0" * 4 * len(output), version_spans=(VersionSpan("v0", 0, len(output)),),
         sampling=orjson.dumps(request.sampling, option=orjson.OPT_SORT_KEYS), finish_reason="stop",
         reply=orjson.dumps(assistant(text)), created=1, generations=1, idempotency_key=request.idempotency_key,
-        acknowledged=acks, delivered=deliveries,
+        acknowledged=acks, delivered=deliveries, trim=flight.trim, order=flight.order,
     )  # fmt: skip
 
 

@@ -35,6 +35,18 @@ def call(arguments: Any, **fields: Any) -> dict[str, Any]:
         (call(None), call("{}")),
         (call("{}"), call("{}", id="another")),
         (call("not json"), call(" not json ")),
+        (call("  "), call("{}")),
+        (call({"a": 1}), call('{"a": 1}')),
+        (call('{"a": 1.0, "b": [2e3]}'), call('{"a": 1, "b": [2000.0]}')),
+        (call('{"a": "\\u00e9"}'), call('{"a": "é"}')),
+        (call("{}"), call("{}", index=0, provider_specific_fields=None)),
+        ({"role": "assistant", "content": "a", "provider_specific_fields": {"x": 1}}, {"role": "assistant", "content": "a"}),
+        ({"role": "assistant", "content": "a", "reasoning": "hm"}, {"role": "assistant", "content": "a", "reasoning_content": "other"}),
+        (
+            {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "a"}]},
+            {"role": "assistant", "content": "a"},
+        ),
+        ({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, {"role": "user", "content": "ab"}),
     ],
 )
 def test_differences_that_clients_make_are_no_differences(one: dict[str, Any], other: dict[str, Any]):
@@ -47,6 +59,11 @@ def test_differences_that_clients_make_are_no_differences(one: dict[str, Any], o
         ({"role": "user", "content": "a"}, {"role": "user", "content": "a "}),
         ({"role": "user", "content": "a"}, {"role": "system", "content": "a"}),
         (call('{"a": 1}'), call('{"a": 2}')),
+        (call('{"a": 1}'), call('{"a": true}')),
+        (call('{"a": 1.5}'), call('{"a": 1}')),
+        (call('{"a": "1.0"}'), call('{"a": "1"}')),
+        (call('{"a": [1, 2]}'), call('{"a": [2, 1]}')),
+        ({"role": "user", "content": "a", "name": "b"}, {"role": "user", "content": "a"}),
         ({"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}),
     ],
 )
@@ -58,6 +75,26 @@ def test_what_a_model_would_see_is_a_difference(one: dict[str, Any], other: dict
 def test_what_cannot_be_rendered_is_named(content: Any):
     with pytest.raises(BadRequest, match="content"):
         message_key({"role": "user", "content": content})
+
+
+def test_reasoning_is_an_assistants_alone():
+    with pytest.raises(BadRequest, match="reasoning"):
+        message_key({"role": "user", "content": [{"type": "thinking", "thinking": "hm"}]})
+
+
+def results(*ids: str, called: tuple[str, ...] = ("a", "b")) -> bytes:
+    calls = [{"id": i, "type": "function", "function": {"name": "f", "arguments": "{}"}} for i in called]
+    said = [{"role": "tool", "tool_call_id": i, "content": "done"} for i in ids]
+    return running_digests(b"", [{"role": "assistant", "content": None, "tool_calls": calls}, *said])[-1]
+
+
+def test_ids_of_calls_may_be_renamed_or_left_out():
+    assert results("a", "b") == results("x", "y", called=("x", "y")) == results("", "")
+
+
+def test_a_result_of_another_call_is_another_result():
+    assert results("a", "b") != results("b", "a")
+    assert results("b", "a") == results("y", "x", called=("x", "y"))
 
 
 @given(st.lists(st.builds(lambda r, t: {"role": r, "content": t}, st.sampled_from(["user", "assistant"]), st.text()), min_size=1))

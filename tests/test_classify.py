@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
-from conftest import ask, assistant, begin, commit, make_session, play, turn_of, user
+from conftest import ask, assistant, begin, commit, make_session, owner_after, play, turn_of, user
 
 from rollout_ft.config import SessionConfig
 from rollout_ft.errors import BadRequest, SessionClosed, TrialFault
-from rollout_ft.samples.trajectory import last_answered
+from rollout_ft.samples.selection import last_answered
 from rollout_ft.session.session import Attach, Begin, Replay, Session
+from rollout_ft.session.tree import ids_of
+from rollout_ft.testing.plain import STOP
 from rollout_ft.types import Answered, Ended, Opened, Outcome, Recovery, SessionSpec
 
 
@@ -101,18 +104,19 @@ def test_the_same_idempotency_key_with_another_body_is_422_and_changes_nothing(s
     assert session.tree.nodes == before
 
 
-@pytest.mark.parametrize("keep", [0, 1, 17, 99])
-def test_a_rollback_of_any_depth_branches_at_the_deepest_common_turn(session: Session, keep: int):
+@pytest.mark.parametrize("keep", [0, 1, 17, 22, 198, 199])
+def test_a_rollback_of_any_depth_branches_at_the_deepest_common_turn(keep: int):
+    session = make_session(context_tokens=100_000)
     history = [user("start")]
     nodes = []
-    for i in range(100):
+    for i in range(200):
         nodes.append(play(session, ask(*history), f"r{i}"))
         history += [assistant(f"r{i}"), user(f"u{i}")]
     rolled = history[: 1 + 2 * keep]
     rolled[-1] = user("something else")
     flight = begin(session, ask(*rolled))
     assert flight.parent is (nodes[keep - 1] if keep else None)
-    assert len(session.tree.nodes) == 100
+    assert len(session.tree.nodes) == 200
 
 
 def test_a_compacted_history_is_a_new_root(session: Session):
@@ -220,3 +224,176 @@ def test_a_fault_that_ended_the_attempt_is_remembered_by_every_later_owner_and_b
     assert again.fault == "lost_reply"
     again.restore([opened, Answered(failed="fault:lost_reply"), Opened(again.spec, 2, False, 2)], [])
     assert again.fault == ""
+
+
+# Repeats, as clients make them.
+
+
+def test_litellms_counts_0_1_2_0_0_are_one_turn_and_at_most_two_more_samples(session: Session):
+    node = play(session, ask(user("a")), "x")
+    for _ in (1, 2):
+        retry = ask(user("a"), retry=True)
+        assert session.decide(retry) == Replay(node, first=False)
+        session.replayed(node, retry)
+    assert [play(session, ask(user("a")), "y").turn.sample for _ in (0, 0)] == [1, 2]
+
+
+def test_thirty_repeats_of_a_reply_that_never_arrives_are_one_turn(session: Session):
+    node = play(session, ask(user("a")), "x", delivered=False)
+    for i in range(30):
+        again = ask(user("a"), retry=i % 3 > 0)
+        assert session.decide(again) == Replay(node, first=False)
+        session.replayed(node, again)
+    assert len(session.tree.nodes) == 1
+
+
+def test_a_client_that_chokes_on_a_reply_is_not_fed_it_for_ever():
+    session = make_session(SessionConfig(max_replays=3))
+    node = play(session, ask(user("a")), "x")
+    for _ in range(3):
+        retry = ask(user("a"), retry=True)
+        assert session.decide(retry) == Replay(node, first=False)
+        session.replayed(node, retry)
+    assert begin(session, ask(user("a"), retry=True)).number == 1
+
+
+def test_replays_of_a_reply_that_did_not_arrive_do_not_count(session: Session):
+    node = play(session, ask(user("a")), "x", delivered=False)
+    for _ in range(5):
+        again = ask(user("a"))
+        session.replayed(node, again)
+    session.delivered(again.request_id)
+    assert session.decide(ask(user("a"), retry=True)) == Replay(node, first=False)
+
+
+def test_an_idempotency_key_that_was_answered_with_a_replay_means_that_turn_from_then_on(session: Session):
+    node = play(session, ask(user("a")), "x", delivered=False)
+    first = ask(user("a"), idempotency_key="k")
+    assert session.decide(first) == Replay(node, first=False)
+    session.replayed(node, first)
+    session.delivered(first.request_id)
+    assert session.decide(ask(user("a"), idempotency_key="k")) == Replay(node, first=False)
+
+
+def test_one_of_two_attached_callers_leaving_changes_nothing(session: Session):
+    first, second = ask(user("a")), ask(user("a"), retry=True)
+    flight = begin(session, first)
+    session.join(flight, second)
+    assert not session.leave(flight, first)
+    assert session.decide(ask(user("a"), retry=True)) == Attach(flight)
+    assert session.leave(flight, second)
+
+
+def test_two_clients_that_race_are_two_branches(session: Session):
+    play(session, ask(user("a")), "x")
+    history = [user("a"), assistant("x")]
+    one, two = begin(session, ask(*history, user("one"))), begin(session, ask(*history, user("two")))
+    commit(session, two, "2")
+    commit(session, one, "1")
+    assert begin(session, ask(*history, user("one"), assistant("1"), user("on"))).parent is session.tree.nodes[one.key]
+    assert begin(session, ask(*history, user("two"), assistant("2"), user("on"))).parent is session.tree.nodes[two.key]
+    assert session.counts["branched"] == 1
+
+
+def test_sub_agents_have_histories_of_their_own_in_one_session(session: Session):
+    histories = {name: [user(name)] for name in ("main", "scout", "critic")}
+    last: dict[str, object] = dict.fromkeys(histories)
+    for i in range(6):
+        for name, history in histories.items():
+            flight = begin(session, ask(*history))
+            assert flight.parent is last[name]
+            last[name] = commit(session, flight, f"{name} {i}")
+            history += [assistant(f"{name} {i}"), user("on")]
+
+
+def test_a_late_commit_is_not_mistaken_for_the_state_that_was_rolled_back(session: Session):
+    play(session, ask(user("a")), "x")
+    history = [user("a"), assistant("x"), user("b")]
+    slow = begin(session, ask(*history))
+    served = play(session, ask(*history), "served")
+    retried = begin(session, ask(*history))
+    late = commit(session, slow, "late")
+    assert len({late.turn.key, served.turn.key, retried.key}) == 3
+    assert begin(session, ask(*history, assistant("served"), user("c"))).parent is served
+
+
+def test_a_turn_that_was_cut_by_its_length_is_closed_and_extended(session: Session):
+    flight = begin(session, ask(user("a")))
+    output = flight.prompt_ids[:0] + bytes.fromhex("78000000")
+    session.committed(replace(turn_of(flight, "x", session), output_ids=output, logprobs=b"\0" * 4, finish_reason="length"))
+    extended = begin(session, ask(user("a"), assistant("x"), user("b")))
+    assert extended.parent is session.tree.nodes[flight.key]
+    assert ids_of(extended.prompt_ids)[0] == STOP
+
+
+def test_the_same_history_again_with_the_reply_is_one_more_turn(session: Session):
+    node = play(session, ask(user("a")), "x")
+    flight = begin(session, ask(user("a"), assistant("x")))
+    assert (flight.parent, flight.new_from) == (node, 2)
+    commit(session, flight, "y")
+    assert len(session.tree.nodes) == 2
+
+
+def test_an_assistant_that_the_client_made_up_is_prompt(session: Session):
+    shots = [user("q"), assistant("made up"), user("a")]
+    flight = begin(session, ask(*shots))
+    assert (flight.parent, flight.new_from) == (None, 0)
+    node = commit(session, flight, "x")
+    assert begin(session, ask(*shots, assistant("x"), assistant("injected"), user("b"))).parent is node
+
+
+# What is refused changes nothing.
+
+
+def state(session: Session) -> object:
+    ev = session.evidence
+    marks = (set(ev.acknowledged), set(ev.delivered), dict(ev.asked), list(ev._unsaved_acks), dict(ev.replays), set(ev.unheard))
+    return (
+        marks,
+        set(session.tree.nodes),
+        set(session.flights),
+        dict(session.counts),
+        dict(session.leniencies),
+        session.fault,
+        session._order,
+    )
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        {"message": user("b" * 5000)},
+        {"message": {"role": "user", "content": "b"}, "idempotency_key": "used"},
+        {"message": user("b"), "full": True},
+    ],
+)
+def test_a_request_that_is_refused_leaves_everything_as_it_was(refused: dict[str, Any]):
+    session = make_session(SessionConfig(max_in_flight=1 if refused.get("full") else 8))
+    play(session, ask(user("a"), idempotency_key="used"), "x", delivered=False)
+    if refused.get("full"):
+        begin(session, ask(user("another")))
+    before = state(session)
+    request = ask(user("a"), assistant("x "), refused["message"], idempotency_key=refused.get("idempotency_key", ""))
+    with pytest.raises(BadRequest):
+        session.decide(request)
+    assert state(session) == before
+    assert session.known.turn(request.request_id) is None
+
+
+# Owners.
+
+
+def test_counters_outlive_an_owner_as_far_as_the_store_knows(session: Session):
+    first = play(session, ask(user("a")), "x")
+    other = play(session, ask(user("b")), "y", delivered=False)
+    again = owner_after(session, first.turn, other.turn)
+    assert dict(again.counts) == dict(session.counts) == {"turns_served": 2, "branched": 1}
+
+
+def test_the_order_of_asking_outlives_an_owner(session: Session):
+    slow, quick = begin(session, ask(user("slow"))), begin(session, ask(user("quick")))
+    two, one = commit(session, quick, "2"), commit(session, slow, "1")
+    assert last_answered(session) is two
+    again = owner_after(session, two.turn, one.turn)
+    assert last_answered(again) is again.tree.nodes[two.turn.key]
+    assert begin(again, ask(user("next"))).order == 3

@@ -21,7 +21,9 @@ from rollout_ft.checkpoint.view import View
 from rollout_ft.config import SessionConfig
 from rollout_ft.errors import BadRequest
 from rollout_ft.samples.trajectory import trajectory
-from rollout_ft.session.session import Attach, Begin, Flight, Replay, Session, decode_entry, encode_entry
+from rollout_ft.session.entries import decode_entry, encode_entry
+from rollout_ft.session.flight import Flight
+from rollout_ft.session.session import Attach, Begin, Replay, Session
 from rollout_ft.session.tree import Node
 from rollout_ft.testing.plain import PlainTemplate
 from rollout_ft.types import Answered, Opened, SessionSpec, Turn

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from conftest import ask, assistant, begin, make_session, play, turn_of, user
+from conftest import ask, assistant, begin, commit, make_session, play, turn_of, user
 from safetensors import safe_open
 
 from rollout_ft.samples.export import write_trajectory
@@ -191,6 +191,118 @@ def test_records_are_the_requests_and_replies_of_the_last_path(session: Session)
     assert [r["turn"] for r in made["records"]] == [n.turn.key for n in nodes]
     assert [r["request"]["messages"] for r in made["records"]] == [messages[:1], messages[:3], messages[:5]]
     assert [r["response"]["message"]["content"] for r in made["records"]] == ["r0", "r1", "r2"]
+
+
+# Evidence decides, never the order of commits.
+
+
+def test_a_phantom_root_is_left_out(session: Session):
+    play(session, ask(user("a")), "phantom", delivered=False)
+    served = play(session, ask(user("a, changed")), "x")
+    assert turns_of(trajectory(session)) == [[served.turn.key]]
+
+
+@pytest.mark.parametrize("report", [True, False])
+def test_a_phantom_that_is_committed_after_the_served_retry_is_left_out(session: Session, report: bool):
+    slow = begin(session, ask(user("a")))
+    served = play(session, ask(user("a")), "served", delivered=report)
+    late = commit(session, slow, "late")
+    assert turns_of(trajectory(session)) == [[served.turn.key]]
+    play(session, ask(user("a"), assistant("served"), user("b")), "y")
+    assert late.turn.key not in {t for p in turns_of(trajectory(session)) for t in p}
+    assert metadata(session)["phantoms"] == 1
+
+
+@pytest.mark.parametrize("report", [True, False])
+@pytest.mark.parametrize("changed", [True, False])
+def test_a_phantom_that_is_committed_after_the_served_final_turn_is_left_out(session: Session, report: bool, changed: bool):
+    first = play(session, ask(user("a")), "x")
+    history = [user("a"), assistant("x")]
+    slow = begin(session, ask(*history, user("b, as it was") if changed else user("b")))
+    final = play(session, ask(*history, user("b")), "final", delivered=report)
+    commit(session, slow, "late")
+    (only,) = trajectory(session)["paths"]
+    assert [t["turn"] for t in only["turns"]] == [first.turn.key, final.turn.key]
+    assert only["evidence"] == ("delivered" if report else "uncertain")
+
+
+def test_a_phantom_root_that_is_committed_last_is_left_out(session: Session):
+    slow = begin(session, ask(user("old")))
+    final = play(session, ask(user("new")), "final")
+    commit(session, slow, "late")
+    assert turns_of(trajectory(session)) == [[final.turn.key]]
+
+
+def test_the_last_turn_of_a_sub_agent_is_in(session: Session):
+    _, nodes = conversation(session, 2)
+    sub = play(session, ask(user("find it")), "found")
+    last = play(session, ask(user("a"), assistant("r0"), user("u0"), assistant("r1"), user("found")), "done")
+    made = trajectory(session)
+    assert {p["turns"][-1]["turn"]: p["evidence"] for p in made["paths"]} == {sub.turn.key: "delivered", last.turn.key: "delivered"}
+    assert made["metadata"]["turns_in_trajectory"] == len(nodes) + 2
+
+
+def test_every_path_says_what_shows_that_a_client_has_it(session: Session):
+    messages, _ = conversation(session, 2)
+    play(session, ask(*messages, user("lost")), "p", delivered=False)
+    play(session, ask(user("other")), "o")
+    play(session, ask(user("last")), "l", delivered=False)
+    assert [p["evidence"] for p in trajectory(session)["paths"]] == ["acknowledged", "delivered", "uncertain"]
+
+
+def thrown_away(resampled: str = "drop") -> tuple[Session, Node, Node, Node]:
+    session = make_session(resampled=resampled)
+    first = play(session, ask(user("a")), "x")
+    again = [user("a"), assistant("x"), user("b")]
+    thrown = play(session, ask(*again), "unreadable")
+    kept = play(session, ask(*again), "kept")
+    play(session, ask(*again, assistant("kept"), user("c")), "end")
+    return session, first, thrown, kept
+
+
+def test_what_was_thrown_away_and_asked_for_again_is_counted_and_dropped():
+    session, _, thrown, _ = thrown_away()
+    assert all(thrown.turn.key not in p for p in turns_of(trajectory(session)))
+    assert metadata(session)["resampled"] == 1
+
+
+def test_what_was_thrown_away_and_asked_for_again_can_be_exported_with_a_mark():
+    session, first, thrown, _ = thrown_away("export")
+    kept, marked = trajectory(session)["paths"]
+    assert ([p["resampled"] for p in (kept, marked)], marked["evidence"]) == ([False, True], "delivered")
+    assert [t["turn"] for t in marked["turns"]] == [first.turn.key, thrown.turn.key]
+    trained = [int(marked["loss_mask"][t["start"] : t["end"]].sum()) for t in marked["turns"]]
+    assert trained == [0, len("unreadable") + 1], "what paths share is trained by those that are always there"
+    assert metadata(session)["resampled"] == 1
+
+
+def test_votes_that_were_not_built_upon_are_resampled(session: Session):
+    votes = [begin(session, ask(user("a"))) for _ in range(3)]
+    for i, flight in enumerate(votes):
+        (request,) = flight.joined
+        commit(session, flight, f"v{i}")
+        session.delivered(request.request_id)
+    after = play(session, ask(user("a"), assistant("v0"), user("b")), "x", delivered=False)
+    assert turns_of(trajectory(session)) == [[votes[0].key, after.turn.key]]
+    assert metadata(session)["resampled"] == 2
+
+
+def test_the_last_sample_is_kept_where_an_earlier_one_was_built_upon_first(session: Session):
+    play(session, ask(user("a")), "x")
+    on = play(session, ask(user("a"), assistant("x"), user("b")), "y")
+    last = play(session, ask(user("a")), "z")
+    assert {p[-1] for p in turns_of(trajectory(session))} == {on.turn.key, last.turn.key}
+    assert metadata(session)["resampled"] == 0
+
+
+@pytest.mark.parametrize("resampled", ["drop", "export"])
+def test_every_committed_turn_is_in_the_trajectory_a_phantom_or_resampled(resampled: str):
+    session = make_session(resampled=resampled)
+    tree(session)
+    m = metadata(session)
+    left_out = m["resampled"] if resampled == "drop" else 0
+    assert m["turns_committed"] == m["turns_in_trajectory"] + m["phantoms"] + left_out
+    assert (m["phantoms"], m["resampled"]) == (1, 1)
 
 
 # Files.

@@ -25,10 +25,12 @@ from rollout_ft.engine.generation import Deadlines, Generation, Order, logprob_b
 from rollout_ft.engine.port import Engine
 from rollout_ft.errors import CommitRefused, EngineLost, EngineRefused, Fenced, SessionClosed, SessionMoved, StoreUnavailable
 from rollout_ft.faultpoints import FaultPoints
+from rollout_ft.session.entries import FAULT, decode_entry, encode_entry
+from rollout_ft.session.flight import Flight
 from rollout_ft.session.parse import assistant_message
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.request import TurnRequest
-from rollout_ft.session.session import FAULT, Attach, Begin, Flight, Replay, Session, decode_entry, encode_entry
+from rollout_ft.session.session import Attach, Begin, Replay, Session
 from rollout_ft.session.tree import Node, ids_bytes
 from rollout_ft.telemetry.events import Events
 from rollout_ft.types import Answered, Ended, Opened, Partial, Served, SessionSpec, Turn, split_session_id
@@ -180,11 +182,10 @@ class SessionHost:
         decision = held.session.decide(request)
         match decision:
             case Replay(node, first):
-                if first:
-                    acks, deliveries = held.session.evidence.take_unsaved()
-                    key = f"answer/{held.session.attempt}/{node.turn.key}/{request.request_id}"
-                    await self._commit(held, key, Answered(node.turn.key, request.request_id, acks, deliveries))
-                held.session.replayed(node, request)
+                entry = held.session.answer(node, request) if first else None
+                if entry is not None:
+                    await self._commit(held, f"answer/{held.session.attempt}/{node.turn.key}/{request.request_id}", entry)
+                held.session.replayed(node, request, entry)
                 return Reply(node, Served.REPLAYED)
             case Begin(flight):
                 generation = self._generation(flight, held.session.entry_key(flight.key))
@@ -222,6 +223,12 @@ class SessionHost:
         """This request was, or is about to be, answered with a 5xx."""
         held = self._get(sid)
         await self._record_failure(held, held.session.failed(request))
+
+    async def unreadable(self, sid: str) -> None:
+        """A request ended in a 5xx before anybody knew what it asked for: nothing that comes later can answer it."""
+        held = self._get(sid)
+        held.session.evidence.failed["unreadable"] = True
+        await self._record_failure(held, "unreadable")
 
     async def _record_failure(self, held: Held, base: str) -> None:
         await self._commit(held, f"fail/{held.session.attempt}/{base}/{uuid.uuid4().hex}", Answered(failed=base))
@@ -280,7 +287,6 @@ class SessionHost:
             except (SessionMoved, SessionClosed):
                 held.session.evidence.give_back(turn.acknowledged, turn.delivered)
                 raise
-            held.session.counts["turns_served"] += 1
             node = held.session.committed(turn)
             await self._faults.committed(held.session.spec, turn.depth)
             return node
@@ -353,16 +359,18 @@ class SessionHost:
         request = flight.request
         stop = [str(s) for s in request.sampling.get("stop") or ()]
         message, _ = assistant_message(g.ids, self._renderer, stop=stop, turn_key=flight.key, tools=bool(request.tool_list))
+        held.session.key(message, "reply")  # a matcher that cannot read it fails before the commit
+        new = b"" if request.input_ids is not None else compact(orjson.dumps(request.messages[flight.new_from :]))
         acks, deliveries = held.session.evidence.take_unsaved()
         return Turn(
             key=flight.key, parent=flight.parent.turn.key if flight.parent else "", sample=flight.number,
-            depth=_depth(flight), request_id=request.request_id, messages=compact(orjson.dumps(request.messages[flight.new_from :])),
+            depth=_depth(flight), request_id=request.request_id, messages=new,
             tools=b"" if flight.parent else request.tools, prompt_ids=flight.prompt_ids, output_ids=ids_bytes(g.ids),
             logprobs=logprob_bytes(g.logprobs), version_spans=g.spans,
             sampling=compact(orjson.dumps(request.sampling, option=orjson.OPT_SORT_KEYS)), finish_reason=g.finish,
             reply=compact(orjson.dumps(message)), created=int(wall()), generations=g.calls, tokens_wasted=g.wasted,
             tokens_reused=g.reused, idempotency_key=request.idempotency_key, acknowledged=acks, delivered=deliveries,
-            unheard=not flight.callers,
+            unheard=not flight.callers, trim=flight.trim, order=flight.order,
         )  # fmt: skip
 
     # -- commits and partials -------------------------------------------------------------------------------------
@@ -453,7 +461,10 @@ class SessionHost:
 
     def _new_session(self, spec: SessionSpec, attempt: int) -> Session:
         config = self._config
-        return Session(spec, attempt, self._renderer, config.session, run_seed=config.seed, context_tokens=config.model.context_tokens)
+        return Session(
+            spec, attempt, self._renderer, config.session, run_seed=config.seed, context_tokens=config.model.context_tokens,
+            resampled=config.samples.resampled,
+        )  # fmt: skip
 
     def _restored(self, entries: list[Opened | Turn | Answered | Ended], partials: list[Partial]) -> Session | None:
         first = next((e for e in entries if isinstance(e, Opened)), None)

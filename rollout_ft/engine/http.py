@@ -14,14 +14,12 @@ import orjson
 from rollout_ft.config import Config
 from rollout_ft.engine.host import Reply, SessionHost
 from rollout_ft.engine.wire import Call, answer, decode_delivered
-from rollout_ft.errors import BadRequest, EngineRefused, SessionClosed, SessionMoved, TrialFault
+from rollout_ft.errors import BadRequest, EngineRefused, MatcherFailed, SessionClosed, SessionMoved, TrialFault
 from rollout_ft.gateway.asgi import Disconnected, Exchange, Headers
 from rollout_ft.gateway.dialects import COUNT, DIALECTS, Asked, Dialect, Evidence, Rules
 from rollout_ft.gateway.dialects.sampling import session_sampling
 from rollout_ft.samples.trajectory import records, trajectory
 from rollout_ft.session.render import Renderer
-from rollout_ft.session.request import TurnRequest
-from rollout_ft.session.session import Session
 from rollout_ft.types import JSON
 
 OWNER, REQUEST, RESENT, DEPTH = b"x-rft-owner", b"x-request-id", b"x-rft-resent", b"x-rft-depth"
@@ -60,6 +58,9 @@ class OwnerHTTP:
                 await x.reply(200, await asyncio.to_thread(dump, made))
         except SessionMoved as e:
             await x.reply(503, b"", [(OWNER, b"lost" if e.in_flight else b"moved")])
+        except MatcherFailed:
+            await self._host.unreadable(sid)
+            await x.reply(204, b"")
         except (SessionClosed, BadRequest):
             await x.reply(204, b"")
         except Disconnected:
@@ -92,6 +93,9 @@ class OwnerHTTP:
             if request is not None:
                 await self._host.failed(sid, request.turn)
             return await x.reply(500, error_body(f"{e}; the trial's policy decides", "turn_budget_spent", 500), FINAL)
+        except MatcherFailed as e:
+            await self._host.unreadable(sid)
+            return await x.reply(500, error_body(str(e), "matcher_failed", 500), FINAL)
         except (SessionMoved, Disconnected):
             raise
         except Exception:
@@ -106,7 +110,7 @@ class OwnerHTTP:
         body = await x.body(self._config.gateway.max_body_bytes)
         try:
             request = self._parse(sid, COUNT, body, Evidence("count"))
-            tokens = await asyncio.to_thread(prompt_tokens, self._host.session(sid), self._renderer, request.turn)
+            tokens = self._host.session(sid).prompt_tokens(request.turn)
         except BadRequest as e:
             return await x.reply(e.status, COUNT.error(str(e), e.code, e.status, e.param))
         await x.reply(200, orjson.dumps({"input_tokens": tokens}))
@@ -116,7 +120,7 @@ class OwnerHTTP:
         rules = Rules(
             session_id=sid, sampling=session_sampling(config.sampling.parameters, session.spec.sampling),
             force=config.sampling.policy == "force", model=config.model.name, max_messages=config.session.max_messages,
-            max_output_tokens=config.session.max_output_tokens, vocab_size=self._renderer.vocab_size,
+            max_output_tokens=config.session.max_output_tokens, vocab_size=self._renderer.vocab_size, digests=session.digests,
         )  # fmt: skip
         return dialect.parse(body, evidence, rules)
 
@@ -136,15 +140,6 @@ class OwnerHTTP:
 def dump(made: JSON) -> bytes:
     """A trajectory or records as JSON."""
     return orjson.dumps(made, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-def prompt_tokens(session: Session, renderer: Renderer, request: TurnRequest) -> int:
-    """How many tokens this request's prompt has, on top of the turns that it extends."""
-    parent, new_from = session.tree.deepest(request.digests, session.evidence.rank)
-    new = request.messages[new_from:]
-    if parent is None:
-        return len(renderer.root(new, request.tool_list))
-    return parent.tokens + len(renderer.after(parent.last_id, new, request.tool_list))
 
 
 def _engine_code(message: str) -> str:

@@ -1,8 +1,8 @@
 """Committed turns to what is trained on, and to what people read.
 
-Owns which turns are in the trajectory and how a path becomes arrays. Pure. A turn is in it when a client showed that
-it has it; the last answered one counts too, marked `uncertain` where its delivery is unproven; phantoms never. Each
-sampled token has a loss mask of 1 in exactly one path.
+Owns how a path becomes arrays, and the figures of a session. Pure. Each sampled token of a turn that is in the
+trajectory has a loss mask of 1 in exactly one path, and none where no path has it: a stop token that the next prompt
+leaves out.
 """
 
 from __future__ import annotations
@@ -12,97 +12,98 @@ from typing import Any
 import numpy as np
 import orjson
 
+from rollout_ft.samples.selection import Selection, evidence, last_answered, select
 from rollout_ft.session.session import Session
-from rollout_ft.session.tree import Node, path
+from rollout_ft.session.tree import Node, path, pieces
 from rollout_ft.types import JSON
-
-
-def kept_leaves(session: Session) -> list[Node]:
-    """The ends of all paths of the trajectory, oldest first."""
-    ev, nodes = session.evidence, session.tree.nodes
-    kept = {key for key in ev.acknowledged if key in nodes}
-    kept |= {node.turn.key for node in path(last_answered(session))}
-    inner = {nodes[key].turn.parent for key in kept}
-    return [node for key, node in nodes.items() if key in kept and key not in inner]
-
-
-def last_answered(session: Session) -> Node | None:
-    """The newest turn that this attempt's agent has, or has in all likelihood: no other sample of it was delivered."""
-    ev, nodes = session.evidence, session.tree.nodes
-    for key in reversed(ev.asked):
-        node = nodes.get(key)
-        if node is None or (key in ev.unheard and not ev.answered(key)):
-            continue
-        if ev.answered(key) or not any(ev.answered(n.turn.key) for n in session.tree.samples(node.base)):
-            return node
-    return None
 
 
 def trajectory(session: Session) -> JSON:
     """`{session_id, trial_id, attempt, paths}`; each path has, over its tokens, `token_ids` (int32), `loss_mask`
-    (int8) and `logprobs` (float32, 0 where not sampled), and per turn its key, span, version spans and sampling."""
-    trained: set[str] = set()
-    paths = [_path(session, leaf, trained) for leaf in kept_leaves(session)]
+    (int8) and `logprobs` (float32, 0 where not sampled), its `evidence` and whether it was `resampled`, and per turn
+    its key, span, version spans and sampling."""
+    trained: dict[str, int] = {}
+    selected = select(session)
     spec = session.spec
     return {
         "session_id": session.id, "trial_id": spec.trial_id, "task_id": spec.task_id, "group_id": spec.group_id,
-        "attempt": session.attempt, "paths": paths, "metadata": metadata(session),
+        "attempt": session.attempt, "paths": [_path(session, selected, end, trained) for end in selected.ends],
+        "metadata": metadata(session),
     }  # fmt: skip
 
 
-def _path(session: Session, leaf: Node, trained: set[str]) -> JSON:
+def _path(session: Session, selected: Selection, end: Node, trained: dict[str, int]) -> JSON:
+    """`trained` counts, for each turn, its tokens that an earlier path trains."""
     ids: list[Any] = []
     masks: list[Any] = []
     logprobs: list[Any] = []
     turns: list[JSON] = []
     spans: list[JSON] = []
     at = 0
-    for node in reversed(list(path(leaf))):
+    for node, kept in reversed(list(pieces(end))):
         turn = node.turn
-        prompt, output = np.frombuffer(turn.prompt_ids, "<i4"), np.frombuffer(turn.output_ids, "<i4")
-        first = turn.key not in trained
-        trained.add(turn.key)
+        prompt = np.frombuffer(turn.prompt_ids, "<i4")[:kept]
+        output = np.frombuffer(turn.output_ids, "<i4")[: kept - len(prompt)]
+        before = trained.get(turn.key, 0)
+        trained[turn.key] = max(before, len(output))
         ids += [prompt, output]
-        masks += [np.zeros(len(prompt), np.int8), np.full(len(output), first, np.int8)]
-        logprobs += [np.zeros(len(prompt), np.float32), np.frombuffer(turn.logprobs, "<f4")]
+        masks += [np.zeros(len(prompt), np.int8), (np.arange(len(output)) >= before).astype(np.int8)]
+        logprobs += [np.zeros(len(prompt), np.float32), np.frombuffer(turn.logprobs, "<f4")[: len(output)]]
         start = at + len(prompt)
         at = start + len(output)
-        spans += [{"version": s.version, "start": start + s.start, "end": start + s.end} for s in turn.version_spans]
+        spans += [
+            {"version": s.version, "start": start + s.start, "end": min(start + s.end, at)}
+            for s in turn.version_spans
+            if start + s.start < at
+        ]
         turns.append(_turn(session, node, start, at))
     return {
         "token_ids": np.concatenate(ids), "loss_mask": np.concatenate(masks), "logprobs": np.concatenate(logprobs),
-        "version_spans": spans, "finish_reason": leaf.turn.finish_reason, "sampling": orjson.loads(leaf.turn.sampling),
-        "turns": turns,
+        "version_spans": spans, "finish_reason": end.turn.finish_reason, "sampling": orjson.loads(end.turn.sampling),
+        "evidence": evidence(session, end), "resampled": end.turn.key in selected.resampled, "turns": turns,
     }  # fmt: skip
 
 
 def _turn(session: Session, node: Node, start: int, end: int) -> JSON:
-    ev, turn = session.evidence, node.turn
-    evidence = "acknowledged" if turn.key in ev.acknowledged else "delivered" if turn.key in ev.delivered else "uncertain"
+    turn = node.turn
     return {
-        "turn": turn.key, "start": start, "end": end, "evidence": evidence, "finish_reason": turn.finish_reason,
+        "turn": turn.key, "start": start, "end": end, "evidence": evidence(session, node), "finish_reason": turn.finish_reason,
         "sampling": orjson.loads(turn.sampling), "generations": turn.generations,
     }  # fmt: skip
 
 
 def metadata(session: Session) -> JSON:
-    """What became of all turns of the session: nothing is left out in silence."""
-    ev, nodes = session.evidence, session.tree.nodes
-    included = {node.turn.key for leaf in kept_leaves(session) for node in path(leaf)}
-    sampled = sum(len(nodes[key].turn.output_ids) // 4 for key in included)
+    """What became of all turns of the session: nothing is left out in silence.
+
+    `attached`, `leniencies` and unrecorded replays are counted since the session's owner took it over.
+    """
+    nodes, selected = session.tree.nodes, select(session)
     total = sum(len(node.turn.output_ids) // 4 for node in nodes.values())
     wasted = sum(node.turn.tokens_wasted for node in nodes.values())
     return {
         **{name: session.counts[name] for name in ("turns_served", "replayed", "attached", "branched")},
         "turns_committed": len(nodes),
         "generations": sum(node.turn.generations for node in nodes.values()),
-        "turns_in_trajectory": len(included),
-        "phantoms": sum(not ev.answered(key) and key not in included for key in nodes),
+        "turns_in_trajectory": len(selected.keys),
+        "phantoms": len(selected.phantoms),
+        "resampled": len(selected.resampled),
+        "retokenized": sum(session.retokenized(node) for node in nodes.values()),
+        "leniencies": dict(sorted(session.leniencies.items())),
         "tokens_generated": total + wasted,
-        "tokens_wasted": total + wasted - sampled,
+        "tokens_wasted": total + wasted - _trained(selected),
         "tokens_reused": sum(node.turn.tokens_reused for node in nodes.values()),
         "unanswered": len(session.unanswered()),
     }
+
+
+def _trained(selected: Selection) -> int:
+    """How many sampled tokens are in a path."""
+    longest: dict[str, int] = {}
+    for end in selected.ends:
+        for node, kept in pieces(end):
+            said = max(0, kept - len(node.turn.prompt_ids) // 4)
+            longest[node.turn.key] = max(longest.get(node.turn.key, 0), said)
+    return sum(longest.values())
 
 
 def records(session: Session) -> JSON:
@@ -111,7 +112,7 @@ def records(session: Session) -> JSON:
     made: list[JSON] = []
     messages: list[Any] = []
     for node in found:
-        messages = [*messages, *orjson.loads(node.turn.messages)]
+        messages = [*messages, *orjson.loads(node.turn.messages or b"[]")]
         reply = orjson.loads(node.turn.reply)
         made.append(
             {

@@ -22,6 +22,7 @@ class Sample:
     asked: bool = True
     answered: bool = False
     replays: int = 0
+    """How often it was given again to who has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +38,12 @@ def choose(
     new_idempotency_key: bool,
     on_concurrent: Literal["sample", "attach"],
     on_repeat: Literal["sibling", "replay_once"],
+    max_replays: int,
 ) -> Choice:
-    """What the next request for this body gets. `samples` are in the order of their numbers."""
+    """What the next request for this body gets. `samples` are in the order of their numbers.
+
+    A client that cannot read a reply repeats it for ever: after `max_replays` its retries get another sample.
+    """
     fresh = Choice("generate", samples[-1].number + 1 if samples else 0)
     flights = [s for s in samples if s.in_flight]
     left = [s for s in flights if s.live_callers == 0]
@@ -51,7 +56,7 @@ def choose(
         if s.asked and not s.answered:
             return Choice("replay", s.number)
     asked = [s for s in recorded if s.asked]
-    if asked and retry and not new_idempotency_key:
+    if asked and retry and not new_idempotency_key and asked[-1].replays < max_replays:
         return Choice("replay", asked[-1].number)
     for s in recorded:
         if not s.asked:

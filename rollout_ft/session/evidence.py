@@ -13,8 +13,8 @@ from rollout_ft.session.tree import Node, path
 
 @dataclass(slots=True)
 class Evidence:
-    asked: dict[str, None] = field(default_factory=dict[str, None])
-    """Turn keys in the order in which this attempt was answered with them."""
+    asked: dict[str, int] = field(default_factory=dict[str, int])
+    """Turns that this attempt asked for, each with the number of the request; 0: contained in a request."""
     delivered: set[str] = field(default_factory=set[str])
     acknowledged: set[str] = field(default_factory=set[str])
     failed: dict[str, bool] = field(default_factory=dict[str, bool])
@@ -22,6 +22,7 @@ class Evidence:
     unheard: set[str] = field(default_factory=set[str])
     """Turns that were committed while nobody waited, and that nobody was given since."""
     replays: dict[str, int] = field(default_factory=dict[str, int])
+    """How often a turn was given again to a client that had it; what this owner saw."""
     _unsaved_acks: list[str] = field(default_factory=list[str])
     _unsaved_deliveries: list[str] = field(default_factory=list[str])
 
@@ -33,14 +34,24 @@ class Evidence:
         key = node.turn.key
         return 2 * self.answered(key) + (key in self.asked)
 
-    def acknowledge(self, node: Node | None) -> None:
-        """A request contained this turn, and with it all before it."""
+    def acknowledge(self, node: Node | None) -> list[Node]:
+        """A request contained this turn, and with it all before it. Those of which it is news, the deepest first."""
+        news: list[Node] = []
         for each in path(node):
             if each.turn.key in self.acknowledged:
-                return
+                break
             self.acknowledged.add(each.turn.key)
-            self.asked.setdefault(each.turn.key)
+            self.asked.setdefault(each.turn.key, 0)
             self._unsaved_acks.append(each.turn.key)
+            news.append(each)
+        return news
+
+    def replay(self, key: str, order: int) -> None:
+        """The recorded reply goes out again."""
+        self.asked.setdefault(key, order)
+        self.unheard.discard(key)
+        if self.answered(key):
+            self.replays[key] = self.replays.get(key, 0) + 1
 
     def deliver(self, key: str) -> None:
         if key not in self.delivered:
@@ -62,5 +73,5 @@ class Evidence:
         """What a committed entry carried."""
         for key in acknowledged:
             self.acknowledged.add(key)
-            self.asked.setdefault(key)
+            self.asked.setdefault(key, 0)
         self.delivered.update(delivered)

@@ -1,8 +1,9 @@
-"""The turns of a session, as a tree that is searched by conversation.
+"""The turns of a session, as a tree that is searched by conversation or by tokens.
 
 Owns the nodes and the index from a conversation's digest to the turns that end there. Knows nothing of requests in
 flight. A node holds what its turn added and nothing of its ancestors; it is never changed, and nothing is removed: a
-rollback is a request that extends an older node.
+rollback is a request that extends an older node. A turn that trims its parent leaves the parent's tokens as they are:
+the path through it has fewer of them (`pieces`).
 """
 
 from __future__ import annotations
@@ -14,22 +15,23 @@ from hashlib import blake2b
 import numpy as np
 import orjson
 
-from rollout_ft.session.canonical import extend_digest, start_digest
+from rollout_ft.session.canonical import Mark, MessageKey, message_key, start
 from rollout_ft.types import JSON, Turn
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Node:
-    """`asked_digest` is the conversation's digest up to the request, `end_digest` with the reply as well.
+    """`end` is where the conversation stands with the reply; None for a turn that was asked for in tokens.
 
-    `ids_json` is what this turn adds to an engine's `input_ids`, as JSON without brackets; `tokens` counts the whole
-    path; `token_digest` names all its tokens.
+    `ids_json` is what this turn adds to an engine's `input_ids`, as JSON without brackets; `own` counts those tokens,
+    `tokens` the whole path; `token_digest` names all its tokens.
     """
 
     turn: Turn
     parent: Node | None
     base: str
-    end_digest: bytes
+    end: Mark | None
+    own: int
     tokens: int
     token_digest: bytes
     ids_json: bytes
@@ -45,8 +47,14 @@ def ids_bytes(ids: list[int]) -> bytes:
     return np.asarray(ids, dtype="<i4").tobytes()
 
 
-def digest_tokens(before: bytes, ids: bytes) -> bytes:
-    return blake2b(before + ids, digest_size=16).digest()
+def digest_tokens(before: bytes, ids: bytes, trim: int = 0) -> bytes:
+    """Names the tokens of a path: those named `before`, without the last `trim`, and `ids`."""
+    return blake2b(before + (b"-%d|" % trim if trim else b"") + ids, digest_size=16).digest()
+
+
+def asked_in_tokens(trim: int, ids: bytes) -> bytes:
+    """What stands for the conversation's digest where a prompt came as tokens."""
+    return b"tokens" + digest_tokens(b"", ids, trim)
 
 
 def base_key(parent_key: str, asked_digest: bytes, sampling: bytes) -> str:
@@ -60,11 +68,12 @@ def turn_key(base: str, sample: int) -> str:
 
 
 class Tree:
-    def __init__(self) -> None:
+    def __init__(self, key: MessageKey = message_key) -> None:
         self.nodes: dict[str, Node] = {}
+        self._key = key
         self._by_end: dict[bytes, list[Node]] = {}
         self._by_base: dict[str, list[Node]] = {}
-        self._bases_after: dict[str, set[str]] = {}
+        self._children: dict[str, list[Node]] = {}
 
     def add(self, turn: Turn) -> Node:
         """Adds a committed turn whose parent is here; the same turn again changes nothing."""
@@ -72,30 +81,39 @@ class Tree:
         if known is not None:
             return known
         parent = self.nodes[turn.parent] if turn.parent else None
-        asked = parent.end_digest if parent else start_digest(turn.tools)
-        messages: list[JSON] = orjson.loads(turn.messages)
-        for message in messages:
-            asked = extend_digest(asked, message)
+        asked, end = self._conversation(turn, parent)
         prompt, output = ids_of(turn.prompt_ids), ids_of(turn.output_ids)
         node = Node(
             turn=turn,
             parent=parent,
             base=base_key(turn.parent, asked, turn.sampling),
-            end_digest=extend_digest(asked, orjson.loads(turn.reply)),
-            tokens=(parent.tokens if parent else 0) + len(prompt) + len(output),
-            token_digest=digest_tokens(parent.token_digest if parent else b"", turn.prompt_ids + turn.output_ids),
+            end=end,
+            own=len(prompt) + len(output),
+            tokens=(parent.tokens if parent else 0) - turn.trim + len(prompt) + len(output),
+            token_digest=digest_tokens(parent.token_digest if parent else b"", turn.prompt_ids + turn.output_ids, turn.trim),
             ids_json=orjson.dumps(prompt + output)[1:-1],
             last_id=output[-1] if output else -1,
         )
         self.nodes[turn.key] = node
-        self._by_end.setdefault(node.end_digest, []).append(node)
+        if end is not None:
+            self._by_end.setdefault(end.digest, []).append(node)
         self._by_base.setdefault(node.base, []).append(node)
-        self._bases_after.setdefault(turn.parent, set()).add(node.base)
+        self._children.setdefault(turn.parent, []).append(node)
         return node
+
+    def _conversation(self, turn: Turn, parent: Node | None) -> tuple[bytes, Mark | None]:
+        """What was asked for, and where the conversation stands with the reply."""
+        mark = parent.end if parent else start(turn.tools)
+        if not turn.messages or mark is None:
+            return asked_in_tokens(turn.trim, turn.prompt_ids), None
+        messages: list[JSON] = orjson.loads(turn.messages)
+        for message in messages:
+            mark = mark.after(message, key=self._key)
+        return mark.digest, mark.after(orjson.loads(turn.reply), key=self._key)
 
     def branches(self, parent: Node | None, base: str) -> bool:
         """Whether asking `base` after `parent` goes another way than what is recorded there."""
-        return bool(self._bases_after.get(parent.turn.key if parent else "", set()) - {base})
+        return any(child.base != base for child in self._children.get(parent.turn.key if parent else "", ()))
 
     def samples(self, base: str) -> list[Node]:
         """The recorded samples of one body, in the order of their numbers."""
@@ -113,9 +131,59 @@ class Tree:
                 return found[best], count
         return None, 0
 
+    def deepest_in_tokens(self, ids: bytes, rank: Callable[[Node], int], stop_ids: frozenset[int]) -> tuple[Node | None, int]:
+        """The turn with the longest path that `ids` start with, and how many of its last tokens they lack.
+
+        That is the token that stopped it, which templates and trainers leave out, or none. Of several with equal tokens
+        the one with the highest `rank`, then the newest. Goes down only where the path so far is in `ids`.
+        """
+        best: tuple[tuple[int, int, int, int], Node | None, int] = ((0, 0, 0, -1), None, 0)
+        left: list[tuple[Node | None, int]] = [(None, 0)]
+        seen = 0
+        while left:
+            parent, same = left.pop()
+            for node in self._children.get(parent.turn.key if parent else "", ()):
+                begins = node.tokens - node.own
+                if same < begins:  # the path leaves `ids` before the part that this turn keeps of its parent
+                    continue
+                shared = begins + _common(node, ids, 4 * begins)
+                missing = node.tokens - shared
+                said = len(node.turn.output_ids) // 4
+                stopped = missing == 1 and said > 1 and node.last_id in stop_ids
+                seen += 1
+                if said and (missing == 0 or stopped):
+                    best = max(best, ((shared, rank(node), -missing, seen), node, missing), key=lambda b: b[0])
+                left.append((node, shared))
+        return best[1], best[2]
+
+
+def _common(node: Node, ids: bytes, at: int) -> int:
+    """How many of a turn's own tokens `ids` have at `at`, in a row."""
+    turn = node.turn
+    if ids.startswith(turn.prompt_ids, at) and ids.startswith(turn.output_ids, at + len(turn.prompt_ids)):
+        return node.own
+    own, there = np.frombuffer(turn.prompt_ids + turn.output_ids, "<i4"), np.frombuffer(ids[at : at + 4 * node.own], "<i4")
+    differ = np.flatnonzero(own[: len(there)] != there)
+    return int(differ[0]) if len(differ) else len(there)
+
 
 def path(node: Node | None) -> Iterator[Node]:
     """From a node up to its root."""
     while node is not None:
         yield node
         node = node.parent
+
+
+def pieces(node: Node | None, trim: int = 0) -> Iterator[tuple[Node, int]]:
+    """From a node up to its root: each with how many of its own tokens are on the path, its last `trim` left out."""
+    while node is not None:
+        kept = max(0, node.own - trim)
+        yield node, kept
+        trim = trim - (node.own - kept) + node.turn.trim
+        node = node.parent
+
+
+def path_ids(node: Node | None) -> bytes:
+    """All tokens of a path, as int32 bytes."""
+    found = [(n.turn.prompt_ids + n.turn.output_ids)[: 4 * kept] for n, kept in pieces(node)]
+    return b"".join(reversed(found))

@@ -6,9 +6,11 @@ that whoever serves a turn need not know how it is spelled.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from rollout_ft.session.canonical import running_digests
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.request import TurnRequest
 from rollout_ft.session.tree import Node
@@ -38,6 +40,8 @@ class Rules:
     max_tools: int = 512
     max_output_tokens: int = 8192
     vocab_size: int = 2**31
+    digests: Callable[[bytes, list[JSON]], list[bytes]] = running_digests
+    """What the session knows messages by: `(tools, messages)`."""
 
 
 class Asked(Protocol):

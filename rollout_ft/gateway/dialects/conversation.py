@@ -13,7 +13,6 @@ from rollout_ft.errors import BadRequest
 from rollout_ft.gateway.dialects.base import Evidence, Rules
 from rollout_ft.gateway.dialects.fields import dumped
 from rollout_ft.gateway.dialects.sampling import settle, with_template
-from rollout_ft.session.canonical import running_digests
 from rollout_ft.session.request import TurnRequest
 from rollout_ft.session.tool_choice import tool_choice_schema
 from rollout_ft.types import JSON
@@ -59,7 +58,7 @@ def turn_request(c: Conversation, evidence: Evidence, rules: Rules) -> TurnReque
     return TurnRequest(
         request_id=evidence.request_id,
         messages=c.messages,
-        digests=running_digests(tool_bytes, c.messages),
+        digests=rules.digests(tool_bytes, c.messages),
         tools=tool_bytes,
         tool_list=tools,
         sampling=with_template(sampling, c.template_kwargs),

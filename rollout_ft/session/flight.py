@@ -1,0 +1,47 @@
+"""A turn that is being generated.
+
+Owns what its generation needs to know and who waits for it. Knows nothing of engines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rollout_ft.session.request import TurnRequest
+from rollout_ft.session.tree import Node, digest_tokens, pieces
+from rollout_ft.types import Partial
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """`callers` are the requests that wait for it now, `joined` all that ever did; `order` is the number of the first."""
+
+    key: str
+    base: str
+    number: int
+    order: int
+    parent: Node | None
+    request: TurnRequest
+    new_from: int
+    trim: int
+    prompt_ids: bytes
+    prompt_json: bytes
+    prompt_tokens: int
+    max_new_tokens: int
+    seed: int
+    partial: Partial | None = None
+    callers: set[str] = field(default_factory=set[str])
+    joined: list[TurnRequest] = field(default_factory=list[TurnRequest])
+
+    @property
+    def prompt_digest(self) -> str:
+        return digest_tokens(self.parent.token_digest if self.parent else b"", self.prompt_ids, self.trim).hex()
+
+    def input_json(self) -> bytes:
+        """All ids before the output, as JSON without brackets: joined, never encoded again."""
+        before = [_first(node, kept) for node, kept in pieces(self.parent, self.trim) if kept]
+        return b",".join([*reversed(before), self.prompt_json] if self.prompt_json else reversed(before))
+
+
+def _first(node: Node, kept: int) -> bytes:
+    return node.ids_json if kept == node.own else node.ids_json.rsplit(b",", node.own - kept)[0]
