@@ -40,7 +40,10 @@ class ModelConfig(Settings):
     path: str = "small"
     """Directory with tokenizer, chat template and weights; `small` is the shipped small model."""
     context_tokens: int = Field(default=32768, ge=16)
-    tool_parser: Literal["hermes", "none"] = "hermes"
+    tool_parser: str = "hermes"
+    """`none`, or the name of one of SGLang's tool call parsers."""
+    reasoning_parser: str = "none"
+    """`none`, or the name of one of SGLang's reasoning parsers; reasoning becomes `reasoning_content`."""
 
 
 class EngineConfig(Settings):
@@ -150,6 +153,8 @@ class Config(Settings):
             raise ValueError("engine.kind sglang needs model.path: the directory of a real model")
         if self.session.max_output_tokens >= self.model.context_tokens:
             raise ValueError("session.max_output_tokens leaves no room for a prompt in model.context_tokens")
+        if self.model.tool_parser == "gpt-oss" != self.model.reasoning_parser:
+            raise ValueError("model.tool_parser gpt-oss needs model.reasoning_parser gpt-oss: it drops the reasoning otherwise")
         return self
 
 

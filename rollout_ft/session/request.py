@@ -26,5 +26,7 @@ class TurnRequest:
     idempotency_key: str = ""
     input_ids: bytes | None = None
     """For a request in tokens: the whole prompt, int32; it has no messages, digests or tools then."""
+    forced_call: bool = False
+    """`tool_choice` asks for a call: `sampling` has its `json_schema`, and the output is a JSON array of calls."""
     resent: bool = False
     """A gateway sends it again, because the owner that it went to was lost."""
