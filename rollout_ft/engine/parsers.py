@@ -26,6 +26,8 @@ OWN_TOOLS, OWN_REASONING = frozenset({"hermes", "qwen", "qwen25"}), frozenset({"
 _MARKED_REASONING = frozenset({"gpt-oss", "gemma4", "apertus2509", "kimi_k3", "mistral", "inkling", "muse"})
 """Reasoning parsers that look for special tokens."""
 _MAX_BLOCKS = 64
+_INNER = {"<｜tool▁calls▁end｜>": "<｜tool▁call▁end｜>", "<｜tool_calls_end｜>": "<｜tool_call_end｜>"}
+"""What closes each of several calls that stand between one pair of markers."""
 Who = Literal["nobody", "own", "sglang", "engine"]
 Found = tuple[str, list[Call]]
 
@@ -132,21 +134,31 @@ class TextParser:
 async def read_calls(reader: Reader, text: str, tools: list[Any]) -> tuple[str, list[Call], bool]:
     """`(content, calls, failed)`: what the reader found, and as content all that it did not make calls of."""
     found = _complete((await reader.calls([text], tools))[0])
-    if found is None or not found[1]:
+    opening, closing = await reader.markers()
+    head, *parts = text.split(opening) if opening else [text]
+    if found is None or not (found[1] or len(parts) > 1):
         return text, [], found is None
     content, calls = found
-    opening, closing = await reader.markers()
-    blocks = [opening + part for part in text.split(opening)[1:]] if opening else []
-    tails = [block.partition(closing)[2] if closing else "" for block in blocks]
+    blocks = [opening + part for part in parts]
+    tails = [_after(block, closing) for block in blocks]
     if not blocks or (len(blocks) == len(calls) and not any(tail.strip() for tail in tails)):
         return content, calls, False
     if len(blocks) > _MAX_BLOCKS:
         return text, [], True
     alone = [_complete(each) for each in await reader.calls(blocks, tools)]
-    if [call for each in alone if each for call in each[1]] != calls:
+    made = [call for each in alone if each for call in each[1]]
+    if calls and made != calls:
         return content, calls, False  # a format whose calls do not stand in blocks of their own
-    lost = [tail if each and each[1] else block for block, tail, each in zip(blocks, tails, alone, strict=True)]
-    return "".join([text.partition(opening)[0], *lost]).strip(), calls, False
+    kept = [tail if each and each[1] else block for block, tail, each in zip(blocks, tails, alone, strict=True)]
+    return ("".join([head, *kept]).strip() if made else text), made, False
+
+
+def _after(block: str, closing: str) -> str:
+    """What follows the calls of a block."""
+    if closing and closing in block:
+        return block.partition(closing)[2]
+    inner = _INNER.get(closing)
+    return block.rpartition(inner)[2] if inner and inner in block else ""
 
 
 def _complete(found: Found | None) -> Found | None:

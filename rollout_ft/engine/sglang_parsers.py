@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +27,8 @@ _log = logging.getLogger("rollout_ft")
 WORKER = str(Path(__file__).with_name("sglang_worker.py"))
 _MAX_REPLY_BYTES = 256 * 2**20
 _TRIES = 3
+_ANSWER_S = 120
+"""Far more than a request may compute: a process that was stopped is replaced as well."""
 
 
 class _Ended(Exception):
@@ -63,10 +67,11 @@ class SGLangParsers:
                 raise ConfigError("model.tool_parser: the process of SGLang's parsers ended at once; its log says why") from None
 
     async def aclose(self) -> None:
-        if self._process is not None:
+        process, self._process = self._process, None
+        if process is not None:
             with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-            await self._process.wait()
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
 
     async def _ask(self, request: JSON) -> JSON | None:
         # Shielded: a reply that nobody waited for any more would be taken for the next one's.
@@ -76,9 +81,10 @@ class SGLangParsers:
         async with self._turn:
             for _ in range(_TRIES):
                 try:
-                    reply = await _talk(await self._running(), request)
-                except _Ended:
-                    self._process = None
+                    async with asyncio.timeout(_ANSWER_S):
+                        reply = await _talk(await self._running(), request)
+                except (_Ended, TimeoutError):
+                    await self.aclose()
                     continue
                 if "error" in reply:
                     _log.warning("SGLang's parser failed (%s): the text is delivered as text", reply["error"])
@@ -93,11 +99,11 @@ class SGLangParsers:
                 sys.executable, "-P", WORKER, *self._names, env=self._env, limit=_MAX_REPLY_BYTES,
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, start_new_session=True,
             )  # fmt: skip
+            self._process = process
             ready = await _line(process)
             if "error" in ready:
                 raise ConfigError(f"model.tool_parser, model.reasoning_parser: SGLang's parsers cannot be used: {ready['error']}")
             self._markers = (str(ready["opening"]), str(ready["closing"]))
-            self._process = process
         return self._process
 
 

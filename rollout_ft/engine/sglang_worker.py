@@ -1,8 +1,8 @@
 """The program that runs SGLang's parsers: `sglang_worker.py TOOL_PARSER REASONING_PARSER`, JSON lines in and out.
 
-Owns the import of sglang, of which only the parsers are loaded: no engine, no GPU. Every request is answered by a
-child of its own that has a limit of CPU time, so that no request can change, stop or outlive the others. Knows nothing
-of this package, and is run by its path.
+Owns the import of sglang, of which only the parsers are loaded: no engine, no GPU. Requests are answered by a child,
+within a limit of CPU time for each; a request that ends the child costs a fork and not another import. Knows nothing of
+this package, and is run by its path.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import json
 import logging
+import mmap
 import os
 import signal
 import sys
@@ -76,21 +77,27 @@ def _or_none(calls: Any, text: str, tools: list[Any]) -> Any:
 
 
 def serve(calls: Any, reasoning: Any, out: int) -> None:
-    for line in sys.stdin.buffer:
-        child = os.fork()
-        if child == 0:
-            signal.setitimer(signal.ITIMER_PROF, CPU_S)  # the signal that it sends ends this process
-            try:
-                made = answer(calls, reasoning, json.loads(line))
-            except Exception as e:
-                made = {"error": f"{type(e).__name__}: {e}"[:500]}
-            signal.setitimer(signal.ITIMER_PROF, 0)  # a reply is written whole
-            _write(out, made)
-            os._exit(0)
+    """Answers until nobody asks any more; whoever dies of a request is replaced, and that request is answered here."""
+    busy = mmap.mmap(-1, 1)
+    while (child := os.fork()) != 0:
         _, status = os.waitpid(child, 0)
-        if status:
+        if status == 0:
+            return
+        if busy[0]:
+            busy[0] = 0
             why = "took too long" if os.WTERMSIG(status) == signal.SIGPROF else f"ended the process with status {status}"
             _write(out, {"error": why})
+    for line in sys.stdin.buffer:
+        busy[0] = 1
+        signal.setitimer(signal.ITIMER_PROF, CPU_S)  # the signal that it sends ends this process
+        try:
+            made = answer(calls, reasoning, json.loads(line))
+        except Exception as e:
+            made = {"error": f"{type(e).__name__}: {e}"[:500]}
+        signal.setitimer(signal.ITIMER_PROF, 0)  # a reply is written whole
+        _write(out, made)
+        busy[0] = 0
+    os._exit(0)
 
 
 def _write(out: int, made: Any) -> None:
