@@ -226,7 +226,7 @@ PIECES = st.sampled_from(
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", FORMATS)
 def test_whatever_a_model_writes_no_parser_raises_or_changes_its_mind(sglang: Parsers, name: str):
-    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(st.lists(PIECES, max_size=8).map("".join) | st.text(max_size=30))
     def check(text: str) -> None:
         parsed = sglang.parse(name, text)
@@ -299,7 +299,7 @@ def test_a_request_that_nobody_waits_for_any_more_leaves_its_answer_to_nobody_el
 @needs_sglang
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("start", [check_names, None])
-def test_a_name_that_sglang_does_not_know_is_refused_with_those_that_it_does(start: Callable[[ModelConfig], None] | None):
+def test_a_name_that_sglang_does_not_know_is_refused_with_those_that_it_does(sglang: Parsers, start: Callable[[ModelConfig], None] | None):
     model = ModelConfig(tool_parser="glm46")
     with pytest.raises(ConfigError, match="glm45" if start else "glm46"):
-        start(model) if start else asyncio.run(SGLangParsers("glm46", "none", dict(os.environ)).start())
+        start(model) if start else sglang.run(SGLangParsers("glm46", "none", dict(os.environ)).start())

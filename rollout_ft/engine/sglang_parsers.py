@@ -71,6 +71,8 @@ class SGLangParsers:
         if process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+            assert process.stdin is not None
+            process.stdin.close()
             await process.wait()
 
     async def _ask(self, request: JSON) -> JSON | None:
@@ -102,6 +104,7 @@ class SGLangParsers:
             self._process = process
             ready = await _line(process)
             if "error" in ready:
+                await self.aclose()
                 raise ConfigError(f"model.tool_parser, model.reasoning_parser: SGLang's parsers cannot be used: {ready['error']}")
             self._markers = (str(ready["opening"]), str(ready["closing"]))
         return self._process
