@@ -25,6 +25,7 @@ from rollout_ft.errors import ConfigError, EngineLost
 from rollout_ft.session.calls import Call
 from rollout_ft.session.hermes import reasoning, tool_calls
 from rollout_ft.session.parse import Parsed
+from rollout_ft.session.tool_choice import tool_choice_schema
 from rollout_ft.testing.small_engine import parsing
 
 needs_sglang = pytest.mark.skipif(sglang_dir() is None, reason="sglang is not installed: make test-parsers")
@@ -303,3 +304,20 @@ def test_a_name_that_sglang_does_not_know_is_refused_with_those_that_it_does(sgl
     model = ModelConfig(tool_parser="glm46")
     with pytest.raises(ConfigError, match="glm45" if start else "glm46"):
         start(model) if start else sglang.run(SGLangParsers("glm46", "none", dict(os.environ)).start())
+
+
+@needs_sglang
+def test_the_grammar_of_a_tool_choice_takes_calls_of_that_tool_and_nothing_else():
+    accepts: Any = pytest.importorskip("xgrammar.testing")._is_grammar_accept_string
+    grammar: Any = pytest.importorskip("xgrammar").Grammar.from_json_schema
+    parameters = {"type": "object", "$defs": {"N": {"type": "integer"}}, "properties": {"a": {"$ref": "#/$defs/N"}}, "required": ["a"]}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}, {"type": "function", "function": {"name": "g"}}]
+    texts = [
+        '[{"name": "f", "parameters": {"a": 1}}]',
+        '[{"name": "g", "parameters": {}}]',
+        '[{"name": "f", "parameters": {"a": ""}}]',
+        "[]",
+    ]
+    for choice, taken in (("required", texts[:2]), ({"function": {"name": "f"}}, texts[:1]), ({"function": {"name": "g"}}, texts[1:2])):
+        made = grammar(tool_choice_schema(tools, choice))
+        assert [text for text in texts if accepts(made, text)] == taken
