@@ -189,6 +189,11 @@ def test_calls_are_read_behind_the_reasoning_and_not_in_it():
     assert len(message["tool_calls"]) == 1
 
 
+def test_a_model_that_neither_thought_nor_spoke_said_nothing():
+    assert said("<think></think>") == {"role": "assistant", "content": ""}
+    assert said("</think>", opened="<think>") == {"role": "assistant", "content": ""}
+
+
 def test_reasoning_that_does_not_end_is_all_there_is():
     assert said("<think>hm", end=False) == {"role": "assistant", "content": "", "reasoning_content": "hm"}
     assert said(f"<think>hm{GOOD}")["tool_calls"][0]["function"]["name"] == "f"

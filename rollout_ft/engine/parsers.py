@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -25,6 +26,7 @@ _log = logging.getLogger("rollout_ft")
 OWN_TOOLS, OWN_REASONING = frozenset({"hermes", "qwen", "qwen25"}), frozenset({"qwen3"})
 _MARKED_REASONING = frozenset({"gpt-oss", "gemma4", "apertus2509", "kimi_k3", "mistral", "inkling", "muse"})
 """Reasoning parsers that look for special tokens."""
+_TAG = re.compile(r"<[^<>]*>")
 _MAX_BLOCKS = 64
 _INNER = {"<｜tool▁calls▁end｜>": "<｜tool▁call▁end｜>", "<｜tool_calls_end｜>": "<｜tool_call_end｜>"}
 """What closes each of several calls that stand between one pair of markers."""
@@ -126,8 +128,8 @@ class TextParser:
         if self._reasoning is None or not text:
             return "", text, False
         found = await self._reasoning.reasoning(opened + text)
-        if found is None or not any(found):
-            return "", text, found is None
+        if found is None or (not any(found) and _TAG.sub("", text).strip()):
+            return "", text, True
         return *found, False
 
 
