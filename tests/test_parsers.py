@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -232,7 +233,8 @@ def test_whatever_a_model_writes_no_parser_raises_or_changes_its_mind(sglang: Pa
     def check(text: str) -> None:
         parsed = sglang.parse(name, text)
         assert parsed == sglang.parse(name, text)
-        assert parsed.content or parsed.reasoning or parsed.calls or not text.strip() or name == "gpt-oss"
+        something = re.sub(r"<[^<>]*>", "", text).strip()
+        assert parsed.content or parsed.reasoning or parsed.calls or not something
 
     check()
 
