@@ -5,13 +5,23 @@ BIN := $(VENV)/bin
 # A torch that is there already (a GPU machine's own) is used as it is.
 SITE := $(shell $(PYTHON) -c 'import torch' 2>/dev/null && echo --system-site-packages)
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-parsers check bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rollout-ft demo $(ARGS)
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(ARGS)
+
+# SGLang's parsers on a CPU, 2.7 GB, in an environment of their own: sglang's dependencies are those of a GPU otherwise.
+test-parsers: .venvs/sglang/.installed
+	PYTHONPATH=. .venvs/sglang/bin/python -m pytest tests/test_parse.py tests/test_parsers.py $(ARGS)
+
+.venvs/sglang/.installed: tests/parsers-requirements.txt
+	$(PYTHON) -m venv .venvs/sglang
+	.venvs/sglang/bin/pip install --quiet --disable-pip-version-check -r tests/parsers-requirements.txt
+	.venvs/sglang/bin/pip install --quiet --disable-pip-version-check --no-deps sglang==0.5.23
+	@touch $@
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
@@ -26,4 +36,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venvs .pytest_cache .ruff_cache .hypothesis

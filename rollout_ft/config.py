@@ -42,7 +42,10 @@ class ModelConfig(Settings):
     name: str = Field(default="default", min_length=1)
     """What `GET …/v1/models` calls it, and replies to requests that name no model."""
     context_tokens: int = Field(default=32768, ge=16)
-    tool_parser: Literal["hermes", "none"] = "hermes"
+    tool_parser: str = "hermes"
+    """`none`, or the name of one of SGLang's tool call parsers."""
+    reasoning_parser: str = "none"
+    """`none`, or the name of one of SGLang's reasoning parsers; reasoning becomes `reasoning_content`."""
 
 
 class EngineConfig(Settings):
@@ -168,6 +171,8 @@ class Config(Settings):
             raise ValueError("engine.kind sglang needs model.path: the directory of a real model")
         if self.session.max_output_tokens >= self.model.context_tokens:
             raise ValueError("session.max_output_tokens leaves no room for a prompt in model.context_tokens")
+        if self.model.tool_parser == "gpt-oss" != self.model.reasoning_parser:
+            raise ValueError("model.tool_parser gpt-oss needs model.reasoning_parser gpt-oss: it drops the reasoning otherwise")
         return self
 
 

@@ -19,6 +19,7 @@ from rollout_ft import line
 from rollout_ft.config import Config
 from rollout_ft.engine.host import SessionHost
 from rollout_ft.engine.http import OwnerHTTP
+from rollout_ft.engine.parsers import make_parser
 from rollout_ft.engine.port import Chunk, EngineInfo
 from rollout_ft.faultpoints import Inert
 from rollout_ft.gateway.gateway import Gateway
@@ -96,7 +97,8 @@ async def door(*lines: Any, spec: JSON | None = None, **config: Any) -> AsyncIte
     settings = Config.model_validate(config)
     mirror = Cluster("a", "b").mirror()
     engine, renderer = Engine(list(lines)), PlainTemplate()
-    host = SessionHost("e0", settings, renderer, engine, mirror, nothing, Events("e0"), Inert())
+    parser = await make_parser(settings, "e0", engine, None)
+    host = SessionHost("e0", settings, renderer, engine, parser, mirror, nothing, Events("e0"), Inert())
     await host.open("t1", 1, 1, SessionSpec("t1", **(spec or {})), False)
     sock = socket.create_server(("127.0.0.1", 0))
     owner_url = f"127.0.0.1:{sock.getsockname()[1]}"

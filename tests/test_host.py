@@ -14,6 +14,7 @@ from test_checkpoint_fakes import Cluster, run
 from rollout_ft.config import Config, load
 from rollout_ft.engine.host import Reply, SessionHost
 from rollout_ft.engine.http import OwnerHTTP
+from rollout_ft.engine.parsers import Own, TextParser
 from rollout_ft.engine.port import Chunk, EngineInfo
 from rollout_ft.errors import EngineRefused, MatcherFailed, SessionClosed
 from rollout_ft.faultpoints import Inert
@@ -101,7 +102,9 @@ def host_of(config: Config, engine: Engine, cluster: Cluster) -> SessionHost:
     async def lose(reason: str) -> None:
         raise AssertionError(reason)
 
-    return SessionHost("e0", config, PlainTemplate(), engine, cluster.mirror(), lose, Events("test"), Inert())
+    return SessionHost(
+        "e0", config, PlainTemplate(), engine, TextParser(config.model, Own(), None), cluster.mirror(), lose, Events("test"), Inert()
+    )
 
 
 def played(play: Callable[[World], Awaitable[None]], **settings: object) -> None:

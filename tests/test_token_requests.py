@@ -130,7 +130,8 @@ def test_the_search_finds_what_comparing_every_path_finds(data: st.DataObject):
         paths[f"{i}"] = before[: len(before) - trim] + prompt + output
         assert (tokens(nodes[-1]), nodes[-1].tokens) == (paths[f"{i}"], len(paths[f"{i}"]))
     start = tokens(data.draw(st.sampled_from(nodes)))
-    ids = start[: data.draw(st.integers(1, len(start)))] + data.draw(st.lists(SMALL, max_size=4))
+    kept = data.draw(st.integers(0, len(start)))
+    ids = start[:kept] + data.draw(st.lists(SMALL, min_size=0 if kept else 1, max_size=4))
     found, missing = tree.deepest_in_tokens(ids_bytes_of(ids), lambda node: 0, frozenset({STOP}))
     kept = tokens(found)[: found.tokens - missing] if found else []
     assert (ids[: len(kept)], len(kept)) == (kept, naive(nodes, ids))

@@ -19,6 +19,7 @@ from rollout_ft.config import model_dir
 from rollout_ft.engine.host import SessionHost
 from rollout_ft.engine.http import OwnerHTTP, dump
 from rollout_ft.engine.launch import command, environment, log_path
+from rollout_ft.engine.parsers import make_parser, start_sglang
 from rollout_ft.engine.process import EngineProcess, free_port
 from rollout_ft.engine.sglang import SGLang
 from rollout_ft.errors import EngineLost, SessionClosed
@@ -53,14 +54,16 @@ class EngineActor:
         config = self._config
         self._supervisor = RemoteSupervisor(config.run, self._setup.namespace)
         renderer = asyncio.create_task(asyncio.to_thread(ChatTemplate, model_dir(config)))
+        sglang = asyncio.create_task(start_sglang(config, environment(config)))
         self._process, self._engine = await self._start_engine()
         self._mirror = Mirror(
             self._view, lambda name: resolve(name, self._setup.namespace), self._supervisor.view,
             commit_timeout_s=config.store.commit_timeout_s, call_timeout_s=config.store.call_timeout_s,
         )  # fmt: skip
         faults = fault_points(self._setup, self._process)
+        parser = await make_parser(config, self._engine_id, self._engine, await sglang)
         self._host = SessionHost(
-            self._engine_id, config, await renderer, self._engine, self._mirror, self._lose_engine, self._events, faults
+            self._engine_id, config, await renderer, self._engine, parser, self._mirror, self._lose_engine, self._events, faults
         )
         ip = node_ip(self._setup.loopback)
         sock = socket.create_server((ip, 0), backlog=4096)

@@ -26,6 +26,7 @@ class Start:
 
 def start_from(ids: Sequence[int], *, sampling: JSON, stop_ids: Set[int], max_new_tokens: int) -> Start:
     """Where a generation that has `ids` goes on."""
+    ids = ids[:max_new_tokens]
     if ids and ids[-1] in stop_ids and not sampling.get("ignore_eos"):
         return Start(len(ids), "stop")
     if len(ids) >= max_new_tokens:

@@ -22,18 +22,19 @@ from rollout_ft.checkpoint.mirror import Mirror
 from rollout_ft.clock import monotonic, wall
 from rollout_ft.config import Config
 from rollout_ft.engine.generation import Deadlines, Generation, Order, logprob_bytes
+from rollout_ft.engine.parsers import Parser
 from rollout_ft.engine.port import Engine
 from rollout_ft.errors import CommitRefused, EngineLost, EngineRefused, Fenced, SessionClosed, SessionMoved, StoreUnavailable
 from rollout_ft.faultpoints import FaultPoints
 from rollout_ft.session.entries import FAULT, decode_entry, encode_entry
 from rollout_ft.session.flight import Flight
-from rollout_ft.session.parse import assistant_message
+from rollout_ft.session.parse import assistant_message, opened_thinking, sampled_text
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.request import TurnRequest
 from rollout_ft.session.session import Attach, Begin, Replay, Session
 from rollout_ft.session.tree import Node, ids_bytes
 from rollout_ft.telemetry.events import Events
-from rollout_ft.types import Answered, Ended, Opened, Partial, Served, SessionSpec, Turn, split_session_id
+from rollout_ft.types import JSON, Answered, Ended, Opened, Partial, Served, SessionSpec, Turn, split_session_id
 
 _log = logging.getLogger("rollout_ft")
 AbortEngine = Callable[[str], Awaitable[None]]
@@ -64,10 +65,10 @@ class Held:
 
 class SessionHost:
     def __init__(
-        self, engine_id: str, config: Config, renderer: Renderer, engine: Engine, mirror: Mirror,
+        self, engine_id: str, config: Config, renderer: Renderer, engine: Engine, parser: Parser, mirror: Mirror,
         lose_engine: AbortEngine, events: Events, faults: FaultPoints,
     ):  # fmt: skip
-        self._engine_id, self._config, self._renderer = engine_id, config, renderer
+        self._engine_id, self._config, self._renderer, self._parser = engine_id, config, renderer, parser
         self._engine, self._mirror, self._lose_engine = engine, mirror, lose_engine
         self._events, self._faults = events, faults
         self._held: dict[str, Held] = {}
@@ -280,8 +281,8 @@ class SessionHost:
         try:
             if generation.calls >= self._config.engine.max_generations_per_turn:
                 raise EngineRefused(500, f"the turn's budget of {generation.calls} generations is spent")
-            await self._generate(held, flight, generation)
-            turn = self._turn(held, flight, generation)
+            message = await self._generate(held, flight, generation)
+            turn = self._turn(held, flight, generation, message)
             try:
                 await self._commit(held, held.session.entry_key(turn.key), turn)
             except (SessionMoved, SessionClosed):
@@ -304,7 +305,8 @@ class SessionHost:
                 if grace is not None:
                     grace.cancel()
 
-    async def _generate(self, held: Held, flight: Flight, generation: Generation) -> None:
+    async def _generate(self, held: Held, flight: Flight, generation: Generation) -> JSON:
+        """Generates until the turn is finished, and returns its message."""
         engine = self._config.engine
         depth, seen = _depth(flight), len(generation.ids)
 
@@ -317,7 +319,8 @@ class SessionHost:
         for _ in range(engine.max_generations_per_turn):
             try:
                 deadlines = Deadlines(engine.first_token_timeout_s, engine.token_timeout_s)
-                return await generation.run(self._engine, deadlines, engine.max_generations_per_turn, progress)
+                await generation.run(self._engine, deadlines, engine.max_generations_per_turn, progress)
+                return await self._message(held, flight, generation)
             except EngineLost as e:
                 if await self._engine_is_lost(e):
                     await self._lose(e.reason)
@@ -355,11 +358,20 @@ class SessionHost:
         for each in held:
             self._forget(each)
 
-    def _turn(self, held: Held, flight: Flight, g: Generation) -> Turn:
-        request = flight.request
+    async def _message(self, held: Held, flight: Flight, g: Generation) -> JSON:
+        request, parser = flight.request, self._parser
         stop = [str(s) for s in request.sampling.get("stop") or ()]
-        message, _ = assistant_message(g.ids, self._renderer, stop=stop, turn_key=flight.key, tools=bool(request.tool_list))
+        special = parser.keep_special(request.tool_list)
+        text = sampled_text(g.ids, self._renderer, stop=stop, keep_special=special, closers=parser.closers)
+        opened = opened_thinking(flight.prompt_ids, self._renderer)
+        parsed = await parser.parse(text, request.tool_list, opened=opened, forced=request.forced_call)
+        held.session.counts["unparsed"] += parsed.failed
+        message = assistant_message(parsed, flight.key)
         held.session.key(message, "reply")  # a matcher that cannot read it fails before the commit
+        return message
+
+    def _turn(self, held: Held, flight: Flight, g: Generation, message: JSON) -> Turn:
+        request = flight.request
         new = b"" if request.input_ids is not None else compact(orjson.dumps(request.messages[flight.new_from :]))
         acks, deliveries = held.session.evidence.take_unsaved()
         return Turn(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from rollout_ft.types import JSON, VersionSpan
 
@@ -37,6 +37,14 @@ class Engine(Protocol):
 
         Raises EngineRefused when the engine answered no, EngineLost when the connection to it broke.
         """
+        ...
+
+    async def function_calls(self, text: str, tools: list[Any], parser: str) -> tuple[str, list[tuple[str, str]]]:
+        """`(text, [(name, arguments)])` of a tool parser. Raises EngineRefused when it fails, EngineLost as above."""
+        ...
+
+    async def separate_reasoning(self, text: str, parser: str) -> tuple[str, str]:
+        """`(reasoning, text)` of a reasoning parser. Raises as `function_calls`."""
         ...
 
     async def abort(self, rid: str) -> None: ...

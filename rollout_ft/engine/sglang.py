@@ -50,6 +50,20 @@ class SGLang:
             raise EngineLost(self.engine_id, f"connection: {type(e).__name__}") from e
         raise EngineLost(self.engine_id, "connection: the stream ended without a finish reason")
 
+    async def function_calls(self, text: str, tools: list[Any], parser: str) -> tuple[str, list[tuple[str, str]]]:
+        made = await self._parse("/parse_function_call", {"text": text, "tools": tools, "tool_call_parser": parser})
+        try:
+            return str(made["normal_text"]), [(str(call["name"] or ""), str(call["parameters"])) for call in made["calls"]]
+        except (KeyError, TypeError) as e:
+            raise EngineRefused(502, f"/parse_function_call made no sense: {e!r}") from None
+
+    async def separate_reasoning(self, text: str, parser: str) -> tuple[str, str]:
+        made = await self._parse("/separate_reasoning", {"text": text, "reasoning_parser": parser})
+        try:
+            return str(made["reasoning_text"] or ""), str(made["text"] or "")
+        except (KeyError, TypeError) as e:
+            raise EngineRefused(502, f"/separate_reasoning made no sense: {e!r}") from None
+
     async def abort(self, rid: str) -> None:
         """Asks the engine to stop; its 200 proves nothing."""
         await self._post("/abort_request", {"rid": rid})
@@ -74,6 +88,18 @@ class SGLang:
 
     async def aclose(self) -> None:
         await self._http.close()
+
+    async def _parse(self, path: str, body: JSON) -> Any:
+        try:
+            async with self._http.post(self.url + path, data=orjson.dumps(body), headers=_JSON, timeout=_CONTROL_TIMEOUT_S) as response:
+                data = await response.read()
+        except TimeoutError:
+            raise EngineRefused(504, f"{path} took longer than {_CONTROL_TIMEOUT_S.total:g} s") from None
+        except _LOST as e:
+            raise EngineLost(self.engine_id, f"{path}: {type(e).__name__}") from e
+        if response.status != 200:
+            raise EngineRefused(response.status, data[:500].decode(errors="replace"))
+        return _parsed(data)
 
     async def _post(self, path: str, body: JSON) -> None:
         try:
@@ -104,7 +130,7 @@ def _parsed(payload: bytes) -> Any:
     try:
         return orjson.loads(payload)
     except orjson.JSONDecodeError as e:
-        raise EngineRefused(502, f"the engine sent an event that is not JSON: {e}") from None
+        raise EngineRefused(502, f"the engine sent what is not JSON: {e}") from None
 
 
 def _joined(events: list[Any], seen: int) -> tuple[Chunk, EngineRefused | None]:

@@ -81,7 +81,7 @@ def metadata(session: Session) -> JSON:
     total = sum(len(node.turn.output_ids) // 4 for node in nodes.values())
     wasted = sum(node.turn.tokens_wasted for node in nodes.values())
     return {
-        **{name: session.counts[name] for name in ("turns_served", "replayed", "attached", "branched")},
+        **{name: session.counts[name] for name in ("turns_served", "replayed", "attached", "branched", "unparsed")},
         "turns_committed": len(nodes),
         "generations": sum(node.turn.generations for node in nodes.values()),
         "turns_in_trajectory": len(selected.keys),

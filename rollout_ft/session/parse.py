@@ -1,64 +1,63 @@
-"""Sampled token ids to the assistant message that a client gets.
+"""Sampled token ids to text, and what a parser found in it to the assistant message that a client gets.
 
-Owns the cutting of stop tokens and stop strings and the reading of tool calls. Pure; never fails on what a model wrote:
-a tool call that does not parse is text. The same ids always give the same message, ids of tool calls included.
+Owns the cutting of stop tokens and stop strings and the form of the message. Knows no format of tool calls. Pure; the
+same ids and findings always give the same message, ids of tool calls included. A message has `content: null` only
+beside tool calls.
 """
 
 from __future__ import annotations
 
-import re
-from typing import Any, cast
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
 
-import orjson
-
+from rollout_ft.session.calls import Call
 from rollout_ft.session.render import Renderer
+from rollout_ft.session.tree import ids_of
 from rollout_ft.types import JSON
 
-_TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
+_THINKING = ("<think>", "<mm:think>", "[THINK]", "◁think▷", "<|START_THINKING|>")
+_TAIL_BYTES = 4 * 32
 
 
-def assistant_message(output_ids: list[int], renderer: Renderer, *, stop: list[str], turn_key: str, tools: bool) -> tuple[JSON, str]:
-    """`(message, finish)`; `finish` is `tool_calls` when there are any, else empty. UTF-8 is decoded over all ids."""
-    ids = output_ids[:-1] if output_ids and output_ids[-1] in renderer.stop_ids else output_ids
-    text = renderer.text(ids)
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What a parser found in a text; `failed`: it could not read it, and `content` is all of it."""
+
+    content: str
+    reasoning: str = ""
+    calls: tuple[Call, ...] = ()
+    failed: bool = False
+
+
+def sampled_text(
+    output_ids: list[int], renderer: Renderer, *, stop: Sequence[str], keep_special: bool = False, closers: Set[str] = frozenset()
+) -> str:
+    """The text of all ids at once, up to the first stop string and without the stop token that ended it.
+
+    A stop token whose text is in `closers` is part of what a parser reads.
+    """
+    ids = output_ids
+    if ids and ids[-1] in renderer.stop_ids and renderer.text(ids[-1:], keep_special=True) not in closers:
+        ids = ids[:-1]
+    text = renderer.text(ids, keep_special=keep_special)
     cuts = [at for at in (text.find(s) for s in stop if s) if at >= 0]
-    if cuts:
-        text = text[: min(cuts)]
-    if not tools:
-        return {"role": "assistant", "content": text}, ""
-    calls, rest = _tool_calls(text, turn_key)
-    if not calls:
-        return {"role": "assistant", "content": text}, ""
-    return {"role": "assistant", "content": rest or None, "tool_calls": calls}, "tool_calls"
+    return text[: min(cuts)] if cuts else text
 
 
-def _tool_calls(text: str, turn_key: str) -> tuple[list[JSON], str]:
-    calls: list[JSON] = []
-    kept: list[str] = []
-    end = 0
-    for match in _TOOL_CALL.finditer(text):
-        call = _call(match.group(1), f"call_{turn_key[:16]}_{len(calls)}")
-        if call is not None:
-            calls.append(call)
-            kept.append(text[end : match.start()])
-            end = match.end()
-    kept.append(text[end:])
-    return calls, "".join(kept).strip()
+def opened_thinking(prompt_ids: bytes, renderer: Renderer) -> str:
+    """The tag that a prompt ends with when its template has opened the reasoning for the model, else nothing."""
+    tail = renderer.text(ids_of(prompt_ids[-_TAIL_BYTES:]), keep_special=True).rstrip()
+    return next((tag for tag in _THINKING if tail.endswith(tag)), "")
 
 
-def _call(source: str, call_id: str) -> JSON | None:
-    try:
-        value: Any = orjson.loads(source)
-    except orjson.JSONDecodeError:
-        return None
-    if not isinstance(value, dict):
-        return None
-    fields = cast(JSON, value)
-    name, args = fields.get("name"), fields.get("arguments", {})
-    if not isinstance(name, str):
-        return None
-    try:
-        text = args if isinstance(args, str) else orjson.dumps(args).decode()
-    except TypeError:  # nested deeper than can be written again: it stays text
-        return None
-    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": text}}
+def assistant_message(parsed: Parsed, turn_key: str) -> JSON:
+    """The message, with ids of tool calls that depend on the turn alone."""
+    message: JSON = {"role": "assistant", "content": parsed.content or (None if parsed.calls else "")}
+    if parsed.reasoning:
+        message["reasoning_content"] = parsed.reasoning
+    if parsed.calls:
+        message["tool_calls"] = [
+            {"id": f"call_{turn_key[:16]}_{i}", "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for i, call in enumerate(parsed.calls)
+        ]
+    return message

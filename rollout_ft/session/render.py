@@ -38,7 +38,7 @@ class Renderer(Protocol):
 
     def root(self, messages: list[JSON], tools: list[Any] | None) -> list[int]: ...
     def after(self, last_id: int, messages: list[JSON], tools: list[Any] | None) -> list[int]: ...
-    def text(self, ids: list[int]) -> str: ...
+    def text(self, ids: list[int], *, keep_special: bool = False) -> str: ...
 
 
 class ChatTemplate:
@@ -62,8 +62,8 @@ class ChatTemplate:
         ids = self._encode(text[text.index(STAND_IN) + len(STAND_IN) :])
         return ids[1:] if ids and ids[0] == last_id and last_id in self.stop_ids else ids
 
-    def text(self, ids: list[int]) -> str:
-        return cast(str, self._tokenizer.decode(ids, skip_special_tokens=True))
+    def text(self, ids: list[int], *, keep_special: bool = False) -> str:
+        return cast(str, self._tokenizer.decode(ids, skip_special_tokens=not keep_special))
 
     def _render(self, messages: list[JSON], tools: list[Any] | None) -> str:
         try:

@@ -25,7 +25,7 @@ class PlainTemplate:
         closer = [] if last_id == STOP else [STOP]
         return closer + self._render(messages)
 
-    def text(self, ids: list[int]) -> str:
+    def text(self, ids: list[int], *, keep_special: bool = False) -> str:
         return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
 
     def _render(self, messages: list[JSON]) -> list[int]:

@@ -19,6 +19,7 @@ from typing import Any, cast, get_args
 
 import orjson
 
+from rollout_ft.testing.small_engine import parsing
 from rollout_ft.testing.small_engine.asgi import (
     Receive,
     Reply,
@@ -74,6 +75,8 @@ class Application:
             ("POST", "/continue_generation"): self._continue_generation,
             ("POST", "/update_weights_from_disk"): self._update_weights_from_disk,
             ("POST", "/update_weight_version"): self._update_weight_version,
+            ("POST", "/parse_function_call"): self._parse_function_call,
+            ("POST", "/separate_reasoning"): self._separate_reasoning,
             ("GET", "/flush_cache"): self._flush_cache,
             ("POST", "/flush_cache"): self._flush_cache,
         }
@@ -241,6 +244,22 @@ class Application:
         engine.set_version(version)
         message = f"Weight version updated to {version}"
         return Reply(200, {"success": True, "message": message, "new_version": version})
+
+    async def _parse_function_call(self, engine: Scheduler, body: JSON) -> Reply:
+        """SGLang answers 500 without a body of its own where a parser is unknown or raises."""
+        try:
+            if body["tool_call_parser"] not in parsing.TOOL_PARSERS:
+                return Reply(500)
+            text, calls = parsing.function_calls(body["text"], body.get("tools") or [], body["tool_call_parser"])
+        except Exception:
+            return Reply(500)
+        return Reply(200, {"normal_text": text, "calls": calls})
+
+    async def _separate_reasoning(self, engine: Scheduler, body: JSON) -> Reply:
+        if body.get("reasoning_parser") not in parsing.REASONING_PARSERS or not isinstance(body.get("text"), str):
+            return Reply(500)
+        reasoning, text = parsing.separate_reasoning(body["text"], body["reasoning_parser"])
+        return Reply(200, {"reasoning_text": reasoning, "text": text})
 
     async def _flush_cache(self, engine: Scheduler, body: JSON) -> Reply:
         if not engine.flush_cache():
