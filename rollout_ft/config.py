@@ -41,6 +41,13 @@ class ModelConfig(Settings):
     """Directory with tokenizer, chat template and weights; `small` is the shipped small model."""
     context_tokens: int = Field(default=32768, ge=16)
     tool_parser: Literal["hermes", "none"] = "hermes"
+    chat_template: str = ""
+    """File with a chat template that stands in for the model's own."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Given to the chat template with every request; a request's own win."""
+    on_template_drift: Literal["refuse", "splice", "rerender"] = "refuse"
+    """What to do at start about a template that changes what it wrote before when messages are appended: `splice` keeps
+    the tokens as they were, `rerender` renders the whole conversation for every turn and trains on what stayed."""
 
 
 class EngineConfig(Settings):

@@ -18,7 +18,7 @@ from rollout_ft.config import SessionConfig
 from rollout_ft.errors import BadRequest, SessionClosed, TrialFault
 from rollout_ft.session.classify import Choice, Sample, choose
 from rollout_ft.session.evidence import Evidence
-from rollout_ft.session.render import Renderer
+from rollout_ft.session.render import Renderer, Suffix
 from rollout_ft.session.request import TurnRequest
 from rollout_ft.session.tree import Node, Tree, base_key, digest_tokens, ids_bytes, path, turn_key
 from rollout_ft.types import Answered, Ended, Opened, Partial, Recovery, SessionSpec, Turn, session_id
@@ -261,7 +261,11 @@ class Session:
         if len(self.flights) >= self.config.max_in_flight:
             raise BadRequest("too many requests of this session in flight (session.max_in_flight)", status=429, code="too_many_in_flight")
         new = request.messages[new_from:]
-        ids = self._renderer.after(parent.last_id, new, request.tool_list) if parent else self._renderer.root(new, request.tool_list)
+        if parent:
+            suffix = self._renderer.append(orjson.loads(parent.turn.reply), parent.last_id, new, request.tool_list)
+        else:
+            suffix = Suffix(0, self._renderer.root(new, request.tool_list))
+        ids = suffix.ids
         tokens = (parent.tokens if parent else 0) + len(ids)
         room = self._context_tokens - tokens
         if room <= 0:
