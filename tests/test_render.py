@@ -9,6 +9,7 @@ import pytest
 from conftest import assistant, user
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jinja2.exceptions import SecurityError
 from tokenizers import AddedToken, Tokenizer
 
 from rollout_ft.config import Config, model_dir
@@ -305,6 +306,19 @@ def test_thinking_that_is_taken_out_of_the_history_is_no_reason_to_refuse(tmp_pa
     renderer = load_renderer(config_with(forgetful, tmp_path))
     assert renderer.splices
     assert {d.kind for d in check(renderer)} == {"assistant_text"}
+
+
+@pytest.mark.parametrize("escape", ["messages[0].__class__.mro()", "messages.append(1)", "messages[0].update(a=1)", "''.__class__.mro()"])
+def test_a_template_cannot_leave_its_sandbox_however_often_it_tries(escape: str):
+    template = compile_template("{{ messages[0].role }}{{ " + escape + " }}")
+    for _ in range(2):
+        with pytest.raises(SecurityError):
+            template.render(messages=[user("a")])
+
+
+def test_a_key_that_is_not_there_is_undefined_and_a_method_of_the_object_comes_before_a_key():
+    template = compile_template("{{ m.nothing is defined }} {{ m.items() | list }} {{ m.role }}")
+    assert template.render(m={"role": "user"}) == "False [('role', 'user')] user"
 
 
 def test_a_directory_without_a_tokenizer_is_a_config_error_that_names_the_key(tmp_path: Path):

