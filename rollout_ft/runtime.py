@@ -21,6 +21,7 @@ from rollout_ft.errors import BadRequest, ConfigError
 from rollout_ft.fleet.crew import Member, Setup, actor_name
 from rollout_ft.gateway.keys import Keys
 from rollout_ft.gateway.openai import check_sampling
+from rollout_ft.session.drift import load_renderer
 from rollout_ft.trial.agents import Agent, InlineAgent
 from rollout_ft.trial.client import Client, Session
 from rollout_ft.trial.runner import OnResult, TrialResult, TrialRunner
@@ -100,7 +101,7 @@ async def start(
 
 def _check(config: Config) -> None:
     """Everything that can be refused before anything is started. Raises ConfigError."""
-    configs.model_dir(config)
+    load_renderer(config)
     try:
         check_sampling(config.session.sampling, config.session.max_output_tokens)
     except BadRequest as e:

@@ -131,7 +131,8 @@ def play(renderer: ChatTemplate, messages: list[JSON], kwargs: JSON | None = Non
         suffix = renderer.append(reply, stop, new, tools, kwargs)
         ids = [*ids, *said, stop][: len(ids) + len(said) + 1 - suffix.trim] + suffix.ids
         last.append(said[-1:])
-        around.append(renderer.following(reply, new, tools, kwargs))
+        # As it is decoded: some tokenizers normalise what they encode.
+        around.append(renderer.text(renderer.template.encode(renderer.following(reply, new, tools, kwargs)), special=True))
     before = [_without_thinking(renderer, text, kwargs) for text in around[:-1]]
     return Played(ids, [*before, around[-1]], last)
 

@@ -64,7 +64,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         self._safe: dict[tuple[type[Any], str], bool] = {}
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        key: tuple[type[Any], str] = (type(obj), attr)
+        key = (cast(Any, type(obj)), attr)
         if key not in self._safe:
             self._safe[key] = super().is_safe_attribute(obj, attr, value)
         return self._safe[key]

@@ -30,8 +30,8 @@ pytestmark = pytest.mark.timeout(300)
 by_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 some = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 
-# Marks of special tokens stay out: a template gives no way to write them as text. SmolLM2 lacks the bytes of the last planes.
-texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<|>｜[]", max_codepoint=0x3FFFF), max_size=40)
+# Marks of special tokens stay out: a template gives no way to write them as text.
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<|>｜[]"), max_size=40)
 arguments = st.dictionaries(
     st.text("abcxyz_", min_size=1, max_size=8), texts | st.integers() | st.lists(st.booleans()), min_size=1, max_size=3
 )
@@ -116,7 +116,7 @@ def test_every_sampled_token_is_in_the_next_prompt_whatever_was_sampled(family: 
         assert suffix.ids
 
 
-@by_family
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f.name != "smollm2"], ids=lambda f: f.name)  # it lacks some bytes
 @some
 @given(text=texts)
 def test_text_of_joined_ids_is_the_text(family: Family, text: str):
@@ -128,16 +128,14 @@ def test_text_of_joined_ids_is_the_text(family: Family, text: str):
 
 @by_family
 def test_the_rendering_is_that_of_transformers(family: Family):
-    transformers: Any = pytest.importorskip("transformers")
+    render: Any = pytest.importorskip("transformers.utils.chat_template_utils").render_jinja_template
     it, directory = renderer(family), model(family)
-    names = {k: v for k, v in it.template.special.items() if isinstance(v, str)}
-    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(directory / "tokenizer.json"), **names)
     apart = directory / "chat_template.jinja"
-    config = json.loads((directory / "tokenizer_config.json").read_text())
-    theirs.chat_template = apart.read_text() if apart.exists() else config["chat_template"]
+    source = apart.read_text() if apart.exists() else json.loads((directory / "tokenizer_config.json").read_text())["chat_template"]
     # transformers leaves out a content that is null, which one template asks for beside calls.
     calls = [] if it.traits.form.null_content else [{"x": "é"}]
     messages = conversation([(("a", []), ["Ünïcode 👋🏽"]), (("", calls), [])], it.traits.appendable)
     tools = TOOLS if it.traits.tools else None
     plain = [for_template(m, it.traits.form) for m in messages]
-    assert it.root(messages, tools) == theirs.apply_chat_template(plain, tools=tools, add_generation_prompt=True, return_dict=False)
+    theirs, _ = render([plain], tools=tools, chat_template=source, add_generation_prompt=True, **it.template.special)
+    assert it.render([], messages, tools, None) == theirs[0]
