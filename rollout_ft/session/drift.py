@@ -141,9 +141,10 @@ def _spoken(renderer: ChatTemplate, messages: list[JSON], kwargs: JSON | None) -
     """What a model would have sampled for the last message, and the token that ends the turn."""
     traits, encode, tools = renderer.traits, renderer.template.encode, _tools(renderer)
     closing = traits.call_closing if messages[-1].get("tool_calls") else traits.closing
-    before = encode(renderer.render([], messages[:-1], tools, kwargs))
-    whole = encode(renderer.render([], messages, tools, kwargs, prompt=False).removesuffix(closing))
-    said = whole[_common(before, whole) :]
+    before = renderer.render([], messages[:-1], tools, kwargs)
+    whole = renderer.render([], messages, tools, kwargs, prompt=False).removesuffix(closing)
+    # Whole tokens in common: a turn without the thought that the prompt opened is not cut within a token.
+    said = encode(whole.removeprefix(before)) if whole.startswith(before) else encode(whole)[_common(encode(before), encode(whole)) :]
     stop = next(iter(traits.stop_ids & set(encode(closing)[:1])), min(traits.stop_ids))
     return list(takewhile(lambda i: i not in traits.stop_ids, said)), stop
 
