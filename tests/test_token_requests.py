@@ -155,7 +155,7 @@ def turn(key: str, parent: Node | None, prompt: list[int], output: list[int], tr
 class Opens(PlainTemplate):
     """The token that ends a turn belongs to the next message, as GLM's do: `append` drops it."""
 
-    def append(self, reply: JSON, last_id: int, messages: list[JSON], tools: list[Any] | None, kwargs: JSON) -> Any:
+    def append(self, reply: JSON, last_id: int, messages: list[JSON], tools: list[Any] | None, kwargs: JSON | None = None) -> Any:
         from rollout_ft.session.render import Suffix
 
         return Suffix(1 if last_id == STOP else 0, self._render(messages))
@@ -166,9 +166,9 @@ class Forgets(PlainTemplate):
 
     splices = False
 
-    def root(self, messages: list[JSON], tools: list[Any] | None) -> list[int]:
+    def root(self, messages: list[JSON], tools: list[Any] | None, kwargs: JSON | None = None) -> list[int]:
         cut = [{**m, "content": m["content"][:1]} if m["role"] == "assistant" else m for m in messages]
-        return super().root(cut, tools)
+        return super().root(cut, tools, kwargs)
 
 
 def using(renderer: Any) -> Session:

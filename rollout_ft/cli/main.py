@@ -92,6 +92,15 @@ def config_schema() -> None:
     print(orjson.dumps(Config.model_json_schema(), option=orjson.OPT_INDENT_2).decode())
 
 
+@config_app.command("template")
+def config_template(config: ConfigFile = None, overrides: Overrides = None, json: AsJson = False) -> None:
+    """What the model's chat template does, and whether conversations can be continued with it token by token."""
+    from rollout_ft.cli.template import report
+    from rollout_ft.config import load
+
+    print(report(load(config, overrides), json))
+
+
 @bench_app.command("overhead")
 def bench_overhead(
     sessions: Annotated[int, typer.Option(min=1)] = 64,

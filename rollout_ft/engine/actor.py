@@ -15,7 +15,6 @@ from rollout_ft import line
 from rollout_ft.checkpoint.mirror import Mirror
 from rollout_ft.checkpoint.ports import resolve
 from rollout_ft.checkpoint.view import View
-from rollout_ft.config import model_dir
 from rollout_ft.engine.host import SessionHost
 from rollout_ft.engine.http import OwnerHTTP, dump
 from rollout_ft.engine.launch import command, environment, log_path
@@ -32,7 +31,7 @@ from rollout_ft.line import token_of
 from rollout_ft.rayapi import ray
 from rollout_ft.samples.summary import summary
 from rollout_ft.samples.trajectory import records, trajectory
-from rollout_ft.session.render import ChatTemplate
+from rollout_ft.session.drift import load_renderer
 from rollout_ft.telemetry.events import Events
 from rollout_ft.testing.faults import fault_points
 from rollout_ft.types import JSON, Ended, SessionSpec
@@ -53,7 +52,7 @@ class EngineActor:
         asyncio.create_task(live(self._lease))  # noqa: RUF006 - lives as long as the process
         config = self._config
         self._supervisor = RemoteSupervisor(config.run, self._setup.namespace)
-        renderer = asyncio.create_task(asyncio.to_thread(ChatTemplate, model_dir(config)))
+        renderer = asyncio.create_task(asyncio.to_thread(load_renderer, config))
         sglang = asyncio.create_task(start_sglang(config, environment(config)))
         self._process, self._engine = await self._start_engine()
         self._mirror = Mirror(

@@ -7,8 +7,6 @@ what it renders in the same tokens.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import orjson
 
@@ -16,6 +14,7 @@ from rollout_ft.session.place import Place
 from rollout_ft.session.render import Renderer, Suffix
 from rollout_ft.session.request import TurnRequest
 from rollout_ft.session.tree import ids_bytes, ids_of, path_ids
+from rollout_ft.types import JSON
 
 
 def prompt(renderer: Renderer, request: TurnRequest, place: Place) -> Suffix:
@@ -24,16 +23,14 @@ def prompt(renderer: Renderer, request: TurnRequest, place: Place) -> Suffix:
     if request.input_ids is not None:
         return Suffix(place.trim, ids_of(place.ids))
     if parent is None:
-        return Suffix(0, renderer.root(request.messages, request.tool_list))
-    if not getattr(renderer, "splices", True):
-        whole = renderer.root(request.messages, request.tool_list)
+        return Suffix(0, renderer.root(request.messages, request.tool_list, request.template_kwargs))
+    if not renderer.splices:
+        whole = renderer.root(request.messages, request.tool_list, request.template_kwargs)
         kept = _common(path_ids(parent), ids_bytes(whole))
         return Suffix(parent.tokens - kept, whole[kept:])
     new = request.messages[place.new_from :]
-    append: Any = getattr(renderer, "append", None)
-    if append is None:
-        return Suffix(0, renderer.after(parent.last_id, new, request.tool_list))
-    return append(orjson.loads(parent.turn.reply), parent.last_id, new, request.tool_list, {})
+    reply: JSON = orjson.loads(parent.turn.reply)
+    return renderer.append(reply, parent.last_id, new, request.tool_list, request.template_kwargs)
 
 
 def _common(one: bytes, other: bytes) -> int:

@@ -135,7 +135,7 @@ class Tree:
         """The turn with the longest path that `ids` start with, and how many of its last tokens they lack.
 
         That is the token that stopped it, which templates and trainers leave out, or none. Of several with equal tokens
-        the one with the highest `rank`, then the newest. Goes down only where the path so far is in `ids`.
+        the one with the highest `rank`, then the newest. Compares only where the path so far is in `ids`.
         """
         best: tuple[tuple[int, int, int, int], Node | None, int] = ((0, 0, 0, -1), None, 0)
         left: list[tuple[Node | None, int]] = [(None, 0)]
@@ -144,7 +144,8 @@ class Tree:
             parent, same = left.pop()
             for node in self._children.get(parent.turn.key if parent else "", ()):
                 begins = node.tokens - node.own
-                if same < begins:  # the path leaves `ids` before the part that this turn keeps of its parent
+                if same < begins:  # the path leaves `ids` before this turn; one that follows may drop that part again
+                    left.append((node, same))
                     continue
                 shared = begins + _common(node, ids, 4 * begins)
                 missing = node.tokens - shared

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from rollout_ft.session.canonical import text_of
+from rollout_ft.session.render import Suffix, splice
 from rollout_ft.types import JSON
 
 START, STOP = 256, 257
@@ -17,13 +18,13 @@ VOCAB_SIZE = 258
 class PlainTemplate:
     stop_ids = frozenset({STOP})
     vocab_size = VOCAB_SIZE
+    splices = True
 
-    def root(self, messages: list[JSON], tools: list[Any] | None) -> list[int]:
+    def root(self, messages: list[JSON], tools: list[Any] | None, kwargs: JSON | None = None) -> list[int]:
         return self._render(messages)
 
-    def after(self, last_id: int, messages: list[JSON], tools: list[Any] | None) -> list[int]:
-        closer = [] if last_id == STOP else [STOP]
-        return closer + self._render(messages)
+    def append(self, reply: JSON, last_id: int, messages: list[JSON], tools: list[Any] | None, kwargs: JSON | None = None) -> Suffix:
+        return splice(last_id, [STOP, *self._render(messages)], self.stop_ids)
 
     def text(self, ids: list[int], *, keep_special: bool = False) -> str:
         return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
