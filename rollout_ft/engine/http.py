@@ -67,7 +67,7 @@ class OwnerHTTP:
         retries = headers.get(b"x-stainless-retry-count", b"0")
         evidence = Evidence(
             request_id=headers[REQUEST].decode("latin-1"),
-            retry=retries.isdigit() and int(retries) > 0,
+            retry=retries.isdigit() and bool(retries.strip(b"0")),
             idempotency_key=headers.get(b"idempotency-key", b"").decode("latin-1"),
             resent=RESENT in headers,
         )
@@ -101,7 +101,10 @@ class OwnerHTTP:
     def _parse(self, sid: str, body: bytes, evidence: Evidence) -> ChatRequest:
         session, limits = self._host.session(sid), self._config.session
         forced = {**limits.sampling, **session.spec.sampling}
-        return parse_chat(body, evidence, forced, max_messages=limits.max_messages, max_output_tokens=limits.max_output_tokens)
+        return parse_chat(
+            body, evidence, forced, max_messages=limits.max_messages, max_output_tokens=limits.max_output_tokens,
+            max_tools=limits.max_tools, max_depth=self._config.gateway.max_json_depth,
+        )  # fmt: skip
 
     async def _unless_gone(self, x: Exchange, sid: str, request: ChatRequest) -> Reply | None:
         """The reply, or None when the caller left first."""

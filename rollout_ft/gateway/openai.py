@@ -13,6 +13,7 @@ import numpy as np
 import orjson
 
 from rollout_ft.errors import BadRequest
+from rollout_ft.gateway.body import MAX_DEPTH, load_json
 from rollout_ft.session.canonical import running_digests
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.request import TurnRequest
@@ -54,26 +55,18 @@ class Evidence:
     resent: bool = False
 
 
-def load_json(body: bytes) -> JSON:
-    """The object in a body; NaN, lone surrogates and what is not an object are refused."""
-    try:
-        value: Any = orjson.loads(body)
-    except orjson.JSONDecodeError as e:
-        raise BadRequest(f"the body is not JSON: {e}", code="invalid_json") from None
-    if not isinstance(value, dict):
-        raise BadRequest("the body must be a JSON object", code="invalid_json")
-    return cast(JSON, value)
-
-
-def parse_chat(body: bytes, evidence: Evidence, forced: JSON, *, max_messages: int, max_output_tokens: int) -> ChatRequest:
+def parse_chat(
+    body: bytes, evidence: Evidence, forced: JSON, *, max_messages: int, max_output_tokens: int, max_tools: int = 512,
+    max_depth: int = MAX_DEPTH,
+) -> ChatRequest:  # fmt: skip
     """`forced` sampling parameters win over the body's. Raises BadRequest naming the field and the remedy."""
-    data = load_json(body)
+    data = load_json(body, max_depth)
     unknown = sorted(data.keys() - _KNOWN)
     if unknown:
         raise BadRequest(f"unknown field {unknown[0]!r}: leave it out", code="unknown_field", param=unknown[0])
     _refuse_unsupported(data)
     messages = _messages(data.get("messages"), max_messages)
-    tools = _tools(data.get("tools")) if data.get("tool_choice") != "none" else None
+    tools = _tools(data.get("tools"), max_tools) if data.get("tool_choice") != "none" else None
     try:
         tool_bytes = orjson.dumps(tools, option=orjson.OPT_SORT_KEYS) if tools else b""
     except TypeError:
@@ -123,11 +116,13 @@ def _messages(value: Any, limit: int) -> list[JSON]:
     return messages
 
 
-def _tools(value: Any) -> list[Any] | None:
+def _tools(value: Any, limit: int) -> list[Any] | None:
     if value is None or value == []:
         return None
     if not isinstance(value, list):
         raise BadRequest("tools must be a list", param="tools")
+    if len(cast("list[Any]", value)) > limit:
+        raise BadRequest(f"more than {limit} tools (session.max_tools)", param="tools")
     for i, tool in enumerate(cast("list[Any]", value)):
         function: Any = cast(JSON, tool).get("function") if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(cast(JSON, function).get("name"), str):

@@ -31,8 +31,12 @@ class Suffix:
 
 
 class Renderer(Protocol):
-    """Turns messages into ids and ids into text; `stop_ids` end an assistant's turn, `vocab_size` bounds all ids."""
+    """Turns messages into ids and ids into text; `stop_ids` end an assistant's turn, `vocab_size` bounds all ids.
 
+    `special_texts`: what in a text becomes a special token.
+    """
+
+    special_texts: tuple[str, ...]
     stop_ids: frozenset[int]
     vocab_size: int
 
@@ -47,6 +51,8 @@ class ChatTemplate:
     def __init__(self, model_dir: str):
         self._tokenizer, self._template, self._special = load(model_dir)
         self.vocab_size = int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+        added: Any = self._tokenizer.get_added_tokens_decoder().values()
+        self.special_texts = tuple(str(token.content) for token in added if token.special)
         stop = self._tokenizer.token_to_id(str(self._special.get("eos_token")))
         if stop is None:
             raise ConfigError(f"model.path: the tokenizer in {model_dir} names no eos_token that it knows")

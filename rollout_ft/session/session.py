@@ -20,6 +20,7 @@ from rollout_ft.session.classify import Choice, Sample, choose
 from rollout_ft.session.evidence import Evidence
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.request import TurnRequest
+from rollout_ft.session.special import refuse_special_tokens
 from rollout_ft.session.tree import Node, Tree, base_key, digest_tokens, ids_bytes, path, turn_key
 from rollout_ft.types import Answered, Ended, Opened, Partial, Recovery, SessionSpec, Turn, session_id
 
@@ -260,7 +261,11 @@ class Session:
             raise BadRequest(f"the session has {self.config.max_turns} turns (session.max_turns); open another", code="too_many_turns")
         if len(self.flights) >= self.config.max_in_flight:
             raise BadRequest("too many requests of this session in flight (session.max_in_flight)", status=429, code="too_many_in_flight")
+        if self.tree.tokens >= self.config.max_tokens:
+            raise BadRequest(f"the session has {self.tree.tokens} tokens (session.max_tokens); open another", code="too_many_tokens")
         new = request.messages[new_from:]
+        if self.config.special_tokens_in_text == "refuse":
+            refuse_special_tokens(new, self._renderer.special_texts)
         ids = self._renderer.after(parent.last_id, new, request.tool_list) if parent else self._renderer.root(new, request.tool_list)
         tokens = (parent.tokens if parent else 0) + len(ids)
         room = self._context_tokens - tokens

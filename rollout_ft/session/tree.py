@@ -62,6 +62,8 @@ def turn_key(base: str, sample: int) -> str:
 class Tree:
     def __init__(self) -> None:
         self.nodes: dict[str, Node] = {}
+        self.tokens = 0
+        """Of all turns, each counted with what it adds to its path."""
         self._by_end: dict[bytes, list[Node]] = {}
         self._by_base: dict[str, list[Node]] = {}
         self._bases_after: dict[str, set[str]] = {}
@@ -88,6 +90,7 @@ class Tree:
             last_id=output[-1] if output else -1,
         )
         self.nodes[turn.key] = node
+        self.tokens += len(prompt) + len(output)
         self._by_end.setdefault(node.end_digest, []).append(node)
         self._by_base.setdefault(node.base, []).append(node)
         self._bases_after.setdefault(turn.parent, set()).add(node.base)
