@@ -110,6 +110,10 @@ class Server:
         self._server.capture_signals = contextlib.nullcontext  # pyright: ignore[reportAttributeAccessIssue]
         self._task = asyncio.create_task(self._server.serve(sockets=[sock]))
 
+    @property
+    def connections(self) -> int:
+        return len(self._server.server_state.connections)
+
     async def ready(self) -> None:
         """Returns when the port answers; raises what kept it from that."""
         while not self._server.started:

@@ -95,7 +95,8 @@ class Connection(HttpToolsProtocol):
         self._count(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
+        if self._in_head:  # what comes behind a body is counted and dropped: a key must not change after it was checked
+            super().on_header(name, value)
         self._count(len(name) + len(value))
 
     def _count(self, size: int) -> None:
