@@ -194,7 +194,7 @@ async def stack(config: Config | None = None, **gateway: Any) -> AsyncIterator[S
     supervisor = Supervisor(host, f"http://127.0.0.1:{inner_port}")
     owners = Owners(supervisor, (SECRET, KEYS.internal.encode()), 60)
     sock, port = _bound()
-    door = Gateway(config.gateway, KEYS, supervisor, owners, f"http://127.0.0.1:{port}", Inert())
+    door = Gateway(config.gateway, KEYS, supervisor, owners, f"http://127.0.0.1:{port}", Inert(), config.model)
     server = Server(door.handle, sock, config.gateway)
     await asyncio.gather(owner.ready(), server.ready())
     try:

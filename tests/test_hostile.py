@@ -332,12 +332,14 @@ async def test_a_chunked_body_within_the_limit_is_served_whatever_follows_its_ch
 
 
 @pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
-async def test_an_offer_to_speak_another_protocol_is_passed_over(protocol: bytes):
-    async with stack() as s:
-        await s.open("mine")
-        answer = await ask(s, request(body_of("a"), headers=b"connection: upgrade\r\nupgrade: " + protocol + b"\r\n"))
+async def test_an_offer_to_speak_another_protocol_is_passed_over_or_refused(protocol: bytes):
+    async with unmoved() as s:
+        offer = b"connection: upgrade\r\nupgrade: " + protocol + b"\r\n"
+        answer = await ask(s, request(method="GET", path="/health", length=-1, headers=offer))
         assert answer is not None
-        assert answer.status == 200, answer.body
+        assert answer.status == 200
+        answer = await refused(s, request(body_of("a"), headers=offer))
+        assert (answer.status, answer.error["code"]) == (400, "upgrade_not_supported")
 
 
 async def test_a_body_shorter_than_it_says_is_a_408_after_a_time():

@@ -13,7 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollout_ft.errors import BadRequest
-from rollout_ft.gateway.openai import ChatRequest, Evidence, error_body, parse_chat, reply_body, reply_events
+from rollout_ft.gateway.dialects import Evidence, Rules
+from rollout_ft.gateway.dialects.openai_reply import ChatRequest, error_body, reply_body, reply_events
+from rollout_ft.gateway.dialects.openai_request import parse_chat
+from rollout_ft.gateway.dialects.sampling import session_sampling
 from rollout_ft.session.canonical import message_key
 from rollout_ft.session.session import Session
 from rollout_ft.session.tree import Node
@@ -24,9 +27,10 @@ MESSAGES = [user("a")]
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
 
-def parse(body: Any, forced: dict[str, Any] | None = None, evidence: Evidence | None = None) -> ChatRequest:
+def parse(body: Any, forced: dict[str, Any] | None = None, evidence: Evidence | None = None, *, force: bool = True) -> ChatRequest:
     data = body if isinstance(body, bytes) else orjson.dumps(body)
-    return parse_chat(data, evidence or Evidence("r1"), forced or {}, max_messages=5, max_output_tokens=100)
+    rules = Rules("t1~1", session_sampling(forced or {}), force, max_messages=5, max_output_tokens=100)
+    return parse_chat(data, evidence or Evidence("r1"), rules)
 
 
 def chat(**fields: Any) -> ChatRequest:
@@ -59,7 +63,7 @@ def test_a_body_that_is_no_json_object_is_refused(body: bytes):
     [
         ("messages", [None, [], "a", 3, {}, MESSAGES * 6]),
         ("tools", ["f", 3, {}, [3], [None], [{}], [{"function": None}], [{"function": {}}], [{"function": {"name": 3}}]]),
-        ("tool_choice", ["required", {"type": "function", "function": {"name": "f"}}, 3, [], True]),
+        ("tool_choice", ["required", {"type": "function", "function": {"name": "f"}}, {"type": "allowed_tools"}, {}, "f", 3, [], True]),
         ("temperature", ["1", -1, 101, True, [], {}]),
         ("top_p", ["1", -0.1, 1.1, True, 0]),
         ("top_k", [1.5, "1", -2, True, 0]),
@@ -75,8 +79,16 @@ def test_a_body_that_is_no_json_object_is_refused(body: bytes):
         ("stream", ["true", 1, 0, []]),
         ("stream_options", ["usage", 3, [1]]),
         ("logprobs", ["true", 1, 5]),
-        ("top_logprobs", [1, 20]),
-        ("response_format", [{"type": "json_object"}, {"type": "json_schema", "json_schema": {}}, "text", []]),
+        ("top_logprobs", [1, 20, True, False]),
+        ("response_format", [{}, {"type": "json_schema"}, {"type": "json_schema", "json_schema": {}}, "text", [], {"type": "grammar"}]),
+        ("chat_template_kwargs", [3, [], {"add_generation_prompt": False}, {"messages": []}, {"tools": None}, {"tokenize": True}]),
+        ("reasoning_effort", ["much", 3, ""]),
+        ("session_id", ["t1~2", "", 3]),
+        ("return_token_ids", [1, "true"]),
+        ("parallel_tool_calls", [1, "false"]),
+        ("stop_token_ids", [3, [-1], ["1"], [True], [1.0]]),
+        ("skip_special_tokens", [False, 1]),
+        ("model", [3, []]),
         ("ignore_eos", ["true", 1]),
         ("min_tokens", ["1", 1.5, True, -1]),
         ("functions", [[], None]),

@@ -21,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from rollout_ft.config import GatewayConfig
 
 MAX_PIPELINED = 8
+_BODY = (b"content-length", b"transfer-encoding")
 MIN_READ_BYTES = 16 * 1024
 """What a client has to read of its reply within `send_timeout_s`, if there is so much left."""
 
@@ -119,6 +120,9 @@ class Connection(HttpToolsProtocol):
         self._expect_within(self._limits.body_timeout_s)
         if len(self.pipeline) >= MAX_PIPELINED:
             self._stop(Refusal(400, "too_many_pipelined", f"more than {MAX_PIPELINED} requests at once on one connection"))
+        if self.parser.should_upgrade() and any(name in _BODY for name, _ in self.headers):
+            message = "no other protocol is spoken here, and a body behind an offer of one cannot be read: leave the Upgrade header out"
+            self._stop(Refusal(400, "upgrade_not_supported", message))
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:

@@ -17,8 +17,8 @@ from rollout_ft.config import GatewayConfig
 from rollout_ft.errors import BadRequest
 from rollout_ft.gateway.asgi import Exchange
 from rollout_ft.gateway.body import check_id, load_json
+from rollout_ft.gateway.dialects.sampling import check_sampling
 from rollout_ft.gateway.keys import Keys
-from rollout_ft.gateway.openai import check_sampling
 from rollout_ft.types import JSON, TRIAL_ID, Outcome, Recovery, SessionSpec, split_session_id
 
 
