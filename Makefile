@@ -5,13 +5,22 @@ BIN := $(VENV)/bin
 # A torch that is there already (a GPU machine's own) is used as it is.
 SITE := $(shell $(PYTHON) -c 'import torch' 2>/dev/null && echo --system-site-packages)
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-api check bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rollout-ft demo $(ARGS)
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(ARGS)
+
+# schemathesis against a live gateway and its own document.
+test-api: $(VENV)/.installed .venv-api/.installed
+	.venv-api/bin/python -m pytest -q -c /dev/null --rootdir tests/api --confcutdir tests/api tests/api/check_api.py $(ARGS)
+
+.venv-api/.installed:
+	$(PYTHON) -m venv .venv-api
+	.venv-api/bin/pip install --quiet --disable-pip-version-check 'schemathesis>=4.30,<5' requests pytest
+	@touch $@
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
@@ -26,4 +35,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-api .pytest_cache .ruff_cache .hypothesis

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -120,7 +120,7 @@ class Connection(HttpToolsProtocol):
         self._expect_within(self._limits.body_timeout_s)
         if len(self.pipeline) >= MAX_PIPELINED:
             self._stop(Refusal(400, "too_many_pipelined", f"more than {MAX_PIPELINED} requests at once on one connection"))
-        if self.parser.should_upgrade() and any(name in _BODY for name, _ in self.headers):
+        if cast(Any, self.parser).should_upgrade() and any(name in _BODY for name, _ in self.headers):
             message = "no other protocol is spoken here, and a body behind an offer of one cannot be read: leave the Upgrade header out"
             self._stop(Refusal(400, "upgrade_not_supported", message))
         super().on_headers_complete()

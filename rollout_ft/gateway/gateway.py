@@ -13,6 +13,8 @@ import uuid
 from collections import Counter
 from typing import Any, Protocol
 
+import orjson
+
 from rollout_ft.clock import monotonic
 from rollout_ft.config import GatewayConfig, ModelConfig
 from rollout_ft.errors import BadRequest, SessionClosed
@@ -23,6 +25,7 @@ from rollout_ft.gateway.control import Control, ControlRoutes
 from rollout_ft.gateway.dialects import DIALECTS, dialect_of
 from rollout_ft.gateway.dialects.openai_reply import models_body
 from rollout_ft.gateway.keys import Keys, session_of
+from rollout_ft.gateway.openapi import document
 from rollout_ft.gateway.owners import Owner, OwnerLost, Owners
 from rollout_ft.types import split_session_id
 
@@ -48,6 +51,7 @@ class Gateway:
         self._config, self._keys, self._owners, self._faults = config, keys, owners, faults
         self._model = model or ModelConfig()
         self._control = ControlRoutes(supervisor, keys, base, config)
+        self._document = orjson.dumps(document(base))
         self.in_flight = 0
         self._by_session: Counter[str] = Counter()
 
@@ -72,6 +76,8 @@ class Gateway:
         match (x.method, parts):
             case ("GET", ["health"]):
                 await x.reply(200, b'{"status":"ok"}')
+            case ("GET", ["openapi.json"]):
+                await x.reply(200, self._document)
             case ("POST", ["sessions", sid, "v1", "chat", "completions"] | ["sessions", sid, "v1", "messages"]):
                 await self._turn(x, self._session(x, sid))
             case ("POST", ["sessions", sid, "generate"]):
