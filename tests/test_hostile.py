@@ -499,3 +499,57 @@ async def test_a_client_that_does_not_read_its_reply_is_cut_off():
             await until(lambda: bool(s.server.connections))
             await until(lambda: not s.server.connections)
         assert (await chat(s, "free", OTHER)).status == 200
+
+
+# Keys.
+
+ROUTES = [
+    ("GET", "/sessions/{}"), ("DELETE", "/sessions/{}"), ("GET", "/sessions/{}/trajectory"), ("GET", "/sessions/{}/v1/models"),
+    ("POST", "/sessions/{}/v1/chat/completions"), ("POST", "/sessions/{}/v1/messages"), ("POST", "/sessions/{}/generate"),
+    ("POST", "/sessions/{}/v1/messages/count_tokens"),
+]  # fmt: skip
+OPERATORS = [
+    ("POST", "/sessions"), ("GET", "/trials"), ("GET", "/trials/{}"), ("POST", "/trials/{}/restart"), ("POST", "/trials/{}/outcome"),
+    ("GET", "/fleet"), ("POST", "/no/such/route"),
+]  # fmt: skip
+STRANGE = ["", "\xe9", "\xff\xfe", "rft-", "rft-~1-", "Bearer", "a" * 5000, "%00", "rft-mine~1-" + "0" * 48]
+
+
+async def test_a_foreign_key_gets_the_same_bytes_whatever_there_is():
+    async with unmoved() as s:
+        for method, route in ROUTES:
+            keys = [KEYS.session(OTHER), KEYS.session("mine~2"), KEYS.operator, KEYS.internal, *STRANGE]
+            told = set[tuple[int, str, bytes]]()
+            for sid in (SID, "nobody~1", "mine~2", "no-id"):
+                for key in keys if sid == SID else keys[2:]:
+                    answer = await asked_as(s, method, route.format(sid), key)
+                    told.add((answer.status, str(sorted(answer.headers.items())), answer.body))
+            assert [status for status, _, _ in told] == [401], (method, route, told)
+
+
+async def test_a_sessions_key_is_no_operators_and_tells_nothing_of_trials():
+    async with unmoved() as s:
+        told = set[tuple[int, str, bytes]]()
+        for method, route in OPERATORS:
+            for trial in ("mine", "nobody"):
+                for key in (KEYS.session(SID), KEYS.internal, *STRANGE):
+                    answer = await asked_as(s, method, route.format(trial), key)
+                    told.add((answer.status, str(sorted(answer.headers.items())), answer.body))
+        assert [status for status, _, _ in told] == [401], told
+
+
+async def test_two_sessions_cannot_be_named_at_once():
+    async with unmoved() as s:
+        named = request(body_of("a"), path="/v1/chat/completions", headers=f"x-session-id: {OTHER}\r\n".encode())
+        assert (await refused(s, named)).status == 401
+
+
+async def asked_as(s: Stack, method: str, path: str, key: str) -> Answer:
+    head = (
+        f"{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\nauthorization: Bearer ".encode()
+        + key.encode("latin-1")
+        + b"\r\n\r\n{}"
+    )
+    answer = await ask(s, head)
+    assert answer is not None
+    return answer

@@ -122,4 +122,4 @@ def _parameter_schema(name: str) -> JSON:
     if name == "ignore_eos":
         return {"type": ["boolean", "null"]}
     kinds, low, high = _NUMBERS[name]
-    return {"type": ["number" if float in kinds else "integer", "null"], "minimum": low, "maximum": high}
+    return {"type": ["number" if float in kinds else "integer", "null"], "minimum": low, "maximum": min(high, 2**63)}
