@@ -19,7 +19,7 @@ test-api: $(VENV)/.installed .venv-api/.installed
 
 .venv-api/.installed:
 	$(PYTHON) -m venv .venv-api
-	.venv-api/bin/pip install --quiet --disable-pip-version-check 'schemathesis>=4.30,<5' requests pytest
+	.venv-api/bin/pip install --quiet --disable-pip-version-check 'schemathesis>=4.30,<5' requests 'pytest<9'
 	@touch $@
 
 check: $(VENV)/.installed
