@@ -76,7 +76,7 @@ class GatewayConfig(Settings):
     max_header_bytes: int = Field(default=32 * 2**10, ge=1024)
     max_headers: int = Field(default=100, ge=10)
     max_id_chars: int = Field(default=256, ge=64)
-    """Of an Idempotency-Key, an X-Session-ID, a task or group id."""
+    """Of an Idempotency-Key."""
     max_json_depth: int = Field(default=64, ge=8, le=200)
     """Of a body; deeper than 254 nothing can be written again."""
     max_connections: int = Field(default=8192, ge=1)

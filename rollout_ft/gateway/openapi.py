@@ -105,7 +105,7 @@ def _operation(
     if parameters:
         made["parameters"] = parameters
     if body:
-        made["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(body)}}}
+        made["requestBody"] = {"required": body != "OpenBody", "content": {"application/json": {"schema": _ref(body)}}}
     return made
 
 

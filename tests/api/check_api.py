@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.checks import CHECKS
 
+TRIAL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+"""As the document has it; what is none is sent as it is, and refused."""
 PROJECT = Path(__file__).parents[2]
 NOT_OURS = ("positive_data_acceptance", "unsupported_method", "ignored_auth")
 """A body may be well formed and still ask for what cannot be; no route tells without a key that it exists; and the keys
@@ -39,7 +42,7 @@ class Live:
         """Points a case at something that exists; the headers that open it."""
         if not case.operation.definition.raw["security"]:
             return {}
-        if "trial_id" in case.path_parameters:
+        if TRIAL_ID.fullmatch(str(case.path_parameters.get("trial_id", "/"))):
             case.path_parameters["trial_id"] = self.open(f"v-{uuid.uuid4().hex}")["trial_id"]
         if "operator" in case.operation.definition.raw["security"][0]:
             return self._operator
