@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A torch that is there already (a GPU machine's own) is used as it is.
 SITE := $(shell $(PYTHON) -c 'import torch' 2>/dev/null && echo --system-site-packages)
 
-.PHONY: demo test test-parsers test-templates check bench clean
+.PHONY: demo test test-parsers test-templates test-api check bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rollout-ft demo $(ARGS)
@@ -33,6 +33,15 @@ test-templates: $(VENV)/.installed .templates/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .templates/python -r tests/templates/requirements.txt
 	@touch $@
 
+# schemathesis against a live gateway and its own document.
+test-api: $(VENV)/.installed .venv-api/.installed
+	.venv-api/bin/python -m pytest -q -c /dev/null --rootdir tests/api --confcutdir tests/api tests/api/check_api.py $(ARGS)
+
+.venv-api/.installed:
+	$(PYTHON) -m venv .venv-api
+	.venv-api/bin/pip install --quiet --disable-pip-version-check 'schemathesis>=4.30,<5' requests 'pytest<9'
+	@touch $@
+
 check: $(VENV)/.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
 
@@ -46,4 +55,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venvs .templates .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venvs .venv-api .templates .pytest_cache .ruff_cache .hypothesis

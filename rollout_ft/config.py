@@ -83,12 +83,28 @@ class GatewayConfig(Settings):
     tls_cert: str = ""
     tls_key: str = ""
     max_body_bytes: int = Field(default=32 * 2**20, ge=1024)
+    max_header_bytes: int = Field(default=32 * 2**10, ge=1024)
+    max_headers: int = Field(default=100, ge=10)
+    max_id_chars: int = Field(default=256, ge=64)
+    """Of an Idempotency-Key."""
+    max_json_depth: int = Field(default=64, ge=8, le=200)
+    """Of a body; deeper than 254 nothing can be written again."""
+    max_connections: int = Field(default=8192, ge=1)
+    """Of one gateway; one more is answered 503 and closed."""
+    header_timeout_s: Seconds = 20
+    """How long the head of a request may take, from the connection or its first byte on."""
+    body_timeout_s: Seconds = 60
+    """How long the body may take after that."""
+    send_timeout_s: Seconds = 60
+    """A client that reads nothing of its reply for so long is cut off."""
     max_hold_s: Seconds = 570
     """A plain request is answered 503 after this, and its retry attaches."""
     deadline_margin_s: Seconds = 0.4
     """How long before the client's own read timeout that 503 leaves."""
     keepalive_s: Seconds = 10
     max_in_flight: int = Field(default=4096, ge=1)
+    max_in_flight_per_session: int = Field(default=64, ge=1)
+    """So that no session takes all of them."""
     ping_s: Seconds = 1
     """Owners with calls in flight are pinged so often; two misses and the supervisor is asked."""
 
@@ -125,9 +141,15 @@ class SessionConfig(Settings):
     """When two messages are the same: `canonical`, `strict`, or `module:function` from a message to bytes."""
     max_turns: int = Field(default=10_000, ge=1)
     max_messages: int = Field(default=20_000, ge=1)
+    max_tools: int = Field(default=512, ge=1)
+    max_tokens: int = Field(default=2**26, ge=1)
+    """Of all turns of a session together, each counted with what it adds to its path."""
     max_in_flight: int = Field(default=32, ge=1)
     max_output_tokens: int = Field(default=8192, ge=1)
     """Used when neither the agent nor the session names a limit."""
+    special_tokens_in_text: Literal["keep", "refuse"] = "keep"
+    """A message that contains the text of a special token (`<|im_end|>`): `keep` encodes it as that token, as serving
+    stacks do, so that an agent can write turns that nobody took; `refuse` is a 400."""
 
 
 class SamplingConfig(Settings):

@@ -71,7 +71,7 @@ class OwnerHTTP:
         retries = headers.get(b"x-stainless-retry-count", b"0")
         evidence = Evidence(
             request_id=headers[REQUEST].decode("latin-1"),
-            retry=retries.isdigit() and int(retries) > 0,
+            retry=retries.isdigit() and bool(retries.strip(b"0")),
             idempotency_key=headers.get(b"idempotency-key", b"").decode("latin-1"),
             resent=RESENT in headers,
         )
@@ -121,6 +121,7 @@ class OwnerHTTP:
             session_id=sid, sampling=session_sampling(config.sampling.parameters, session.spec.sampling),
             force=config.sampling.policy == "force", model=config.model.name, max_messages=config.session.max_messages,
             max_output_tokens=config.session.max_output_tokens, vocab_size=self._renderer.vocab_size, digests=session.digests,
+            max_tools=config.session.max_tools, max_json_depth=config.gateway.max_json_depth,
         )  # fmt: skip
         return dialect.parse(body, evidence, rules)
 

@@ -54,7 +54,7 @@ class GatewayActor:
         owners = Owners(supervisor, token_of(keys.internal), config.ping_s)
         faults = fault_points(setup)
         gateway = Gateway(config, keys, supervisor, owners, base_url(setup, self._port), faults, setup.config.model)
-        server = Server(gateway.handle, bind(config.host, self._port), tls_cert=config.tls_cert, tls_key=config.tls_key)
+        server = Server(gateway.handle, bind(config.host, self._port), config)
         await server.ready()
         settle()
         return await self.describe()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
@@ -14,8 +15,12 @@ from typing import Any
 
 import uvicorn
 
+from rollout_ft.config import GatewayConfig
 from rollout_ft.errors import BadRequest
+from rollout_ft.gateway.connection import Connection
 
+INTERNAL = GatewayConfig(max_connections=2**20)
+"""For ports that only our own actors know: as patient as a gateway, and open to all of them."""
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -47,8 +52,13 @@ class Exchange:
         return dict(self.scope["headers"])
 
     async def body(self, limit_bytes: int) -> bytes:
-        """The whole body. Raises BadRequest (413) over the limit, Disconnected when the client left."""
-        declared = next((v for k, v in self.scope["headers"] if k == b"content-length"), b"0")
+        """The whole body. Raises BadRequest (413 over the limit, 415 for what is compressed), Disconnected when the client left."""
+        headers = self.headers()
+        encoding = headers.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
+        if encoding not in ("", "identity"):
+            message = f"content-encoding {encoding[:40]!r} is not accepted: send the body as it is"
+            raise BadRequest(message, 415, "unsupported_encoding", "content-encoding")
+        declared = headers.get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > limit_bytes:
             raise BadRequest(_too_large(limit_bytes), status=413, code="body_too_large")
         parts: list[bytes] = []
@@ -85,19 +95,24 @@ def _too_large(limit_bytes: int) -> str:
 class Server:
     """uvicorn on a socket that is bound already, inside this event loop."""
 
-    def __init__(self, handle: Callable[[Exchange], Awaitable[None]], sock: socket.socket, *, tls_cert: str = "", tls_key: str = ""):
+    def __init__(self, handle: Callable[[Exchange], Awaitable[None]], sock: socket.socket, limits: GatewayConfig = INTERNAL):
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "http":
                 await handle(Exchange(scope, receive, send))
 
         config = uvicorn.Config(
-            app, http="httptools", lifespan="off", access_log=False, log_level="critical", timeout_keep_alive=75,
-            ssl_certfile=tls_cert or None, ssl_keyfile=tls_key or None, backlog=4096, server_header=False,
+            app, http=functools.partial(Connection, limits=limits),  # type: ignore[arg-type]
+            ws="none", lifespan="off", access_log=False, log_level="critical", timeout_keep_alive=75,
+            ssl_certfile=limits.tls_cert or None, ssl_keyfile=limits.tls_key or None, backlog=4096, server_header=False,
             date_header=False, proxy_headers=False,
         )  # fmt: skip
         self._server = uvicorn.Server(config)
         self._server.capture_signals = contextlib.nullcontext  # pyright: ignore[reportAttributeAccessIssue]
         self._task = asyncio.create_task(self._server.serve(sockets=[sock]))
+
+    @property
+    def connections(self) -> int:
+        return len(self._server.server_state.connections)
 
     async def ready(self) -> None:
         """Returns when the port answers; raises what kept it from that."""

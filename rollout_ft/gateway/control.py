@@ -13,9 +13,10 @@ from typing import Any, Literal, Protocol, TypeVar
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rollout_ft.config import GatewayConfig
 from rollout_ft.errors import BadRequest
 from rollout_ft.gateway.asgi import Exchange
-from rollout_ft.gateway.body import load_json
+from rollout_ft.gateway.body import check_id, load_json
 from rollout_ft.gateway.dialects.sampling import check_sampling
 from rollout_ft.gateway.keys import Keys
 from rollout_ft.types import JSON, TRIAL_ID, Outcome, Recovery, SessionSpec, split_session_id
@@ -43,12 +44,12 @@ class _Body(BaseModel):
 
 class OpenBody(_Body):
     trial_id: str | None = None
-    task_id: str = ""
-    group_id: str = ""
+    task_id: str = Field(default="", max_length=256)
+    group_id: str = Field(default="", max_length=256)
     mode: Literal["train", "eval"] = "train"
-    pool: str = ""
-    adapter: str = ""
-    seed: int | None = None
+    pool: str = Field(default="", max_length=256)
+    adapter: str = Field(default="", max_length=256)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     metadata: dict[str, Any] = {}
     sampling: dict[str, Any] = {}
     resume: bool = False
@@ -56,7 +57,7 @@ class OpenBody(_Body):
 
 
 class RestartBody(_Body):
-    from_attempt: int = Field(ge=1)
+    from_attempt: int = Field(ge=1, lt=2**31)
     checkpoint: bool = True
     """False: the new attempt starts from nothing."""
 
@@ -64,13 +65,13 @@ class RestartBody(_Body):
 class OutcomeBody(_Body):
     outcome: Literal["completed", "truncated", "agent_failed", "env_failed", "infra_exhausted", "cancelled"]
     reward: float | None = Field(default=None, allow_inf_nan=False)
-    cause: str = ""
-    attempt: int | None = None
+    cause: str = Field(default="", max_length=4096)
+    attempt: int | None = Field(default=None, ge=1, lt=2**31)
 
 
 class ControlRoutes:
-    def __init__(self, supervisor: Control, keys: Keys, base: str, max_body_bytes: int):
-        self._supervisor, self._keys, self._base, self._max_body_bytes = supervisor, keys, base, max_body_bytes
+    def __init__(self, supervisor: Control, keys: Keys, base: str, limits: GatewayConfig):
+        self._supervisor, self._keys, self._base, self._limits = supervisor, keys, base, limits
 
     async def route(self, x: Exchange, parts: list[str], key: str) -> None:
         """Everything that needs the operator's key. Raises BadRequest."""
@@ -114,7 +115,8 @@ class ControlRoutes:
 
     async def _open(self, x: Exchange) -> JSON:
         body = await self._parse(x, OpenBody)
-        idempotency = x.headers().get(b"idempotency-key", b"").decode("latin-1")
+        key = x.headers().get(b"idempotency-key", b"").decode("latin-1")
+        idempotency = check_id(key, "idempotency-key", self._limits.max_id_chars)
         trial_id = _new_trial_id(idempotency) if body.trial_id is None else body.trial_id
         if not TRIAL_ID.fullmatch(trial_id):
             raise BadRequest(f"trial_id must match {TRIAL_ID.pattern}", param="trial_id")
@@ -136,7 +138,7 @@ class ControlRoutes:
         return {**opened, "base_url": f"{self._base}/sessions/{sid}/v1", "api_key": self._keys.session(sid)}
 
     async def _parse(self, x: Exchange, model: type[B]) -> B:
-        data = load_json(await x.body(self._max_body_bytes) or b"{}")
+        data = load_json(await x.body(self._limits.max_body_bytes) or b"{}", self._limits.max_json_depth)
         try:
             return model.model_validate(data)
         except ValidationError as e:

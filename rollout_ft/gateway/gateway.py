@@ -10,18 +10,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
+from collections import Counter
 from typing import Any, Protocol
+
+import orjson
 
 from rollout_ft.clock import monotonic
 from rollout_ft.config import GatewayConfig, ModelConfig
 from rollout_ft.errors import BadRequest, SessionClosed
 from rollout_ft.faultpoints import FaultPoints
 from rollout_ft.gateway.asgi import Disconnected, Exchange, Headers
-from rollout_ft.gateway.body import load_json
+from rollout_ft.gateway.body import check_id, load_json
 from rollout_ft.gateway.control import Control, ControlRoutes
 from rollout_ft.gateway.dialects import DIALECTS, dialect_of
 from rollout_ft.gateway.dialects.openai_reply import models_body
 from rollout_ft.gateway.keys import Keys, session_of
+from rollout_ft.gateway.openapi import document
 from rollout_ft.gateway.owners import Owner, OwnerLost, Owners
 from rollout_ft.types import split_session_id
 
@@ -46,8 +50,10 @@ class Gateway:
     ):  # fmt: skip
         self._config, self._keys, self._owners, self._faults = config, keys, owners, faults
         self._model = model or ModelConfig()
-        self._control = ControlRoutes(supervisor, keys, base, config.max_body_bytes)
+        self._control = ControlRoutes(supervisor, keys, base, config)
+        self._document = orjson.dumps(document(base))
         self.in_flight = 0
+        self._by_session: Counter[str] = Counter()
 
     async def handle(self, x: Exchange) -> None:
         error_body = DIALECTS[dialect_of(x.path)].error
@@ -70,6 +76,8 @@ class Gateway:
         match (x.method, parts):
             case ("GET", ["health"]):
                 await x.reply(200, b'{"status":"ok"}')
+            case ("GET", ["openapi.json"]):
+                await x.reply(200, self._document)
             case ("POST", ["sessions", sid, "v1", "chat", "completions"] | ["sessions", sid, "v1", "messages"]):
                 await self._turn(x, self._session(x, sid))
             case ("POST", ["sessions", sid, "generate"]):
@@ -111,15 +119,23 @@ class Gateway:
     async def _turn(self, x: Exchange, sid: str) -> None:
         if self.in_flight >= self._config.max_in_flight:
             raise BadRequest("too many requests in flight (gateway.max_in_flight)", 429, "overloaded")
+        if self._by_session[sid] >= self._config.max_in_flight_per_session:
+            message = "too many requests of this session in flight (gateway.max_in_flight_per_session)"
+            raise BadRequest(message, 429, "too_many_in_flight")
         self.in_flight += 1
+        self._by_session[sid] += 1
         try:
             await self._held_turn(x, sid)
         finally:
             self.in_flight -= 1
+            self._by_session[sid] -= 1
+            if not self._by_session[sid]:
+                del self._by_session[sid]
 
     async def _held_turn(self, x: Exchange, sid: str) -> None:
         began = monotonic()
         headers = x.headers()
+        check_id(headers.get(b"idempotency-key", b"").decode("latin-1"), "idempotency-key", self._config.max_id_chars)
         body = await x.body(self._config.max_body_bytes)
         call = _TurnCall(self._owners, sid, dialect_of(x.path), body, headers)
         answer = asyncio.create_task(call.run())

@@ -32,8 +32,11 @@ class Renderer(Protocol):
     """Turns messages into ids and ids into text; `stop_ids` end an assistant's turn, `vocab_size` bounds all ids.
 
     `splices`: `append` gives what the whole conversation would; where it is False, the whole is to be rendered again.
+
+    `special_texts`: what in a text becomes a special token.
     """
 
+    special_texts: tuple[str, ...]
     stop_ids: frozenset[int]
     vocab_size: int
     splices: bool
@@ -54,6 +57,8 @@ class ChatTemplate:
     """A model's own tokenizer and chat template, probed."""
 
     def __init__(self, template: Template, kwargs: JSON | None = None):
+        added: Any = template.tokenizer.get_added_tokens_decoder().values()
+        self.special_texts = tuple(str(token.content) for token in added if token.special)
         self.template, self._kwargs = template, kwargs or {}
         self.traits = probe(template, kwargs)
         self.vocab_size = int(template.tokenizer.get_vocab_size(with_added_tokens=True))

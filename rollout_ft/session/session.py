@@ -27,6 +27,7 @@ from rollout_ft.session.place import Place, locate
 from rollout_ft.session.prompt import prompt
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.request import TurnRequest
+from rollout_ft.session.special import refuse_special_tokens
 from rollout_ft.session.tree import Node, Tree, ids_bytes, turn_key
 from rollout_ft.types import JSON, Answered, Ended, Opened, Partial, Recovery, SessionSpec, Turn, session_id
 
@@ -181,6 +182,10 @@ class Session:
             raise BadRequest(f"the session has {self.config.max_turns} turns (session.max_turns); open another", code="too_many_turns")
         if len(self.flights) >= self.config.max_in_flight:
             raise BadRequest("too many requests of this session in flight (session.max_in_flight)", status=429, code="too_many_in_flight")
+        if self.tree.tokens >= self.config.max_tokens:
+            raise BadRequest(f"the session has {self.tree.tokens} tokens (session.max_tokens); open another", code="too_many_tokens")
+        if self.config.special_tokens_in_text == "refuse":
+            refuse_special_tokens(request.messages[place.new_from :], self._renderer.special_texts)
         parent, new = place.parent, prompt(self._renderer, request, place)
         tokens = (parent.tokens if parent else 0) - new.trim + len(new.ids)
         room = self._context_tokens - tokens

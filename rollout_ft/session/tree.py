@@ -71,6 +71,8 @@ class Tree:
     def __init__(self, key: MessageKey = message_key) -> None:
         self.nodes: dict[str, Node] = {}
         self._key = key
+        self.tokens = 0
+        """Of all turns, each counted with what it adds to its path."""
         self._by_end: dict[bytes, list[Node]] = {}
         self._by_base: dict[str, list[Node]] = {}
         self._children: dict[str, list[Node]] = {}
@@ -95,6 +97,7 @@ class Tree:
             last_id=output[-1] if output else -1,
         )
         self.nodes[turn.key] = node
+        self.tokens += len(prompt) + len(output)
         if end is not None:
             self._by_end.setdefault(end.digest, []).append(node)
         self._by_base.setdefault(node.base, []).append(node)

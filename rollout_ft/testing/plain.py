@@ -16,6 +16,7 @@ VOCAB_SIZE = 258
 
 
 class PlainTemplate:
+    special_texts: tuple[str, ...] = ()
     stop_ids = frozenset({STOP})
     vocab_size = VOCAB_SIZE
     splices = True

@@ -27,7 +27,7 @@ _CHOICES = {"auto": "auto", "none": "none", "any": "required", "tool": "named"}
 
 def parse_messages(body: bytes, evidence: Evidence, rules: Rules, *, counting: bool = False) -> MessagesRequest:
     """Raises BadRequest naming the field and the remedy; only a request to count may leave out `max_tokens`."""
-    data = load_json(body)
+    data = load_json(body, rules.max_json_depth)
     refuse_unknown(data, _KNOWN)
     own_session(data, rules.session_id)
     if data.get("max_tokens") is None and not counting:

@@ -42,6 +42,7 @@ class Rules:
     vocab_size: int = 2**31
     digests: Callable[[bytes, list[JSON]], list[bytes]] = running_digests
     """What the session knows messages by: `(tools, messages)`."""
+    max_json_depth: int = 64
 
 
 class Asked(Protocol):

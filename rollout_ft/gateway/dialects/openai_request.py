@@ -34,7 +34,7 @@ _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 
 def parse_chat(body: bytes, evidence: Evidence, rules: Rules) -> ChatRequest:
     """Raises BadRequest naming the field and the remedy."""
-    data = load_json(body)
+    data = load_json(body, rules.max_json_depth)
     refuse_unknown(data, _KNOWN)
     refuse_unless(data, _ONLY)
     own_session(data, rules.session_id)

@@ -106,3 +106,20 @@ def _ids(key: str, value: Any) -> list[int]:
     if not isinstance(value, list) or not all(type(i) is int and 0 <= i < 2**31 for i in cast("list[Any]", value)):
         raise BadRequest(f"{key} must be a list of token ids", param=key)
     return cast("list[int]", value)
+
+
+def parameter_schemas(names: dict[str, str]) -> JSON:
+    """The JSON schemas of these parameters, for the API's document."""
+    return {key: _parameter_schema(name) for key, name in names.items()}
+
+
+def _parameter_schema(name: str) -> JSON:
+    if name == "stop":
+        word: JSON = {"type": "string", "minLength": 1}
+        return {"anyOf": [{"type": "string"}, {"type": "array", "items": word}, {"type": "null"}]}
+    if name == "stop_token_ids":
+        return {"type": ["array", "null"], "items": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}}
+    if name == "ignore_eos":
+        return {"type": ["boolean", "null"]}
+    kinds, low, high = _NUMBERS[name]
+    return {"type": ["number" if float in kinds else "integer", "null"], "minimum": low, "maximum": min(high, 2**63)}

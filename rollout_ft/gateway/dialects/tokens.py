@@ -52,7 +52,7 @@ class TokensRequest:
 
 def parse_generate(body: bytes, evidence: Evidence, rules: Rules) -> TokensRequest:
     """Raises BadRequest naming the field and the remedy."""
-    data = load_json(body)
+    data = load_json(body, rules.max_json_depth)
     refuse_unknown(data, _KNOWN)
     refuse_unless(data, _ONLY)
     own_session(data, rules.session_id)

@@ -1,0 +1,201 @@
+"""The API in OpenAPI's words: what `GET /openapi.json` answers.
+
+Owns the document and nothing that it says: bodies of operators come from the models that check them, sampling
+parameters from the list that checks them. Pure. Statuses that every route may give are listed once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from rollout_ft.gateway.control import OpenBody, OutcomeBody, RestartBody
+from rollout_ft.gateway.dialects.sampling import CHAT, MESSAGES, TOKENS, parameter_schemas
+from rollout_ft.types import JSON, TRIAL_ID
+
+_STATUSES = {
+    "400": "The request itself is wrong, or too long for the model; repeating it cannot help.",
+    "401": "The key is not the one for this route, whether what it names exists or not.",
+    "404": "No such route or trial; or the session is closed or fenced, and the store says so.",
+    "408": "The request did not arrive in time.",
+    "409": "A race, or a state that does not allow this.",
+    "413": "The body is larger than gateway.max_body_bytes.",
+    "415": "The body is compressed.",
+    "422": "The Idempotency-Key was used with another body.",
+    "429": "Too much at once; come again after Retry-After.",
+    "431": "The headers are larger than allowed.",
+    "500": "The budget of the turn is spent, or a bug; x-should-retry says which.",
+    "503": "Nothing can serve just now; the same request again is answered.",
+}
+_TEXT: JSON = {"type": "string"}
+_FLAG: JSON = {"type": ["boolean", "null"]}
+_OBJECT: JSON = {"type": "object"}
+_SESSION: JSON = {"name": "session_id", "in": "path", "required": True, "schema": _TEXT, "description": "`{trial_id}~{attempt}`"}
+_TRIAL: JSON = {"name": "trial_id", "in": "path", "required": True, "schema": {"type": "string", "pattern": f"^{TRIAL_ID.pattern}$"}}
+_IDEMPOTENCY: JSON = {"name": "Idempotency-Key", "in": "header", "schema": {"type": "string", "pattern": "^[!-~]{0,256}$"}}
+_NAMED: JSON = {"name": "X-Session-ID", "in": "header", "schema": _TEXT, "description": "The session, where the key is not to name it."}
+
+
+def document(url: str) -> JSON:
+    """The whole document; `url` is what agents are told."""
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "rollout_ft", "version": "1", "summary": "Agentic RL rollouts that survive their faults."},
+        "servers": [{"url": url}],
+        "paths": _paths(),
+        "components": {
+            "schemas": _schemas(),
+            "responses": {status: _error(text) for status, text in _STATUSES.items()},
+            "securitySchemes": {
+                "session": {"type": "http", "scheme": "bearer", "description": "The `api_key` that came with the session."},
+                "session_header": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same key."},
+                "operator": {"type": "http", "scheme": "bearer", "description": "The operator's key."},
+            },
+        },
+    }
+
+
+def _paths() -> JSON:
+    paths: JSON = {
+        "/health": {"get": _operation("The process is up.", _OBJECT, security=[])},
+        "/ready": {"get": _operation("It can serve.", _OBJECT, security=[], own={"503": _json("Nothing can serve.", _OBJECT)})},
+        "/openapi.json": {"get": _operation("This document.", _OBJECT, security=[])},
+        "/sessions": {"post": _control("Opens a session.", "Opened", "OpenBody", parameters=[_IDEMPOTENCY])},
+        "/trials": {"get": _control("All trials.", {"type": "array", "items": _ref("Trial")})},
+        "/trials/{trial_id}": {"get": _control("One trial.", "Trial", parameters=[_TRIAL])},
+        "/trials/{trial_id}/restart": {"post": _control("The next attempt.", "Opened", "RestartBody", parameters=[_TRIAL])},
+        "/trials/{trial_id}/outcome": {"post": _control("How the trial ended.", "Trial", "OutcomeBody", parameters=[_TRIAL])},
+        "/fleet": {"get": _control("The engines.", _OBJECT)},
+        "/sessions/{session_id}": {
+            "get": _agents("Every turn on the active path.", "Records", parameters=[_SESSION]),
+            "delete": _agents("Closes the session.", None, parameters=[_SESSION]),
+        },
+        "/sessions/{session_id}/trajectory": {"get": _agents("Token-exact paths.", _OBJECT, parameters=[_SESSION])},
+        "/sessions/{session_id}/generate": {"post": _agents("A turn in tokens.", "Generated", "GenerateBody", [_SESSION, _IDEMPOTENCY])},
+    }
+    for base, named in (("/sessions/{session_id}/v1", _SESSION), ("/v1", _NAMED)):
+        turn = [named, _IDEMPOTENCY]
+        paths[f"{base}/chat/completions"] = {"post": _agents("A turn, as OpenAI has it.", "ChatCompletion", "ChatBody", turn)}
+        paths[f"{base}/messages"] = {"post": _agents("A turn, as Anthropic has it.", "Message", "MessagesBody", turn, "AnthropicError")}
+        paths[f"{base}/messages/count_tokens"] = {
+            "post": _agents("How long the prompt would be.", "Counted", "CountBody", [named], "AnthropicError")
+        }
+        paths[f"{base}/models"] = {"get": _agents("The one model that there is.", "Models", parameters=[named])}
+    return paths
+
+
+def _control(summary: str, reply: str | JSON, body: str = "", parameters: list[JSON] | None = None) -> JSON:
+    return _operation(summary, reply, body, parameters, [{"operator": []}])
+
+
+def _agents(summary: str, reply: str | JSON | None, body: str = "", parameters: list[JSON] | None = None, error: str = "Error") -> JSON:
+    return _operation(summary, reply, body, parameters, [{"session": []}, {"session_header": []}], error)
+
+
+def _operation(
+    summary: str, reply: str | JSON | None, body: str = "", parameters: list[JSON] | None = None,
+    security: list[JSON] | None = None, error: str = "Error", own: JSON | None = None,
+) -> JSON:  # fmt: skip
+    replies: JSON = {"204": {"description": summary}} if reply is None else {"200": _json(summary, _ref(reply))}
+    if body in ("ChatBody", "MessagesBody", "GenerateBody"):
+        replies["200"]["content"]["text/event-stream"] = {"schema": _TEXT}
+    shared = {s: {"$ref": f"#/components/responses/{s}"} if error == "Error" else _error(t, error) for s, t in _STATUSES.items()}
+    made: JSON = {"summary": summary, "responses": {**replies, **shared, **(own or {})}, "security": security or []}
+    if parameters:
+        made["parameters"] = parameters
+    if body:
+        made["requestBody"] = {"required": body != "OpenBody", "content": {"application/json": {"schema": _ref(body)}}}
+    return made
+
+
+def _ref(schema: str | JSON) -> JSON:
+    return {"$ref": f"#/components/schemas/{schema}"} if isinstance(schema, str) else schema
+
+
+def _json(text: str, schema: JSON) -> JSON:
+    return {"description": text, "content": {"application/json": {"schema": schema}}}
+
+
+def _error(text: str, schema: str = "Error") -> JSON:
+    return _json(text, _ref(schema))
+
+
+def _model(model: type[BaseModel]) -> JSON:
+    """A model's schema. What it does not require may also be said to be nothing, as far as its own schema says so."""
+    return model.model_json_schema(ref_template="#/components/schemas/{model}")
+
+
+def _has(**properties: Any) -> JSON:
+    """An object with at least these."""
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def _only(required: list[str], **properties: Any) -> JSON:
+    return {"type": "object", "required": required, "properties": properties, "additionalProperties": False}
+
+
+def _schemas() -> JSON:
+    integer, number = {"type": "integer"}, {"type": "number"}
+    return {
+        "OpenBody": _model(OpenBody), "RestartBody": _model(RestartBody), "OutcomeBody": _model(OutcomeBody),
+        "Opened": _has(session_id=_TEXT, trial_id=_TEXT, attempt=integer, base_url=_TEXT, api_key=_TEXT, turns=integer),
+        "Trial": _has(trial_id=_TEXT, session_id=_TEXT, attempt=integer, state={"enum": ["running", "ended"]}, turns=integer),
+        "Records": _has(session_id=_TEXT, records={"type": "array", "items": _OBJECT}, metadata=_OBJECT),
+        "Error": _has(error=_has(message=_TEXT, type=_TEXT, code=_TEXT, param={"type": ["string", "null"]})),
+        "AnthropicError": _has(type={"const": "error"}, error=_has(type=_TEXT, message=_TEXT)),
+        "ChatBody": _chat_body(), "MessagesBody": _messages_body(["messages", "max_tokens"]), "CountBody": _messages_body(["messages"]),
+        "GenerateBody": _generate_body(),
+        "ChatCompletion": _has(
+            id=_TEXT, object={"const": "chat.completion"}, created=integer, model=_TEXT,
+            choices={"type": "array", "minItems": 1, "items": _has(index=integer, message=_OBJECT, finish_reason=_TEXT)},
+            usage=_has(prompt_tokens=integer, completion_tokens=integer, total_tokens=integer),
+        ),
+        "Message": _has(
+            id=_TEXT, type={"const": "message"}, role={"const": "assistant"}, model=_TEXT,
+            content={"type": "array", "minItems": 1, "items": _has(type=_TEXT)}, stop_reason=_TEXT,
+            usage=_has(input_tokens=integer, output_tokens=integer),
+        ),
+        "Generated": _has(text=_TEXT, output_ids={"type": "array", "items": integer}, meta_info=_OBJECT),
+        "Counted": _has(input_tokens=integer),
+        "Models": _has(object={"const": "list"}, data={"type": "array", "items": _has(id=_TEXT, max_model_len=number)}),
+    }  # fmt: skip
+
+
+def _text_parts() -> JSON:
+    part = _has(type={"const": "text"}, text=_TEXT)
+    return {"anyOf": [_TEXT, {"type": "array", "items": part}, {"type": "null"}]}
+
+
+def _chat_body() -> JSON:
+    message = _has(role={"enum": ["system", "developer", "user", "assistant", "tool"]})
+    message["properties"] |= {"content": _text_parts(), "name": {"type": ["string", "null"]}, "tool_calls": {"type": ["array", "null"]}}
+    tool = _has(type={"const": "function"}, function=_has(name={"type": "string", "minLength": 1}))
+    return _only(
+        ["messages"], **parameter_schemas(CHAT),
+        messages={"type": "array", "minItems": 1, "items": message}, tools={"type": ["array", "null"], "items": tool},
+        tool_choice={}, parallel_tool_calls=_FLAG, stream=_FLAG, stream_options={"type": ["object", "null"]}, logprobs=_FLAG,
+        response_format={"type": ["object", "null"]}, chat_template_kwargs={"type": ["object", "null"]}, reasoning_effort={},
+        session_id={}, return_token_ids=_FLAG, model={}, user={}, metadata={}, store={}, service_tier={}, safety_identifier={},
+        prompt_cache_key={}, prompt_cache_retention={}, n={"enum": [1, None]}, top_logprobs={"enum": [0, None]}, logit_bias={},
+        modalities={}, separate_reasoning=_FLAG, stream_reasoning=_FLAG, skip_special_tokens=_FLAG, no_stop_trim=_FLAG,
+        continue_final_message=_FLAG,
+    )  # fmt: skip
+
+
+def _messages_body(required: list[str]) -> JSON:
+    message = _has(role={"enum": ["user", "assistant"]}, content=_text_parts())
+    tool = _has(name={"type": "string", "minLength": 1})
+    return _only(
+        required, **parameter_schemas(MESSAGES), messages={"type": "array", "minItems": 1, "items": message}, system=_text_parts(),
+        tools={"type": ["array", "null"], "items": tool}, tool_choice={"type": ["object", "null"]}, stream=_FLAG,
+        thinking={"type": ["object", "null"]}, model={"type": ["string", "null"]}, session_id={}, metadata={}, service_tier={},
+    )  # fmt: skip
+
+
+def _generate_body() -> JSON:
+    ids: JSON = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
+    parameters: JSON = {"type": ["object", "null"], "properties": parameter_schemas(TOKENS)}
+    word = {"type": ["string", "null"]}
+    properties = {"input_ids": ids, "sampling_params": parameters, "stream": _FLAG, "return_logprob": _FLAG, "rid": word}
+    return {"type": "object", "required": ["input_ids"], "properties": properties}
