@@ -368,6 +368,13 @@ async def test_incremental_chunks_join_to_the_reply_without_streaming(model: str
     assert "".join(chunk["text"] for chunk in chunks) == whole["text"]
 
 
+async def test_without_a_pace_a_stream_is_one_event_however_many_others_run(hash_server: Server) -> None:
+    async def events() -> int:
+        return len([chunk async for chunk in hash_server.stream(AGENT, max_new_tokens=300, stream_interval=1)])
+
+    assert await asyncio.gather(*(events() for _ in range(8))) == [1] * 8
+
+
 async def test_a_stop_token_ends_a_generation_and_is_not_in_its_text(server: Server) -> None:
     whole = await server.generate(QUESTION)
     stop = whole["output_ids"][10]

@@ -234,9 +234,12 @@ class Scheduler:
         return True
 
     def _next_chunk(self, running: Running, pace: Pace) -> None:
-        """As SGLang sends them: a stream's first token at once, and then as many tokens a chunk as the interval says."""
+        """As SGLang sends them: a stream's first token at once, and then as many tokens a chunk as the interval says.
+
+        Without a pace they are all there at once, and SGLang joins what is there into one event.
+        """
         request, produced, now = running.request, len(running.ids), self._clock()
-        if not request.stream and not pace.tokens_per_s:
+        if pace.at_once(produced):
             size = request.max_new_tokens
         elif request.stream and not produced:
             size = 1
