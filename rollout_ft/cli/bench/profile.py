@@ -20,7 +20,7 @@ from pathlib import Path
 from rollout_ft.cli.bench.usage import OURS, Processes
 from rollout_ft.errors import ConfigError
 
-RATE = "200"
+RATE = "100"
 Threads = dict[tuple[str, str], float]
 """CPU seconds by role and name."""
 
@@ -36,7 +36,10 @@ class Hot:
 
 
 class Profile(AbstractAsyncContextManager[None]):
-    """Records into `directory`, a file a process: stacks, one a line with its count, as flame graph tools read them."""
+    """Records into `directory`, a file a process: stacks, one a line with its count, as flame graph tools read them.
+
+    A process is not stopped to be looked at: one that stood still a hundred times a second would be taken for frozen.
+    """
 
     def __init__(self, directory: Path, processes: Processes):
         spy = shutil.which("py-spy", path=os.pathsep.join((os.environ.get("PATH", ""), str(Path(sys.executable).parent))))
@@ -51,25 +54,14 @@ class Profile(AbstractAsyncContextManager[None]):
     async def __aenter__(self) -> None:
         self._threads = self._read_threads()
         for pid, (_, file) in self._files.items():
-            command = [
-                self._spy,
-                "record",
-                "--pid",
-                str(pid),
-                "--format",
-                "raw",
-                "--rate",
-                RATE,
-                "--duration",
-                "unlimited",
-                "--output",
-                str(file),
-            ]
+            command = [self._spy, "record", "--gil", "--nonblocking", "--rate", RATE, "--duration", "unlimited", "--format", "raw"]
+            command += ["--pid", str(pid), "--output", str(file)]
             quiet = asyncio.subprocess.DEVNULL
             self._recorders.append(await asyncio.create_subprocess_exec(*command, stdout=quiet, stderr=quiet, start_new_session=True))
 
     async def __aexit__(self, *exc: object) -> None:
-        self._threads = {key: used - self._threads.get(key, 0.0) for key, used in self._read_threads().items()}
+        if exc[0] is None:
+            self._threads = {key: used - self._threads.get(key, 0.0) for key, used in self._read_threads().items()}
         for recorder in self._recorders:
             if recorder.returncode is None:
                 recorder.send_signal(signal.SIGINT)

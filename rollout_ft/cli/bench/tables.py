@@ -43,7 +43,7 @@ def of_profile(profile: Profile, loaded: Grown) -> Iterable[Table]:
         if seconds * 1e3 / turns >= HOT_MS:
             threads.add_row(role, name, f"{seconds * 1e3 / turns:.2f}")
     yield threads
-    functions = _table("CPU ms a turn, by function, about", "", "itself", "with what it calls", "")
+    functions = _table("CPU ms a turn, by function, about", "", "itself", "and below", "")
     for hot in profile.hottest():
         ms = spent[hot.role].cpu_s * 1e3 / turns
         if hot.own * ms >= HOT_MS:
