@@ -353,18 +353,26 @@ async def test_cumulative_chunks_grow_to_the_reply_without_streaming(server: Ser
 
 @pytest.mark.parametrize("model", MODELS)
 async def test_incremental_chunks_join_to_the_reply_without_streaming(model: str) -> None:
-    with start("--incremental-streaming-output", model=model) as server:
+    with start("--incremental-streaming-output", "--stream-interval", "3", model=model) as server:
         whole = await server.generate(AGENT)
         paced = {"stream_interval": 7, "custom_params": {"tokens_per_s": 100}}
         chunks = [chunk async for chunk in server.stream(AGENT, **paced)]
-    # A chunk that is late goes together with the next.
     sizes = [len(chunk["output_ids"]) for chunk in chunks]
     assert len(chunks) > 2
-    assert all(size % 7 == 0 for size in sizes[:-1])
+    # The first token goes at once, and the request's interval wins over the server's; a late chunk goes with the next.
+    assert sizes[0] % 7 == 1
+    assert all(size % 7 == 0 for size in sizes[1:-1])
     assert [chunk["meta_info"]["completion_tokens"] for chunk in chunks] == list(itertools.accumulate(sizes))
     assert [token for chunk in chunks for token in chunk["output_ids"]] == whole["output_ids"]
     assert [logprob for chunk in chunks for logprob in logprobs(chunk)] == logprobs(whole)
     assert "".join(chunk["text"] for chunk in chunks) == whole["text"]
+
+
+async def test_without_a_pace_a_stream_is_one_event_however_many_others_run(hash_server: Server) -> None:
+    async def events() -> int:
+        return len([chunk async for chunk in hash_server.stream(AGENT, max_new_tokens=300, stream_interval=1)])
+
+    assert await asyncio.gather(*(events() for _ in range(8))) == [1] * 8
 
 
 async def test_a_stop_token_ends_a_generation_and_is_not_in_its_text(server: Server) -> None:
@@ -726,6 +734,7 @@ async def test_the_count_of_tokens_is_exact_after_sigkill(model: str, tmp_path: 
         await server.generate(QUESTION, max_new_tokens=23, custom_params={"tokens_per_s": 1e6})
         chunks = server.stream(QUESTION, rid="a")
         await anext(chunks)
+        await anext(chunks)
         # Nothing is sampled from here on, so that what was sampled and what was counted can be compared.
         await server.post("/pause_generation", {"mode": "in_place"})
         sampled = (await server.load())["tokens_sampled"]
@@ -735,7 +744,7 @@ async def test_the_count_of_tokens_is_exact_after_sigkill(model: str, tmp_path: 
             received = [len(chunk["output_ids"]) async for chunk in chunks]
             assert not received or received[-1] <= sampled - 23
     assert counted(path) == sampled
-    assert 23 + 4 <= sampled < 23 + 40
+    assert 23 + 1 + 4 <= sampled < 23 + 40
 
 
 async def test_a_restarted_engine_goes_on_counting(tmp_path: Path) -> None:

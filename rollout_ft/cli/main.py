@@ -11,13 +11,16 @@ import contextlib
 import signal
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 import typer
 from rich.console import Console
 
 from rollout_ft.errors import BadRequest, ConfigError, RolloutFTError
+
+if TYPE_CHECKING:
+    from rollout_ft.cli.bench.command import Scale
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="RL rollouts that survive their faults.")
 config_app = typer.Typer(no_args_is_help=True, help="The config: what it is, what it may be.")
@@ -101,19 +104,45 @@ def config_template(config: ConfigFile = None, overrides: Overrides = None, json
     print(report(load(config, overrides), json))
 
 
+Sessions = Annotated[int, typer.Option(min=1, help="how many at once")]
+Turns = Annotated[int, typer.Option(min=1, help="of each session")]
+TokensIn = Annotated[int, typer.Option(min=1, help="new tokens of a request")]
+TokensOut = Annotated[int, typer.Option(min=1, help="tokens of a reply")]
+ProfileDir = Annotated[Path | None, typer.Option(help="run py-spy on all our processes under load, and write their stacks there")]
+
+
 @bench_app.command("overhead")
 def bench_overhead(
-    sessions: Annotated[int, typer.Option(min=1)] = 64,
-    turns: Annotated[int, typer.Option(min=1)] = 50,
-    tokens_in: int = 650,
-    tokens_out: int = 300,
+    sessions: Sessions = 64, turns: Turns = 50, tokens_in: TokensIn = 650, tokens_out: TokensOut = 300, profile: ProfileDir = None,
     json: AsJson = False,
-) -> None:
-    """Latency and CPU that a turn costs over talking to the engine directly."""
-    from rollout_ft.cli.bench import overhead
+) -> None:  # fmt: skip
+    """Latency, CPU and memory that a turn costs over talking to the engine directly. The first part of `session`."""
+    from rollout_ft.cli.bench.command import Scale
+    from rollout_ft.cli.bench.phases import Sizes
 
-    console = Console(stderr=json)
-    figures = _run(overhead(sessions, turns, tokens_in, tokens_out, console))
+    _bench(Scale(Sizes(sessions, turns, tokens_in, tokens_out)), profile, json)
+
+
+@bench_app.command("session")
+def bench_session(
+    sessions: Sessions = 64, turns: Turns = 50, tokens_in: TokensIn = 650, tokens_out: TokensOut = 300,
+    wide: Annotated[int, typer.Option(min=0, help="sessions that grow to 128k tokens; 0: none")] = 8,
+    long: Annotated[int, typer.Option(min=0, help="tokens of the one long session; 0: none")] = 1_000_000,
+    paced: Annotated[float, typer.Option(min=0, help="tokens/s of engines whose tokens come one by one; 0: none")] = 150,
+    profile: ProfileDir = None, json: AsJson = False,
+) -> None:  # fmt: skip
+    """What `overhead` measures, and how it grows: to 128k and 1M tokens, with tokens that come one by one, while a
+    trajectory is collected."""
+    from rollout_ft.cli.bench.command import Scale
+    from rollout_ft.cli.bench.phases import Sizes
+
+    _bench(Scale(Sizes(sessions, turns, tokens_in, tokens_out), wide, long, paced), profile, json)
+
+
+def _bench(scale: Scale, profile: Path | None, json: bool) -> None:
+    from rollout_ft.cli.bench.command import bench
+
+    figures = _run(bench(scale, Console(stderr=json), profile))
     if figures is None:
         raise typer.Exit(1)
     if json:

@@ -21,6 +21,10 @@ class Pace:
     slowdown: Slowdown | None
     first: int = 0
 
+    def at_once(self, produced: int) -> bool:
+        """What follows the first `produced` tokens is not waited for."""
+        return not self.tokens_per_s and (self.slowdown is None or produced < self.slowdown.from_token)
+
     def chunk_end(self, produced: int, size: int) -> int:
         """Where a chunk of `size` tokens after `produced` ends: no chunk has two paces."""
         end = produced + size

@@ -234,9 +234,17 @@ class Scheduler:
         return True
 
     def _next_chunk(self, running: Running, pace: Pace) -> None:
+        """As SGLang sends them: a stream's first token at once, and then as many tokens a chunk as the interval says.
+
+        Without a pace they are all there at once, and SGLang joins what is there into one event.
+        """
         request, produced, now = running.request, len(running.ids), self._clock()
-        whole = not request.stream and not pace.tokens_per_s
-        size = request.max_new_tokens if whole else request.stream_interval or self.limits.stream_interval
+        if pace.at_once(produced):
+            size = request.max_new_tokens
+        elif request.stream and not produced:
+            size = 1
+        else:
+            size = request.stream_interval or self.limits.stream_interval
         running.target = min(pace.chunk_end(produced, size), request.max_new_tokens)
         running.due = pace.due(produced, running.target, now)
         self._arm(running, now)
