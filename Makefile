@@ -22,7 +22,7 @@ test-clients: $(VENV)/.installed $(CLIENTS:%=$(CLIENT_VENVS)/%/.installed)
 
 $(CLIENT_VENVS)/%/.installed: tests/clients/requirements/%.txt
 	$(PYTHON) -m venv --clear $(@D)
-	$(@D)/bin/pip install --quiet --disable-pip-version-check -r $<
+	$(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
 	@touch $@
 
 check: $(VENV)/.installed
