@@ -19,6 +19,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+COUNT = "x-stainless-retry-count"
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "host"}
 PAGE = "<html><head><title>{0}</title></head><body><center><h1>{0}</h1></center><hr><center>nginx</center></body></html>"
 
@@ -54,20 +55,19 @@ def plan(seed: int, turns: int, *, among: Sequence[Loss] = tuple(Loss), most: in
 
 @dataclass(slots=True)
 class Try:
-    """One request as it passed, and what became of it. `delivered`: the gateway was rid of a whole reply."""
+    """One request as it passed, and what became of it.
+
+    `marked`: something that was passed on says that it may be a repeat. `delivered`: the gateway was rid of a whole reply.
+    """
 
     turn: int
     loss: Loss | None
-    retry_count: str
-    idempotency_key: str
+    retry_count: int
+    marked: bool
     status: int = 0
     delivered: bool = False
     turn_key: str = ""
     outcome: str = ""
-
-    @property
-    def marked(self) -> bool:
-        return self.retry_count not in ("", "0") or bool(self.idempotency_key)
 
 
 @dataclass
@@ -121,6 +121,8 @@ class Network:
                     seen.status = reply.status
                     seen.turn_key, seen.outcome = reply.headers.get("x-rollout-ft-turn", ""), reply.headers.get("x-rollout-ft-outcome", "")
                     return await self._pass(request, reply, seen)
+        except aiohttp.ClientConnectionError:
+            return _close(request, web.Response())
         except TimeoutError:
             seen.status = 0
             return self._page(504, "504 Gateway Time-out")
@@ -131,8 +133,11 @@ class Network:
             response.force_close()
         if seen.loss in (None, Loss.IMPATIENT):  # the answer was there already
             await response.prepare(request)
-            async for chunk in reply.content.iter_any():
-                await response.write(chunk)
+            try:
+                async for chunk in reply.content.iter_any():
+                    await response.write(chunk)
+            except aiohttp.ClientPayloadError:  # the gateway lost it: so does this hop
+                return _close(request, response)
             seen.delivered = reply.status == 200
             if self._refuses(seen.turn + 1):
                 await self._refuse()
@@ -147,9 +152,7 @@ class Network:
             await response.prepare(request)
             is_stream = reply.content_type == "text/event-stream"
             await response.write(whole[: whole.index(b"\n\n") + 2] if is_stream else whole[: len(whole) // 2])
-        assert request.transport is not None
-        request.transport.close()
-        return response
+        return _close(request, response)
 
     def _note(self, request: web.Request, body: bytes) -> Try:
         conversation = json.dumps(json.loads(body)["messages"], sort_keys=True) if body else ""
@@ -157,8 +160,9 @@ class Network:
         before = sum(t.turn == turn for t in self.tries) + self._refuses(turn)
         losses = self.losses.get(turn, ())
         loss = losses[before] if before < len(losses) else None
-        headers = request.headers
-        seen = Try(turn, loss, headers.get("x-stainless-retry-count", ""), headers.get("idempotency-key", ""))
+        count = int(request.headers.get(COUNT, "0"))
+        marked = (count > 0 and COUNT not in self.strip) or "idempotency-key" in request.headers
+        seen = Try(turn, loss, count, marked)
         self.tries.append(seen)
         return seen
 
@@ -181,6 +185,12 @@ class Network:
         await asyncio.sleep(after_s)
         self._site = web.SockSite(self._runner, _bound(self._port.getsockname()[1]))
         await self._site.start()
+
+
+def _close(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+    assert request.transport is not None
+    request.transport.close()
+    return response
 
 
 def _bound(port: int) -> socket.socket:

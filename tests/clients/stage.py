@@ -25,6 +25,7 @@ from ray_run import Stage, staged
 from rollout_ft.config import model_dir
 from rollout_ft.session.parse import assistant_message
 from rollout_ft.session.render import ChatTemplate
+from rollout_ft.testing.faults import Fault
 from rollout_ft.trial.client import Session
 
 HERE = Path(__file__).parent
@@ -91,7 +92,7 @@ class Conversation:
 
     def counts(self, turn: int) -> list[int]:
         """The retry counts of a turn's tries, in their order."""
-        return [int(t.retry_count or 0) for t in self.tries if t.turn == turn]
+        return [t.retry_count for t in self.tries if t.turn == turn]
 
 
 @dataclass
@@ -107,7 +108,9 @@ class Clients:
     def __post_init__(self) -> None:
         self.renderer = ChatTemplate(model_dir(self.stage.run.config))
 
-    async def open(self, **fields: Any) -> Session:
+    async def open(self, *faults: Fault, **fields: Any) -> Session:
+        """A session whose gateway and engine meet these faults: they are asked for when it is opened."""
+        await self.stage.arm(*faults)
         return await self.stage.run.open_session(**{"trial_id": f"c{next(self.numbers)}", "seed": SEED, **fields})
 
     async def driver(self, client: str) -> Driver:
@@ -139,9 +142,9 @@ class Clients:
         turns = range(1, len(made.got) + 1)
         tries = {turn: [t for t in made.tries if t.turn == turn] for turn in turns}
         assert sum(map(len, tries.values())) == len(made.tries), "the client asked for something that nobody knows of"
-        last = {turn: [t.turn_key for t in tries[turn] if t.status == 200][-1] for turn in turns}
+        last = {turn: made.got[turn - 1]["id"][-32:] for turn in turns}
         for turn in turns:
-            agree(tries[turn])
+            agree(tries[turn], last[turn])
         meta = made.trajectory["metadata"]
         assert meta["turns_committed"] == sum(samples(tries[turn]) for turn in turns)
         assert meta["generations"] == meta["turns_committed"], "something was generated more than once"
@@ -177,9 +180,13 @@ def samples(tries: Sequence[Try]) -> int:
     return count
 
 
-def agree(tries: Sequence[Try]) -> None:
-    """All replies to one turn are one answer, but for the samples that `samples` allows; these come one after the other."""
-    keys = [t.turn_key for t in tries if t.status == 200]
+def agree(tries: Sequence[Try], got: str) -> None:
+    """All replies to one turn are the answer that the client got in the end.
+
+    But for the samples that `samples` allows; these come one after the other. A stream that was kept alive had to begin
+    before its turn was known: the client alone can say which it was.
+    """
+    keys = [*(t.turn_key for t in tries if t.turn_key), got]
     runs = [key for key, _ in itertools.groupby(keys)]
     assert len(runs) == len(set(runs)) <= samples(tries), Counter(keys)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from network import Loss, Plan, plan
+from network import COUNT, Loss, Plan, plan
 from stage import CLIENTS, TASK, Clients, Conversation, clients, samples
 
 from rollout_ft.testing.faults import Fault, Kind
@@ -29,7 +29,6 @@ LITELLM = [c for c in CLIENTS if c.startswith("litellm")]
 MINI = [c for c in CLIENTS if c.startswith("mini-swe-agent")]
 STREAMING = [c for c in CLIENTS if c not in MINI]
 HEADER = "x-stainless-read-timeout"
-COUNT = "x-stainless-retry-count"
 each_client = pytest.mark.parametrize("client", CLIENTS)
 each_stream = pytest.mark.parametrize(("client", "stream"), [(c, s) for c in CLIENTS for s in (False, True) if c in STREAMING or not s])
 
@@ -118,8 +117,8 @@ async def test_two_losses_of_a_kind_in_a_turn_are_survived_by_the_retries_of_the
 @pytest.mark.parametrize("kind", [Kind.CUT, Kind.GATEWAY_KILL])
 @each_client
 async def test_a_gateway_that_loses_a_reply_itself_is_asked_again(made: Clients, quiet: Any, client: str, kind: Kind):
-    session = await made.open(trial_id=f"{kind}-{client}")
-    await made.stage.arm(Fault(kind, session.trial_id, 2))
+    trial_id = f"{kind}-{client}"
+    session = await made.open(Fault(kind, trial_id, 2), trial_id=trial_id)
     talk = await made.talk(client, session=session)
     made.judge(talk)
     assert len(tries_of(talk, 2)) > 1
@@ -131,8 +130,8 @@ async def test_a_gateway_that_loses_a_reply_itself_is_asked_again(made: Clients,
 
 async def slow(made: Clients, client: str, **options: Any) -> Conversation:
     """A second turn of two seconds, for a client that waits for one and a half."""
-    session = await made.open()
-    await made.stage.arm(Fault(Kind.SLOW, session.trial_id, 2, 4, 30.0))
+    trial_id = f"slow{next(made.numbers)}"
+    session = await made.open(Fault(Kind.SLOW, trial_id, 2, 4, 30.0), trial_id=trial_id)
     talk = await made.talk(client, session=session, timeout_s=1.5, **options)
     made.judge(talk)
     return talk
