@@ -39,6 +39,8 @@ class RayConfig(Settings):
 class ModelConfig(Settings):
     path: str = "small"
     """Directory with tokenizer, chat template and weights; `small` is the shipped small model."""
+    name: str = Field(default="default", min_length=1)
+    """What `GET …/v1/models` calls it, and replies to requests that name no model."""
     context_tokens: int = Field(default=32768, ge=16)
     tool_parser: Literal["hermes", "none"] = "hermes"
 
@@ -112,8 +114,13 @@ class SessionConfig(Settings):
     max_in_flight: int = Field(default=32, ge=1)
     max_output_tokens: int = Field(default=8192, ge=1)
     """Used when neither the agent nor the session names a limit."""
-    sampling: dict[str, Any] = {}
-    """Sampling parameters of every session; they win over the agent's."""
+
+
+class SamplingConfig(Settings):
+    parameters: dict[str, Any] = {}
+    """Sampling parameters of every session, under what a session itself is opened with."""
+    policy: Literal["force", "default"] = "force"
+    """Whether they win over the agent's, or hold only for what the agent does not say."""
 
 
 class TrialConfig(Settings):
@@ -142,6 +149,7 @@ class Config(Settings):
     gateway: GatewayConfig = GatewayConfig()
     store: StoreConfig = StoreConfig()
     session: SessionConfig = SessionConfig()
+    sampling: SamplingConfig = SamplingConfig()
     trial: TrialConfig = TrialConfig()
 
     @model_validator(mode="after")

@@ -19,8 +19,8 @@ from rollout_ft.cluster import Cluster, connect, restore_signals
 from rollout_ft.config import Config, TrialConfig
 from rollout_ft.errors import BadRequest, ConfigError
 from rollout_ft.fleet.crew import Member, Setup, actor_name
+from rollout_ft.gateway.dialects.sampling import check_sampling
 from rollout_ft.gateway.keys import Keys
-from rollout_ft.gateway.openai import check_sampling
 from rollout_ft.trial.agents import Agent, InlineAgent
 from rollout_ft.trial.client import Client, Session
 from rollout_ft.trial.runner import OnResult, TrialResult, TrialRunner
@@ -102,9 +102,9 @@ def _check(config: Config) -> None:
     """Everything that can be refused before anything is started. Raises ConfigError."""
     configs.model_dir(config)
     try:
-        check_sampling(config.session.sampling, config.session.max_output_tokens)
+        check_sampling(config.sampling.parameters, config.session.max_output_tokens)
     except BadRequest as e:
-        raise ConfigError(f"session.sampling: {e}") from None
+        raise ConfigError(f"sampling.parameters: {e}") from None
 
 
 def _supervisor(setup: Setup) -> Member:

@@ -603,6 +603,65 @@ async def test_a_session_that_is_closed_behind_a_stream_that_has_begun_is_an_eve
         assert orjson.loads(rest.removeprefix(b"data: ").partition(b"\n\n")[0])["error"]["message"] == "trial t1 was restarted"
 
 
+# Dialects.
+
+MESSAGES = f"/sessions/{SID}/v1/messages"
+ROUTES = [
+    (CHAT, "chat"), ("/v1/chat/completions", "chat"), (MESSAGES, "messages"), ("/v1/messages", "messages"),
+    (f"/sessions/{SID}/generate", "generate"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "dialect"), ROUTES)
+async def test_what_was_told_to_come_again_is_reported_in_the_dialect_of_its_route(path: str, dialect: str):
+    async with stage() as s:
+        s.owners[0].answers = [s.owners[0].held]
+        answer = await s.chat(headers=NEAR, path=path)
+        await s.owners[0].failed.wait()
+        assert s.owners[0].failures == [(f"/failed/{SID}/{dialect}", s.owners[0].turns[0].body)]
+        assert (answer.status, answer.headers["x-should-retry"]) == (503, "true")
+        assert orjson.loads(answer.body).get("type") == ("error" if dialect == "messages" else None)
+
+
+@pytest.mark.parametrize("path", [MESSAGES, "/v1/messages", "/v1/messages/count_tokens", f"{MESSAGES}/count_tokens"])
+async def test_anthropics_routes_answer_in_anthropics_shape_before_anybody_read_the_body(path: str):
+    async with stage(max_body_bytes=1024) as s:
+        wrong = await s.ask("POST", path, BODY, key="wrong")
+        large = await s.chat(b"x" * 2000, path=path)
+        assert (wrong.status, wrong.error["type"]) == (401, "authentication_error")
+        assert (large.status, large.error["type"]) == (413, "request_too_large")
+
+
+async def test_a_stream_of_anthropics_is_kept_alive_by_pings_and_fails_in_its_shape():
+    async with stage(keepalive_s=0.02) as s:
+        owner = s.owners[0]
+        s.supervisor.closed = "trial t1 was restarted"
+
+        async def late(x: Exchange) -> None:
+            await owner.release.wait()
+            await lost(x)
+
+        owner.answers = [late]
+        headers = {**NEAR, "x-api-key": KEYS.session(SID)}
+        ping = b'event: ping\ndata: {"type":"ping"}\n\n'
+        async with s.http.post(s.url + MESSAGES, data=orjson.dumps({**BODY, "stream": True}), headers=headers) as response:
+            for _ in range(2):
+                assert await response.content.readexactly(len(ping)) == ping
+            owner.release.set()
+            rest = (await response.content.read()).replace(ping, b"")
+        name, data, *_ = rest.split(b"\n")
+        assert name == b"event: error"
+        told = orjson.loads(data.removeprefix(b"data: "))
+        assert (told["type"], told["error"]["message"]) == ("error", "trial t1 was restarted")
+
+
+async def test_what_is_counted_goes_to_the_next_owner_when_the_first_is_lost():
+    async with stage(owners=2) as s:
+        await s.owners[0].stop()
+        answer = await s.chat(path=f"{MESSAGES}/count_tokens")
+        assert (answer.status, answer.body) == (200, b'{"the": "reply"}')
+
+
 # Owners that are lost.
 
 

@@ -9,11 +9,16 @@ from typing import Any
 import orjson
 import pytest
 from conftest import ask, begin, commit, make_session, play, turn_of, user
+from door import door
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_gateway import CHAT
 
-from rollout_ft.errors import BadRequest
-from rollout_ft.gateway.openai import ChatRequest, Evidence, error_body, parse_chat, reply_body, reply_events
+from rollout_ft.errors import BadRequest, EngineRefused
+from rollout_ft.gateway.dialects import Evidence, Rules
+from rollout_ft.gateway.dialects.openai_reply import ChatRequest, error_body, models_body, reply_body, reply_events
+from rollout_ft.gateway.dialects.openai_request import parse_chat
+from rollout_ft.gateway.dialects.sampling import session_sampling
 from rollout_ft.session.canonical import message_key
 from rollout_ft.session.session import Session
 from rollout_ft.session.tree import Node
@@ -24,9 +29,10 @@ MESSAGES = [user("a")]
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
 
-def parse(body: Any, forced: dict[str, Any] | None = None, evidence: Evidence | None = None) -> ChatRequest:
+def parse(body: Any, forced: dict[str, Any] | None = None, evidence: Evidence | None = None, *, force: bool = True) -> ChatRequest:
     data = body if isinstance(body, bytes) else orjson.dumps(body)
-    return parse_chat(data, evidence or Evidence("r1"), forced or {}, max_messages=5, max_output_tokens=100)
+    rules = Rules("t1~1", session_sampling(forced or {}), force, max_messages=5, max_output_tokens=100)
+    return parse_chat(data, evidence or Evidence("r1"), rules)
 
 
 def chat(**fields: Any) -> ChatRequest:
@@ -59,7 +65,7 @@ def test_a_body_that_is_no_json_object_is_refused(body: bytes):
     [
         ("messages", [None, [], "a", 3, {}, MESSAGES * 6]),
         ("tools", ["f", 3, {}, [3], [None], [{}], [{"function": None}], [{"function": {}}], [{"function": {"name": 3}}]]),
-        ("tool_choice", ["required", {"type": "function", "function": {"name": "f"}}, 3, [], True]),
+        ("tool_choice", ["required", {"type": "function", "function": {"name": "f"}}, {"type": "allowed_tools"}, {}, "f", 3, [], True]),
         ("temperature", ["1", -1, 101, True, [], {}]),
         ("top_p", ["1", -0.1, 1.1, True, 0]),
         ("top_k", [1.5, "1", -2, True, 0]),
@@ -75,8 +81,16 @@ def test_a_body_that_is_no_json_object_is_refused(body: bytes):
         ("stream", ["true", 1, 0, []]),
         ("stream_options", ["usage", 3, [1]]),
         ("logprobs", ["true", 1, 5]),
-        ("top_logprobs", [1, 20]),
-        ("response_format", [{"type": "json_object"}, {"type": "json_schema", "json_schema": {}}, "text", []]),
+        ("top_logprobs", [1, 20, True, False]),
+        ("response_format", [{}, {"type": "json_schema"}, {"type": "json_schema", "json_schema": {}}, "text", [], {"type": "grammar"}]),
+        ("chat_template_kwargs", [3, [], {"add_generation_prompt": False}, {"messages": []}, {"tools": None}, {"tokenize": True}]),
+        ("reasoning_effort", ["much", 3, ""]),
+        ("session_id", ["t1~2", "", 3]),
+        ("return_token_ids", [1, "true"]),
+        ("parallel_tool_calls", [1, "false"]),
+        ("stop_token_ids", [3, [-1], ["1"], [True], [1.0]]),
+        ("skip_special_tokens", [False, 1]),
+        ("model", [3, []]),
         ("ignore_eos", ["true", 1]),
         ("min_tokens", ["1", 1.5, True, -1]),
         ("functions", [[], None]),
@@ -188,6 +202,106 @@ def test_the_evidence_of_the_headers_is_the_turns():
     assert (turn.request_id, turn.retry, turn.idempotency_key, turn.resent) == ("r9", True, "key", True)
 
 
+def test_a_default_of_the_session_holds_only_for_what_the_agent_does_not_say():
+    own = {"temperature": 1.0, "max_tokens": 50, "stop": ["END"]}
+    request = parse({"messages": MESSAGES, "temperature": 0.1, "max_tokens": 3}, own, force=False)
+    assert request.turn.sampling == {"temperature": 0.1, "max_new_tokens": 3, "stop": ["END"]}
+
+
+def test_a_default_of_the_session_is_bounded_by_the_config_too():
+    assert parse({"messages": MESSAGES, "max_tokens": 200}, {"max_tokens": 300}, force=False).turn.sampling["max_new_tokens"] == 100
+
+
+@pytest.mark.parametrize(
+    ("form", "schema"),
+    [
+        ({"type": "json_object"}, {"type": "object"}),
+        ({"type": "json_schema", "json_schema": {"name": "n", "strict": True, "schema": {"type": "array"}}}, {"type": "array"}),
+    ],
+)
+def test_a_demanded_form_is_a_grammar_for_the_engine(form: Any, schema: Any):
+    assert orjson.loads(chat(response_format=form).turn.sampling["json_schema"]) == schema
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "f"}}])
+def test_a_demanded_call_is_a_grammar_for_the_engine(choice: Any):
+    turn = chat(tools=[TOOL], tool_choice=choice).turn
+    assert turn.forced_call
+    assert "json_schema" in turn.engine_sampling
+    assert not chat(tools=[TOOL]).turn.forced_call
+
+
+def test_a_demanded_call_and_a_demanded_form_exclude_each_other():
+    body = {"messages": MESSAGES, "tools": [TOOL], "tool_choice": "required", "response_format": {"type": "json_object"}}
+    assert refused(body).param == "response_format"
+
+
+def test_a_tool_that_is_not_there_cannot_be_demanded():
+    choice = {"type": "function", "function": {"name": "g"}}
+    assert refused({"messages": MESSAGES, "tools": [TOOL], "tool_choice": choice}).param == "tool_choice"
+
+
+def test_one_call_at_most_is_refused_where_it_cannot_be_enforced():
+    assert refused({"messages": MESSAGES, "tools": [TOOL], "parallel_tool_calls": False}).param == "parallel_tool_calls"
+    chat(parallel_tool_calls=False)
+    chat(tools=[TOOL], parallel_tool_calls=False, tool_choice="none")
+    chat(tools=[TOOL], parallel_tool_calls=False, tool_choice={"type": "function", "function": {"name": "f"}})
+
+
+@pytest.mark.parametrize(
+    ("said", "kwargs"),
+    [
+        ({"chat_template_kwargs": {"enable_thinking": False}}, {"enable_thinking": False}),
+        ({"reasoning_effort": "low"}, {"reasoning_effort": "low"}),
+        ({"reasoning_effort": "none"}, {"reasoning_effort": "none", "enable_thinking": False}),
+        (
+            {"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": True}},
+            {"reasoning_effort": "none", "enable_thinking": True},
+        ),
+        ({"chat_template_kwargs": {}}, {}),
+    ],
+)
+def test_arguments_of_the_chat_template_make_it_another_turn_and_never_reach_the_engine(said: Any, kwargs: Any):
+    turn = chat(**said).turn
+    assert turn.template_kwargs == kwargs
+    assert turn.engine_sampling == chat().turn.sampling
+    assert turn.digests == chat().turn.digests
+    assert (turn.sampling == chat().turn.sampling) == (not kwargs)
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["input_ids", "rid", "session_params", "lora_path", "custom_logit_processor", "bootstrap_host", "bootstrap_room",
+     "return_hidden_states", "priority", "extra_key", "cache_salt", "routed_dp_rank", "custom_params", "regex", "ebnf",
+     "stop_regex", "functions", "audio", "prompt"],
+)  # fmt: skip
+@pytest.mark.parametrize("value", [None, 1, "x", [1], {}])
+def test_a_field_of_an_engine_is_refused_whatever_it_says(field: str, value: Any):
+    e = refused({"messages": MESSAGES, field: value})
+    assert (e.code, e.param) == ("unknown_field", field)
+
+
+def test_a_session_may_be_named_in_the_body_if_it_is_the_keys():
+    assert chat(session_id="t1~1") == chat()
+
+
+def test_what_is_only_ever_served_one_way_may_be_asked_for_that_way():
+    assert chat(n=1, top_logprobs=0, logit_bias={}, modalities=["text"], skip_special_tokens=True, separate_reasoning=True) == chat()
+
+
+@pytest.mark.parametrize("options", [{"usage": True}, {"continuous_usage_stats": True}, {"include_usage": 1}])
+def test_an_option_of_a_stream_that_is_not_known_is_named(options: Any):
+    assert "usage" in (refused({"messages": MESSAGES, "stream": True, "stream_options": options}).param or "")
+
+
+def test_token_ids_are_for_plain_replies_only():
+    assert refused({"messages": MESSAGES, "stream": True, "return_token_ids": True}).param == "return_token_ids"
+
+
+def test_more_tools_than_allowed_are_refused():
+    assert refused({"messages": MESSAGES, "tools": [TOOL] * 513}).param == "tools"
+
+
 # Replies.
 
 
@@ -206,6 +320,8 @@ REPLIES = [
     {"role": "assistant", "content": ""},
     {"role": "assistant", "content": None, "tool_calls": CALLS[:1]},
     {"role": "assistant", "content": "I look it up", "tool_calls": CALLS},
+    {"role": "assistant", "content": "so", "reasoning_content": "hm"},
+    {"role": "assistant", "content": None, "reasoning_content": "hm", "tool_calls": CALLS[:1]},
 ]
 
 
@@ -224,6 +340,8 @@ def rebuilt(data: bytes) -> dict[str, Any]:
             delta = choice["delta"]
             message["role"] = delta.get("role", message.get("role"))
             message["content"] += delta.get("content") or ""
+            if delta.get("reasoning_content"):
+                message["reasoning_content"] = message.get("reasoning_content", "") + delta["reasoning_content"]
             for call in delta.get("tool_calls") or ():
                 calls[call["index"]] = {k: v for k, v in call.items() if k != "index"}
     return {**message, "tool_calls": [calls[i] for i in range(len(calls))]} if calls else message
@@ -241,6 +359,7 @@ def test_the_events_of_a_turn_rebuild_the_message_of_its_body(message: dict[str,
     back = rebuilt(reply_events(replied("x", message), chat(), RENDERER))
     assert message_key(back) == message_key(message)
     assert back.get("tool_calls") == message.get("tool_calls")
+    assert back.get("reasoning_content") == message.get("reasoning_content")
 
 
 def test_streamed_tool_calls_count_their_indexes_from_zero():
@@ -259,6 +378,40 @@ def test_body_and_events_end_for_the_same_reason_said_once(message: dict[str, An
 
 def test_the_first_event_names_the_role():
     assert events(reply_events(replied("x"), chat(), RENDERER))[0]["choices"][0]["delta"]["role"] == "assistant"
+
+
+def test_events_come_in_the_order_role_reasoning_content_calls_finish():
+    message = {**REPLIES[3], "reasoning_content": "hm"}
+    found = [sorted(c["delta"]) for e in events(reply_events(replied("x", message), chat(), RENDERER)) for c in e["choices"]]
+    assert found == [["content", "role"], ["reasoning_content"], ["content"], *[["tool_calls"]] * 3, []]
+
+
+def test_a_turn_that_was_cut_off_in_its_calls_says_so():
+    session = make_session()
+    turn = replace(turn_of(begin(session, ask(user("a"))), "x", session), reply=orjson.dumps(REPLIES[2]), finish_reason="length")
+    assert orjson.loads(reply_body(session.committed(turn), chat(), RENDERER))["choices"][0]["finish_reason"] == "length"
+
+
+def test_token_ids_are_what_the_engine_was_given_and_what_it_gave():
+    session = make_session()
+    play(session, ask(user("a")), "x")
+    flight = begin(session, ask(user("a"), {"role": "assistant", "content": "x"}, user("b")))
+    node = commit(session, flight, "yes")
+    choice = orjson.loads(reply_body(node, chat(return_token_ids=True), RENDERER))["choices"][0]
+    assert choice["prompt_token_ids"] == orjson.loads(b"[" + flight.input_json() + b"]")
+    assert choice["response_token_ids"] == [*b"yes", 257]
+    assert "prompt_token_ids" not in orjson.loads(reply_body(node, chat(), RENDERER))["choices"][0]
+
+
+def test_a_reply_names_the_model_that_was_asked_for_or_the_configs():
+    node = replied("x")
+    assert orjson.loads(reply_body(node, chat(model="m"), RENDERER))["model"] == "m"
+    assert {e["model"] for e in events(reply_events(node, chat(), RENDERER))} == {"default"}
+
+
+def test_the_model_is_listed_with_its_context():
+    (listed,) = orjson.loads(models_body("m", 4096))["data"]
+    assert (listed["id"], listed["object"], listed["max_model_len"]) == ("m", "model", 4096)
 
 
 def test_usage_counts_all_tokens_of_the_path():
@@ -322,11 +475,49 @@ def test_an_error_has_openais_shape(status: int, kind: str):
     assert body == {"error": {"message": "what", "type": kind, "code": "a_code", "param": "field"}}
 
 
+# The whole way.
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/chat/completions"])
+async def test_a_streamed_reply_is_the_turn_that_a_plain_retry_gets(path: str):
+    async with door("hello") as d:
+        streamed = await d.ask(path, {"messages": MESSAGES, "stream": True})
+        plain = await d.ask(path, {"messages": MESSAGES}, headers={"x-stainless-retry-count": "1"})
+        message = orjson.loads(plain.body)["choices"][0]["message"]
+        assert (rebuilt(streamed.body), d.turns) == (message, 1)
+
+
+async def test_the_sessions_parameters_win_or_are_defaults_and_the_used_ones_are_recorded():
+    for policy, used in (("force", 1.0), ("default", 0.2)):
+        async with door("a", sampling={"policy": policy, "parameters": {"temperature": 0.7}}, spec={"sampling": {"temperature": 1.0}}) as d:
+            await d.chat(messages=MESSAGES, temperature=0.2, chat_template_kwargs={"enable_thinking": False})
+            ((_, sampling),) = d.engine.asked
+            (node,) = d.host.session("t1~1").tree.nodes.values()
+            assert (sampling["temperature"], orjson.loads(node.turn.sampling)["temperature"]) == (used, used)
+            assert "chat_template_kwargs" not in sampling
+
+
+async def test_an_engine_that_knows_a_smaller_context_says_so_in_the_words_that_clients_know():
+    said = "Requested token count exceeds the model's maximum context length of 64 tokens."
+    async with door(EngineRefused(400, said)) as d:
+        answer = await d.ask(CHAT, {"messages": MESSAGES})
+        assert (answer.status, answer.error["code"], answer.error["message"]) == (400, "context_length_exceeded", said)
+
+
+async def test_the_models_of_a_session_are_the_configs():
+    async with door(model={"name": "policy", "context_tokens": 20_000}) as d:
+        for path in ("/sessions/t1~1/v1/models", "/v1/models"):
+            (listed,) = orjson.loads((await d.ask(path)).body)["data"]
+            assert (listed["id"], listed["max_model_len"]) == ("policy", 20_000)
+        assert (await d.ask("/v1/models", key="wrong")).status == 401
+
+
 # Anything at all.
 
 KNOWN = [
     "messages", "tools", "tool_choice", "stream", "stream_options", "max_tokens", "max_completion_tokens", "stop", "seed", "n",
     "logprobs", "top_logprobs", "response_format", "ignore_eos", "min_tokens", "temperature", "top_p", "top_k", "model", "user",
+    "chat_template_kwargs", "reasoning_effort", "return_token_ids", "parallel_tool_calls", "stop_token_ids",
 ]  # fmt: skip
 WORDS = st.sampled_from(["role", "content", "type", "text", "function", "name", "arguments", "tool_calls", "user", "{}", "auto"])
 VALUES = st.recursive(

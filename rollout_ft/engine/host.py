@@ -258,13 +258,16 @@ class SessionHost:
         generation = Generation(
             Order(
                 turn_key=turn_key, request_id=flight.request.request_id, prompt_digest=flight.prompt_digest,
-                input_json=flight.input_json(), sampling=flight.request.sampling, max_new_tokens=flight.max_new_tokens,
-                seed=flight.seed, stop_ids=self._renderer.stop_ids, vocab_size=self._renderer.vocab_size,
+                input_json=flight.input_json(), sampling=flight.request.engine_sampling, max_new_tokens=flight.max_new_tokens,
+                seed=flight.seed, stop_ids=self._stop_ids(flight), vocab_size=self._renderer.vocab_size,
             )
         )  # fmt: skip
         if flight.partial is not None:
             generation.adopt(flight.partial)
         return generation
+
+    def _stop_ids(self, flight: Flight) -> frozenset[int]:
+        return self._renderer.stop_ids.union(flight.request.sampling.get("stop_token_ids") or ())
 
     async def _fly(self, held: Held, flight: Flight, generation: Generation) -> Node:
         """Generates, commits, and puts the turn into the tree; ends in SessionMoved when another owner has to go on."""

@@ -16,10 +16,13 @@ from rollout_ft.config import Config
 from rollout_ft.engine.host import Reply, SessionHost
 from rollout_ft.errors import BadRequest, EngineRefused, SessionClosed, SessionMoved, TrialFault
 from rollout_ft.gateway.asgi import Disconnected, Exchange, Headers
+from rollout_ft.gateway.dialects import COUNT, DIALECTS, Asked, Dialect, Evidence, Rules
+from rollout_ft.gateway.dialects.sampling import session_sampling
 from rollout_ft.gateway.keys import Keys
-from rollout_ft.gateway.openai import ChatRequest, Evidence, error_body, parse_chat, reply_body, reply_events
 from rollout_ft.samples.trajectory import records, trajectory
 from rollout_ft.session.render import Renderer
+from rollout_ft.session.request import TurnRequest
+from rollout_ft.session.session import Session
 from rollout_ft.types import JSON
 
 SECRET, OWNER, REQUEST, RESENT, DEPTH = b"x-rft-secret", b"x-rft-owner", b"x-request-id", b"x-rft-resent", b"x-rft-depth"
@@ -40,7 +43,9 @@ class OwnerHTTP:
         sid, _, what = rest.partition("/")
         try:
             if route == "turn":
-                await self._turn(x, sid, headers)
+                await self._turn(x, sid, DIALECTS[what], headers)
+            elif route == "count":
+                await self._count(x, sid)
             elif route == "reports":
                 reports: Any = orjson.loads(await x.body(self._config.gateway.max_body_bytes))
                 for session_id, delivered in reports:
@@ -49,7 +54,7 @@ class OwnerHTTP:
             elif route == "ping":
                 await x.reply(204, b"")
             elif route == "failed":
-                request = self._parse(sid, await x.body(self._config.gateway.max_body_bytes), Evidence("failed"))
+                request = self._parse(sid, DIALECTS[what], await x.body(self._config.gateway.max_body_bytes), Evidence("failed"))
                 await self._host.failed(sid, request.turn)
                 await x.reply(204, b"")
             elif route == "session":
@@ -62,7 +67,7 @@ class OwnerHTTP:
         except Disconnected:
             return
 
-    async def _turn(self, x: Exchange, sid: str, headers: Headers) -> None:
+    async def _turn(self, x: Exchange, sid: str, dialect: Dialect, headers: Headers) -> None:
         body = await x.body(self._config.gateway.max_body_bytes)
         retries = headers.get(b"x-stainless-retry-count", b"0")
         evidence = Evidence(
@@ -71,9 +76,10 @@ class OwnerHTTP:
             idempotency_key=headers.get(b"idempotency-key", b"").decode("latin-1"),
             resent=RESENT in headers,
         )
-        request: ChatRequest | None = None
+        error_body = dialect.error
+        request: Asked | None = None
         try:
-            request = self._parse(sid, body, evidence)
+            request = self._parse(sid, dialect, body, evidence)
             reply = await self._unless_gone(x, sid, request)
         except BadRequest as e:
             return await x.reply(e.status, error_body(str(e), e.code, e.status, e.param), _retry_after(e))
@@ -84,7 +90,7 @@ class OwnerHTTP:
             return await x.reply(500, error_body(f"{e}; the trial's policy decides", "trial_fault", 500), FINAL)
         except EngineRefused as e:
             if e.status == 400:
-                return await x.reply(400, error_body(e.message, "refused_by_engine", 400))
+                return await x.reply(400, error_body(e.message, _engine_code(e.message), 400))
             if request is not None:
                 await self._host.failed(sid, request.turn)
             return await x.reply(500, error_body(f"{e}; the trial's policy decides", "turn_budget_spent", 500), FINAL)
@@ -98,12 +104,26 @@ class OwnerHTTP:
         if reply is not None:
             await self._send(x, reply, request)
 
-    def _parse(self, sid: str, body: bytes, evidence: Evidence) -> ChatRequest:
-        session, limits = self._host.session(sid), self._config.session
-        forced = {**limits.sampling, **session.spec.sampling}
-        return parse_chat(body, evidence, forced, max_messages=limits.max_messages, max_output_tokens=limits.max_output_tokens)
+    async def _count(self, x: Exchange, sid: str) -> None:
+        """The tokens that a turn of this body would have before its output. Nothing is marked or begun."""
+        body = await x.body(self._config.gateway.max_body_bytes)
+        try:
+            request = self._parse(sid, COUNT, body, Evidence("count"))
+            tokens = await asyncio.to_thread(prompt_tokens, self._host.session(sid), self._renderer, request.turn)
+        except BadRequest as e:
+            return await x.reply(e.status, COUNT.error(str(e), e.code, e.status, e.param))
+        await x.reply(200, orjson.dumps({"input_tokens": tokens}))
 
-    async def _unless_gone(self, x: Exchange, sid: str, request: ChatRequest) -> Reply | None:
+    def _parse(self, sid: str, dialect: Dialect, body: bytes, evidence: Evidence) -> Asked:
+        session, config = self._host.session(sid), self._config
+        rules = Rules(
+            session_id=sid, sampling=session_sampling(config.sampling.parameters, session.spec.sampling),
+            force=config.sampling.policy == "force", model=config.model.name, max_messages=config.session.max_messages,
+            max_output_tokens=config.session.max_output_tokens, vocab_size=self._renderer.vocab_size,
+        )  # fmt: skip
+        return dialect.parse(body, evidence, rules)
+
+    async def _unless_gone(self, x: Exchange, sid: str, request: Asked) -> Reply | None:
         """The reply, or None when the caller left first."""
         turn = asyncio.create_task(self._host.serve(sid, request.turn))
         gone = asyncio.create_task(x.disconnected())
@@ -114,9 +134,9 @@ class OwnerHTTP:
             turn.cancel()
             gone.cancel()
 
-    async def _send(self, x: Exchange, reply: Reply, request: ChatRequest) -> None:
+    async def _send(self, x: Exchange, reply: Reply, request: Asked) -> None:
         turn = reply.node.turn
-        make, content = (reply_events, b"text/event-stream") if request.stream else (reply_body, b"application/json")
+        content = b"text/event-stream" if request.stream else b"application/json"
         headers = [
             (b"x-rollout-ft-outcome", reply.served.value.encode()),
             (b"x-rollout-ft-turn", turn.key.encode()),
@@ -124,12 +144,26 @@ class OwnerHTTP:
             (b"x-rollout-ft-weight-version", (turn.version_spans[-1].version if turn.version_spans else "").encode()),
             (DEPTH, str(turn.depth).encode()),
         ]
-        await x.reply(200, make(reply.node, request, self._renderer), headers, content)
+        await x.reply(200, request.reply(reply.node, self._renderer), headers, content)
 
 
 def dump(made: JSON) -> bytes:
     """A trajectory or records as JSON."""
     return orjson.dumps(made, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def prompt_tokens(session: Session, renderer: Renderer, request: TurnRequest) -> int:
+    """How many tokens this request's prompt has, on top of the turns that it extends."""
+    parent, new_from = session.tree.deepest(request.digests, session.evidence.rank)
+    new = request.messages[new_from:]
+    if parent is None:
+        return len(renderer.root(new, request.tool_list))
+    return parent.tokens + len(renderer.after(parent.last_id, new, request.tool_list))
+
+
+def _engine_code(message: str) -> str:
+    """An engine that knows a smaller context than the config is answered as if the session had seen it."""
+    return "context_length_exceeded" if "context length" in message else "refused_by_engine"
 
 
 def _retry_after(e: BadRequest) -> list[tuple[bytes, bytes]]:

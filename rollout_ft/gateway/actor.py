@@ -53,7 +53,7 @@ class GatewayActor:
         supervisor = RemoteSupervisor(setup.config.run, setup.namespace)
         owners = Owners(supervisor, (SECRET, keys.internal.encode()), config.ping_s)
         faults = fault_points(setup)
-        gateway = Gateway(config, keys, supervisor, owners, base_url(setup, self._port), faults)
+        gateway = Gateway(config, keys, supervisor, owners, base_url(setup, self._port), faults, setup.config.model)
         server = Server(gateway.handle, bind(config.host, self._port), tls_cert=config.tls_cert, tls_key=config.tls_key)
         await server.ready()
         return await self.describe()

@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rollout_ft.errors import BadRequest
 from rollout_ft.gateway.asgi import Exchange
+from rollout_ft.gateway.body import load_json
+from rollout_ft.gateway.dialects.sampling import check_sampling
 from rollout_ft.gateway.keys import Keys
-from rollout_ft.gateway.openai import check_sampling, load_json
 from rollout_ft.types import JSON, TRIAL_ID, Outcome, Recovery, SessionSpec, split_session_id
 
 

@@ -13,13 +13,15 @@ import uuid
 from typing import Any, Protocol
 
 from rollout_ft.clock import monotonic
-from rollout_ft.config import GatewayConfig
+from rollout_ft.config import GatewayConfig, ModelConfig
 from rollout_ft.errors import BadRequest, SessionClosed
 from rollout_ft.faultpoints import FaultPoints
 from rollout_ft.gateway.asgi import Disconnected, Exchange, Headers
+from rollout_ft.gateway.body import load_json
 from rollout_ft.gateway.control import Control, ControlRoutes
+from rollout_ft.gateway.dialects import DIALECTS, dialect_of
+from rollout_ft.gateway.dialects.openai_reply import models_body
 from rollout_ft.gateway.keys import Keys, session_of
-from rollout_ft.gateway.openai import error_body, load_json
 from rollout_ft.gateway.owners import Owner, OwnerLost, Owners
 from rollout_ft.types import split_session_id
 
@@ -38,12 +40,17 @@ class Supervisor(Control, Protocol):
 
 
 class Gateway:
-    def __init__(self, config: GatewayConfig, keys: Keys, supervisor: Supervisor, owners: Owners, base: str, faults: FaultPoints):
+    def __init__(
+        self, config: GatewayConfig, keys: Keys, supervisor: Supervisor, owners: Owners, base: str, faults: FaultPoints,
+        model: ModelConfig | None = None,
+    ):  # fmt: skip
         self._config, self._keys, self._owners, self._faults = config, keys, owners, faults
+        self._model = model or ModelConfig()
         self._control = ControlRoutes(supervisor, keys, base, config.max_body_bytes)
         self.in_flight = 0
 
     async def handle(self, x: Exchange) -> None:
+        error_body = DIALECTS[dialect_of(x.path)].error
         try:
             await self._route(x)
         except BadRequest as e:
@@ -63,13 +70,22 @@ class Gateway:
         match (x.method, parts):
             case ("GET", ["health"]):
                 await x.reply(200, b'{"status":"ok"}')
-            case ("POST", ["sessions", sid, "v1", "chat", "completions"]):
-                await self._turn(x, self._session(x, sid), "chat")
-            case ("POST", ["v1", "chat", "completions"]):
-                await self._turn(x, self._session(x, self._named_session(x)), "chat")
+            case ("POST", ["sessions", sid, "v1", "chat", "completions"] | ["sessions", sid, "v1", "messages"]):
+                await self._turn(x, self._session(x, sid))
+            case ("POST", ["sessions", sid, "generate"]):
+                await self._turn(x, self._session(x, sid))
+            case ("POST", ["v1", "chat", "completions"] | ["v1", "messages"]):
+                await self._turn(x, self._session(x, self._named_session(x)))
+            case ("POST", ["sessions", sid, "v1", "messages", "count_tokens"]):
+                await self._count(x, self._session(x, sid))
+            case ("POST", ["v1", "messages", "count_tokens"]):
+                await self._count(x, self._session(x, self._named_session(x)))
             case ("GET", ["sessions", sid, "v1", "models"]):
                 self._session(x, sid)
-                await x.reply(200, b'{"object":"list","data":[{"id":"default","object":"model","owned_by":"rollout_ft"}]}')
+                await x.reply(200, models_body(self._model.name, self._model.context_tokens))
+            case ("GET", ["v1", "models"]):
+                self._session(x, self._named_session(x))
+                await x.reply(200, models_body(self._model.name, self._model.context_tokens))
             case ("GET", ["sessions", sid] | ["sessions", sid, "trajectory"]):
                 await self._read(x, self._session(x, sid), parts)
             case ("DELETE", ["sessions", sid]):
@@ -92,20 +108,20 @@ class Gateway:
 
     # -- turns ----------------------------------------------------------------------------------------------------
 
-    async def _turn(self, x: Exchange, sid: str, dialect: str) -> None:
+    async def _turn(self, x: Exchange, sid: str) -> None:
         if self.in_flight >= self._config.max_in_flight:
             raise BadRequest("too many requests in flight (gateway.max_in_flight)", 429, "overloaded")
         self.in_flight += 1
         try:
-            await self._held_turn(x, sid, dialect)
+            await self._held_turn(x, sid)
         finally:
             self.in_flight -= 1
 
-    async def _held_turn(self, x: Exchange, sid: str, dialect: str) -> None:
+    async def _held_turn(self, x: Exchange, sid: str) -> None:
         began = monotonic()
         headers = x.headers()
         body = await x.body(self._config.max_body_bytes)
-        call = _TurnCall(self._owners, sid, dialect, body, headers)
+        call = _TurnCall(self._owners, sid, dialect_of(x.path), body, headers)
         answer = asyncio.create_task(call.run())
         gone = asyncio.create_task(x.disconnected())
         try:
@@ -140,25 +156,38 @@ class Gateway:
             answer.cancel()
             call.report_failed()
             message = "still generating; repeat the same request and it is answered when it is done"
-            return await x.reply(503, error_body(message, "still_generating", 503), _RETRY_NOW)
+            return await x.reply(503, call.dialect.error(message, "still_generating", 503), _RETRY_NOW)
         headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
         x.started = True
         await x.send({"type": "http.response.start", "status": 200, "headers": headers})
         while not answer.done() and not gone.done():
-            await x.send({"type": "http.response.body", "body": b": keep-alive\n\n", "more_body": True})
+            await x.send({"type": "http.response.body", "body": call.dialect.keep_alive, "more_body": True})
             await asyncio.wait({answer, gone}, timeout=self._config.keepalive_s, return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
             return
         try:
             status, _, reply = answer.result()
         except (BadRequest, SessionClosed) as e:
-            status, reply = 500, error_body(str(e), getattr(e, "code", "session_closed"), getattr(e, "status", 404))
+            status, reply = 500, call.dialect.error(str(e), getattr(e, "code", "session_closed"), getattr(e, "status", 404))
         if status != 200:
-            reply = b"data: " + reply + b"\n\n"  # the status is sent already: an event is all that can be said
+            reply = call.dialect.error_event(reply)
         was_gone = gone.done()
         await x.send({"type": "http.response.body", "body": reply})
         if status == 200 and not was_gone:
             call.report_delivered()
+
+    async def _count(self, x: Exchange, sid: str) -> None:
+        """How many tokens a body of Anthropic's has, as the session's owner would render it."""
+        body = await x.body(self._config.max_body_bytes)
+        failed: Owner | None = None
+        for _ in range(MAX_LOSSES):
+            owner = await self._owners.of(sid, failed)
+            try:
+                status, _, counted = await self._owners.call(owner, "POST", f"/count/{sid}", body, {})
+                return await x.reply(status, counted)
+            except OwnerLost as e:
+                failed = e.owner
+        raise BadRequest("nobody can count just now", 503, "unavailable")
 
     async def _read(self, x: Exchange, sid: str, parts: list[str]) -> None:
         what = "/trajectory" if parts[-1] == "trajectory" else ""
@@ -178,7 +207,8 @@ class _TurnCall:
 
     def __init__(self, owners: Owners, sid: str, dialect: str, body: bytes, headers: Headers):
         self._owners, self.sid, self._body = owners, sid, body
-        self._path = f"/turn/{sid}/{dialect}"
+        self._where = f"{sid}/{dialect}"
+        self.dialect = DIALECTS[dialect]
         self._request_id = uuid.uuid4().hex
         self._headers = {k.decode(): headers[k].decode("latin-1") for k in _PASSED if k in headers}
         self._headers |= {"x-request-id": self._request_id, "content-type": "application/json"}
@@ -192,7 +222,7 @@ class _TurnCall:
             self._owner = owner = await self._owners.of(self.sid, failed)
             await self._owners.reported(owner)
             try:
-                return await self._owners.call(owner, "POST", self._path, self._body, self._headers)
+                return await self._owners.call(owner, "POST", f"/turn/{self._where}", self._body, self._headers)
             except OwnerLost as e:
                 failed = e.owner
                 if e.in_flight:
@@ -201,7 +231,7 @@ class _TurnCall:
                 if losses >= MAX_LOSSES:
                     self.report_failed()
                     message = f"{losses} owners were lost over this request; the trial's policy decides"
-                    return 500, {"x-should-retry": "false"}, error_body(message, "turn_budget_spent", 500)
+                    return 500, {"x-should-retry": "false"}, self.dialect.error(message, "turn_budget_spent", 500)
 
     def report_delivered(self) -> None:
         if self._owner is not None:
@@ -216,7 +246,7 @@ class _TurnCall:
         while True:
             owner = await self._owners.of(self.sid, failed)
             try:
-                await self._owners.call(owner, "POST", f"/failed/{self.sid}/chat", self._body, self._headers)
+                await self._owners.call(owner, "POST", f"/failed/{self._where}", self._body, self._headers)
                 return
             except OwnerLost as e:
                 failed = e.owner
