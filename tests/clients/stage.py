@@ -203,7 +203,7 @@ def essence_of_said(said: dict[str, Any]) -> tuple[str, list[Any]]:
 @contextlib.asynccontextmanager
 async def clients(count_file: Path) -> AsyncGenerator[Clients]:
     """A run whose engine takes a few tenths of a second for a turn, so that a reply can be waited for too short."""
-    overrides = ["engine.count=1", f"engine.args=[--tokens-per-s,'150',--model,transformer,--count-file,{count_file}]", *SHORT_CONTEXT]
+    overrides = ["engine.count=1", f"engine.args=[--tokens-per-s,'250',--model,transformer,--count-file,{count_file}]", *SHORT_CONTEXT]
     async with staged(*overrides) as stage:
         made = Clients(stage, count_file)
         try:

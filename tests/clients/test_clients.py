@@ -20,7 +20,7 @@ from stage import CLIENTS, TASK, Clients, Conversation, clients, samples
 
 from rollout_ft.testing.faults import Fault, Kind
 
-pytestmark = [pytest.mark.ray, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.ray, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
 SEEDS = [int(seed) for seed in os.environ.get("CLIENT_SEEDS", "1,2").split(",")]
 OPENAI = [c for c in CLIENTS if c.startswith("openai")]
@@ -77,8 +77,15 @@ async def test_every_client_of_a_route_gets_the_same_tokens(quiet: Any, client: 
     assert data(await quiet(client)) == data(await quiet(OPENAI[0]))
 
 
-@pytest.mark.parametrize("history", ["object", "dump", "exclude_none"])
-@each_stream
+@pytest.mark.parametrize(
+    ("client", "history", "stream"),
+    [
+        (c, h, s)
+        for c in CLIENTS
+        for h, s in [("object", False), ("dump", False), ("object", True)]
+        if c in STREAMING or (h, s) == ("object", False)
+    ],
+)
 async def test_however_replies_are_kept_they_are_the_replies_that_were_sent(
     made: Clients, quiet: Any, client: str, stream: bool, history: str
 ):
@@ -108,10 +115,10 @@ async def test_whatever_is_lost_the_data_is_that_of_a_quiet_network(made: Client
 async def test_two_losses_of_a_kind_in_a_turn_are_survived_by_the_retries_of_the_library(
     made: Clients, quiet: Any, client: str, loss: Loss
 ):
-    talk = await made.talk(client, {1: [loss, loss], 2: [loss]}, turns=2, timeout_s=2.0)
+    talk = await made.talk(client, {1: [loss, loss]}, turns=1, timeout_s=2.0)
     made.judge(talk)
-    assert (talk.counts(1), talk.counts(2)) == ([0, 1, 2], [0, 1])
-    assert talk.got == (await quiet(client)).got[:2]
+    assert talk.counts(1) == [0, 1, 2]
+    assert talk.got == (await quiet(client)).got[:1]
 
 
 @pytest.mark.parametrize("kind", [Kind.CUT, Kind.GATEWAY_KILL])
