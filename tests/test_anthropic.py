@@ -201,7 +201,7 @@ def test_a_reply_cannot_be_begun_for_the_model():
     assert "last message" in str(refused(messages=[user("a"), assistant("I")]))
 
 
-def test_one_call_at_most_is_refused_unless_the_tool_is_named():
+def test_one_call_at_most_is_refused_unless_a_call_is_demanded():
     choice = {"type": "auto", "disable_parallel_tool_use": True}
     assert refused(tools=[BASH], tool_choice=choice).param == "parallel_tool_calls"
     said(tools=[BASH], tool_choice={"type": "tool", "name": "bash", "disable_parallel_tool_use": True})

@@ -262,3 +262,14 @@ def test_a_missing_task_file_is_refused_with_its_name(tmp_path: Path):
 def test_tasks_nested_beyond_what_json_allows_are_refused(tmp_path: Path):
     deep: Any = "[" * 5000 + "]" * 5000
     assert "line 1" in tasks_refused(file(tmp_path, f'{{"task_id": "a", "x": {deep}}}'))
+
+
+@pytest.mark.parametrize("policy", ["force", "default"])
+def test_the_sessions_sampling_is_forced_or_a_default(policy: str):
+    config = load(overrides=["sampling.parameters={temperature: 1.0}", f"sampling.policy={policy}"])
+    assert (config.sampling.parameters, config.sampling.policy) == ({"temperature": 1.0}, policy)
+
+
+def test_another_policy_of_sampling_is_refused():
+    with pytest.raises(ConfigError, match=r"sampling\.policy"):
+        load(overrides=["sampling.policy=ask"])

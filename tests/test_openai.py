@@ -245,7 +245,8 @@ def test_one_call_at_most_is_refused_where_it_cannot_be_enforced():
     assert refused({"messages": MESSAGES, "tools": [TOOL], "parallel_tool_calls": False}).param == "parallel_tool_calls"
     chat(parallel_tool_calls=False)
     chat(tools=[TOOL], parallel_tool_calls=False, tool_choice="none")
-    chat(tools=[TOOL], parallel_tool_calls=False, tool_choice={"type": "function", "function": {"name": "f"}})
+    for choice in ("required", {"type": "function", "function": {"name": "f"}}):
+        assert '"maxItems":1' in chat(tools=[TOOL], parallel_tool_calls=False, tool_choice=choice).turn.sampling["json_schema"]
 
 
 @pytest.mark.parametrize(

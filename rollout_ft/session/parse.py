@@ -62,19 +62,3 @@ def _call(source: str, call_id: str) -> JSON | None:
     except TypeError:  # nested deeper than can be written again: it stays text
         return None
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": text}}
-
-
-def tool_choice_schema(tools: list[JSON], choice: Any) -> JSON:
-    """The JSON schema of an answer that must call a tool: any (`required`), or the one that `choice` names."""
-    named: Any = cast(JSON, choice)["function"]["name"] if isinstance(choice, dict) else None
-    functions = [t["function"] for t in tools if named in (None, t["function"]["name"])]
-    calls = [
-        {
-            "type": "object",
-            "properties": {"name": {"const": f["name"]}, "parameters": f.get("parameters") or {"type": "object"}},
-            "required": ["name", "parameters"],
-        }
-        for f in functions
-    ]
-    bounds = {"minItems": 1, "maxItems": 1} if named else {"minItems": 1}
-    return {"type": "array", **bounds, "items": {"anyOf": calls}}

@@ -14,8 +14,8 @@ from rollout_ft.gateway.dialects.base import Evidence, Rules
 from rollout_ft.gateway.dialects.fields import dumped
 from rollout_ft.gateway.dialects.sampling import settle, with_template
 from rollout_ft.session.canonical import running_digests
-from rollout_ft.session.parse import tool_choice_schema
 from rollout_ft.session.request import TurnRequest
+from rollout_ft.session.tool_choice import tool_choice_schema
 from rollout_ft.types import JSON
 
 
@@ -54,7 +54,7 @@ def turn_request(c: Conversation, evidence: Evidence, rules: Rules) -> TurnReque
     tools = c.tools if c.tools and c.choice.kind != "none" else None
     tool_bytes = dumped(tools, "tools") if tools else b""
     schema = _schema(c, tools)
-    said = {**c.said, "json_schema": dumped(schema, "schema").decode()} if schema is not None else c.said
+    said = {**c.said, "json_schema": schema} if schema else c.said
     sampling = settle(said, rules.sampling, force=rules.force, max_output_tokens=rules.max_output_tokens)
     return TurnRequest(
         request_id=evidence.request_id,
@@ -70,7 +70,7 @@ def turn_request(c: Conversation, evidence: Evidence, rules: Rules) -> TurnReque
     )
 
 
-def _schema(c: Conversation, tools: list[JSON] | None) -> JSON | None:
+def _schema(c: Conversation, tools: list[JSON] | None) -> str:
     """The one grammar that the answer must follow."""
     choice = c.choice
     if choice.kind in ("required", "named"):
@@ -78,8 +78,8 @@ def _schema(c: Conversation, tools: list[JSON] | None) -> JSON | None:
             raise BadRequest("tool_choice demands a tool that tools does not have", param="tool_choice")
         if c.schema is not None:
             raise BadRequest("tool_choice demands a tool call and response_format a text: leave one out", param="response_format")
-        return tool_choice_schema(tools, choice.openai())
+        return tool_choice_schema(tools, choice.openai(), parallel=c.parallel)
     if tools and not c.parallel:
-        message = "one tool call at most cannot be enforced: leave parallel_tool_calls out, or name the tool in tool_choice"
+        message = "one tool call at most cannot be enforced: leave parallel_tool_calls out, or demand a call by tool_choice"
         raise BadRequest(message, code="unsupported", param="parallel_tool_calls")
-    return c.schema
+    return dumped(c.schema, "response_format").decode() if c.schema is not None else ""

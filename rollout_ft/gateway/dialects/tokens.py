@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 import orjson
 
 from rollout_ft.errors import BadRequest
@@ -20,7 +19,7 @@ from rollout_ft.gateway.dialects.fields import own_session, refuse_unknown, refu
 from rollout_ft.gateway.dialects.sampling import TOKENS, read, settle
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.request import TurnRequest
-from rollout_ft.session.tree import Node, ids_of
+from rollout_ft.session.tree import Node, ids_bytes, ids_of
 from rollout_ft.types import JSON
 
 _ONLY: dict[str, tuple[Any, ...]] = {
@@ -82,15 +81,17 @@ def parse_generate(body: bytes, evidence: Evidence, rules: Rules) -> TokensReque
 
 
 def _ids(value: Any, vocab_size: int) -> bytes:
+    """The ids as int32; checked without a loop in Python, because there are as many as the context is long."""
     if not isinstance(value, list) or not value:
         raise BadRequest("input_ids must be a list with at least one token id", param="input_ids")
-    if not all(type(i) is int for i in cast("list[Any]", value)):
+    if set(map(type, cast("list[Any]", value))) != {int}:
         raise BadRequest("input_ids must be one list of integers: one prompt per request", param="input_ids")
     ids = cast("list[int]", value)
-    if min(ids) < 0 or max(ids) >= vocab_size:
-        bad = next(i for i in ids if not 0 <= i < vocab_size)
+    low, high = min(ids), max(ids)
+    if low < 0 or high >= vocab_size:
+        bad = low if low < 0 else high
         raise BadRequest(f"input_ids has {bad}, and the vocabulary has the ids 0 to {vocab_size - 1}", param="input_ids")
-    return np.asarray(ids, dtype="<i4").tobytes()
+    return ids_bytes(ids)
 
 
 def reply_body(node: Node, request: TokensRequest, renderer: Renderer) -> bytes:
