@@ -136,10 +136,10 @@ async def test_a_gateway_that_loses_a_reply_itself_is_asked_again(made: Clients,
 
 
 async def slow(made: Clients, client: str, **options: Any) -> Conversation:
-    """A second turn of two seconds, for a client that waits for one and a half."""
+    """A second turn of three seconds, for a client that waits for two: its first retry comes before the answer is there."""
     trial_id = f"slow{next(made.numbers)}"
-    session = await made.open(Fault(Kind.SLOW, trial_id, 2, 4, 30.0), trial_id=trial_id)
-    talk = await made.talk(client, session=session, timeout_s=1.5, **options)
+    session = await made.open(Fault(Kind.SLOW, trial_id, 2, 4, 18.0), trial_id=trial_id)
+    talk = await made.talk(client, session=session, timeout_s=2.0, **options)
     made.judge(talk)
     return talk
 
