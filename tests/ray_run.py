@@ -43,10 +43,14 @@ class Stage:
 
     async def play(self, name: str, task: dict[str, Any], *faults: Fault, **fields: Any) -> tuple[TrialResult, dict[str, Any]]:
         """Plays one task under faults; the trial is called `{name}-{task_id}`."""
-        await self._plan.arm.remote(list(faults))
+        await self.arm(*faults)
         kept: list[tuple[TrialResult, dict[str, Any]]] = []
         await self.run.run_trials([task], self.agent, prefix=f"{name}-", on_result=lambda r, t: kept.append((r, t)), **fields)
         return kept[0]
+
+    async def arm(self, *faults: Fault) -> None:
+        """Each is met by the trial that it names."""
+        await self._plan.arm.remote(list(faults))
 
     async def fired(self) -> list[str]:
         return await self._plan.fired.remote()

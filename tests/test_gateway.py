@@ -577,6 +577,14 @@ async def test_a_stream_near_the_deadline_is_kept_alive_until_its_reply():
         assert owner.reports == [(SID, owner.turns[0].request_id)]
 
 
+async def test_a_stream_that_has_begun_is_never_silent_for_as_long_as_its_client_waits():
+    async with stage(keepalive_s=10) as s:
+        s.owners[0].answers = [s.owners[0].held]
+        async with asyncio.timeout(5), ask_stream(s) as response:
+            for _ in range(3):
+                await until_kept_alive(response)
+
+
 async def test_an_error_in_a_stream_that_has_begun_is_an_event_and_no_delivery():
     async with stage(keepalive_s=0.02) as s:
         owner = s.owners[0]

@@ -175,10 +175,11 @@ class Gateway:
             return await x.reply(503, call.dialect.error(message, "still_generating", 503), _RETRY_NOW)
         headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
         x.started = True
+        every_s = min(self._config.keepalive_s, _hold_s(x.headers(), self._config))  # the client's patience is with each read
         await x.send({"type": "http.response.start", "status": 200, "headers": headers})
         while not answer.done() and not gone.done():
             await x.send({"type": "http.response.body", "body": call.dialect.keep_alive, "more_body": True})
-            await asyncio.wait({answer, gone}, timeout=self._config.keepalive_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({answer, gone}, timeout=every_s, return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
             return
         try:
