@@ -150,7 +150,7 @@ class Clients:
         assert meta["turns_committed"] == sum(samples(tries[turn]) for turn in turns)
         assert meta["generations"] == meta["turns_committed"], "something was generated more than once"
         assert meta["unanswered"] == 0, "the attempt is tainted"
-        assert made.tokens_sampled == meta["tokens_generated"], "the engine sampled what no turn accounts for"
+        assert made.tokens_sampled == meta["tokens_generated"], f"no turn accounts for what the engine sampled\n{self.stage.events[-9:]}"
         kept = [turn for turn in turns if not made.got[turn - 1].get("rejected") or turn == turns[-1]]
         assert len(made.trajectory["paths"]) == 1
         self._path_is_what_was_got(made, made.trajectory["paths"][0], [(last[turn], made.got[turn - 1]) for turn in kept])
@@ -205,7 +205,13 @@ def essence_of_said(said: dict[str, Any]) -> tuple[str, list[Any]]:
 @contextlib.asynccontextmanager
 async def clients(count_file: Path) -> AsyncGenerator[Clients]:
     """A run whose engine takes a few tenths of a second for a turn, so that a reply can be waited for too short."""
-    overrides = ["engine.count=1", f"engine.args=[--tokens-per-s,'250',--model,transformer,--count-file,{count_file}]", *SHORT_CONTEXT]
+    overrides = [
+        "engine.count=1",
+        "engine.token_timeout_s=10",
+        "gateway.ping_s=5",
+        f"engine.args=[--tokens-per-s,'250',--model,transformer,--count-file,{count_file}]",
+        *SHORT_CONTEXT,
+    ]
     async with staged(*overrides) as stage:
         made = Clients(stage, count_file)
         try:
