@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from weakref import WeakKeyDictionary
 
 import orjson
 
@@ -20,6 +21,7 @@ from rollout_ft.gateway.dialects import COUNT, DIALECTS, Asked, Dialect, Evidenc
 from rollout_ft.gateway.dialects.sampling import session_sampling
 from rollout_ft.samples.trajectory import records, trajectory
 from rollout_ft.session.render import Renderer
+from rollout_ft.session.session import Session
 from rollout_ft.types import JSON
 
 OWNER, REQUEST, RESENT, DEPTH = b"x-rft-owner", b"x-request-id", b"x-rft-resent", b"x-rft-depth"
@@ -31,6 +33,7 @@ FINAL = [(b"x-should-retry", b"false")]
 class OwnerHTTP:
     def __init__(self, host: SessionHost, config: Config, renderer: Renderer):
         self._host, self._config, self._renderer = host, config, renderer
+        self._sampling: WeakKeyDictionary[Session, JSON] = WeakKeyDictionary()
 
     async def answer(self, what: int, _: int, payload: bytes) -> bytes:
         """A call that came over the line."""
@@ -118,12 +121,19 @@ class OwnerHTTP:
     def _parse(self, sid: str, dialect: Dialect, body: bytes, evidence: Evidence) -> Asked:
         session, config = self._host.session(sid), self._config
         rules = Rules(
-            session_id=sid, sampling=session_sampling(config.sampling.parameters, session.spec.sampling),
-            force=config.sampling.policy == "force", model=config.model.name, max_messages=config.session.max_messages,
-            max_output_tokens=config.session.max_output_tokens, vocab_size=self._renderer.vocab_size, digests=session.digests,
-            max_tools=config.session.max_tools, max_json_depth=config.gateway.max_json_depth,
+            session_id=sid, sampling=self._sampling_of(session), force=config.sampling.policy == "force", model=config.model.name,
+            max_messages=config.session.max_messages, max_output_tokens=config.session.max_output_tokens,
+            vocab_size=self._renderer.vocab_size, digests=session.digests, max_tools=config.session.max_tools,
+            max_json_depth=config.gateway.max_json_depth,
         )  # fmt: skip
         return dialect.parse(body, evidence, rules)
+
+    def _sampling_of(self, session: Session) -> JSON:
+        """Read once a session."""
+        sampling = self._sampling.get(session)
+        if sampling is None:
+            sampling = self._sampling[session] = session_sampling(self._config.sampling.parameters, session.spec.sampling)
+        return sampling
 
     async def _send(self, x: Exchange, reply: Reply, request: Asked) -> None:
         turn = reply.node.turn

@@ -10,6 +10,7 @@ again to the same bytes has none, which is the case for most clients and costs h
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable
@@ -21,6 +22,7 @@ from rollout_ft.errors import BadRequest
 from rollout_ft.types import JSON
 
 MAX_DEPTH = 64
+_SPACES = (b" ", b"\t", b"\r", b"\n")
 _SPACED = re.compile(rb'"[ \t\r\n]+:')
 _MAX_BACKSLASHES = 8
 _CONTAINERS = frozenset({dict, list})
@@ -34,8 +36,7 @@ def load_json(body: bytes, max_depth: int = MAX_DEPTH) -> JSON:
         raise BadRequest(f"the body is not JSON that can be read: {e}", code="invalid_json") from None
     if not isinstance(value, dict):
         raise BadRequest("the body must be a JSON object", code="invalid_json")
-    keys = _count_keys(value, max_depth)
-    if orjson.dumps(value) != body and _written_keys(body) != keys:
+    if _written_again(value, max_depth) != body and _written_keys(body) != _count_keys(value):
         _refuse_duplicates(body)
     return cast(JSON, value)
 
@@ -49,10 +50,35 @@ def check_id(value: str, name: str, limit: int) -> str:
     return value
 
 
-def _count_keys(value: Any, max_depth: int) -> int:
-    """How many keys all objects in a value have. Raises BadRequest where it nests too deep."""
+def _deepest() -> int:
+    """How deep a value may nest for orjson to write it."""
+    value: list[Any] = []
+    depth = 1
+    with contextlib.suppress(TypeError):
+        while orjson.dumps(value):
+            value, depth = [value], depth + 1
+    return depth - 1
+
+
+_DEEPEST = _deepest()
+
+
+def _written_again(value: Any, max_depth: int) -> bytes:
+    """The value without any space. Raises BadRequest where it nests too deep: inside so many lists that orjson's own
+    limit is ours, which spares looking through it."""
+    around = _DEEPEST - max_depth
+    for _ in range(around):
+        value = [value]
+    try:
+        return orjson.dumps(value)[around:-around]
+    except TypeError:
+        raise BadRequest(f"the body nests deeper than {max_depth} (gateway.max_json_depth)", code="too_deep") from None
+
+
+def _count_keys(value: Any) -> int:
+    """How many keys all objects in a value have."""
     keys, level = 0, [value]
-    for _ in range(max_depth):
+    while level:
         below: list[Any] = []
         for node in level:
             children: Iterable[Any] = node
@@ -60,10 +86,8 @@ def _count_keys(value: Any, max_depth: int) -> int:
                 keys += len(cast(JSON, node))
                 children = cast(JSON, node).values()
             below += [child for child in children if type(child) in _CONTAINERS]
-        if not below:
-            return keys
         level = below
-    raise BadRequest(f"the body nests deeper than {max_depth} (gateway.max_json_depth)", code="too_deep")
+    return keys
 
 
 def _written_keys(body: bytes) -> int:
@@ -72,7 +96,7 @@ def _written_keys(body: bytes) -> int:
     A key ends in `":`, and so does text in which a quote is escaped, by an odd number of backslashes. Of those with
     at least n backslashes, for n = 0, 1, 2, …, the alternating sum is the number of those with an even one.
     """
-    if _SPACED.search(body):
+    if any(space + b":" in body for space in _SPACES) and _SPACED.search(body):
         return -1
     total, sign, end = 0, 1, b'":'
     for _ in range(_MAX_BACKSLASHES):

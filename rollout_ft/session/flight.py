@@ -39,9 +39,9 @@ class Flight:
 
     def input_json(self) -> bytes:
         """All ids before the output, as JSON without brackets: joined, never encoded again."""
-        before = [_first(node, kept) for node, kept in pieces(self.parent, self.trim) if kept]
-        return b",".join([*reversed(before), self.prompt_json] if self.prompt_json else reversed(before))
-
-
-def _first(node: Node, kept: int) -> bytes:
-    return node.ids_json if kept == node.own else node.ids_json.rsplit(b",", node.own - kept)[0]
+        parts = [self.prompt_json] if self.prompt_json else []
+        for node, kept in pieces(self.parent, self.trim):
+            if kept:
+                parts.append(node.ids_json if kept == node.own else node.ids_json.rsplit(b",", node.own - kept)[0])
+        parts.reverse()
+        return b",".join(parts)

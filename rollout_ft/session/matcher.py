@@ -84,7 +84,8 @@ class Seen:
         """What `running_digests` gives; messages that were there the last time are compared, not hashed."""
         if tools != self._tools:
             self._tools, self._messages, self._comparable, self._marks = tools, [], [], [start(tools)]
-        for i, message in enumerate(messages):
+        same = self._same(messages)
+        for i, message in enumerate(messages[same:], same):
             known = i < len(self._messages)
             if known and self._comparable[i] and self._messages[i] == message:
                 continue
@@ -97,6 +98,11 @@ class Seen:
             self._comparable.append(_comparable(message))
             self._marks.append(mark)
         return [mark.digest for mark in self._marks[: len(messages) + 1]]
+
+    def _same(self, messages: list[JSON]) -> int:
+        """How many messages need not be looked at one by one: all that were there, where the request begins with them."""
+        count = len(self._messages)
+        return count if messages[:count] == self._messages and all(self._comparable) else 0
 
 
 def _comparable(message: JSON) -> bool:
