@@ -127,8 +127,10 @@ class _Served(_Frames):
             task.add_done_callback(lambda _: self._tasks.pop(number, None))
 
     async def _run(self, number: int, what: int, argument: int, payload: bytes) -> None:
+        work = self._answer(what, argument, payload)
+        del payload  # not to be kept for as long as an answer takes
         try:
-            answer = await self._answer(what, argument, payload)
+            answer = await work
         except Exception as error:
             what, answer = _FAILED, f"{type(error).__name__}: {error}".encode()
         if number:

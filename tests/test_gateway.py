@@ -15,7 +15,7 @@ import pytest
 
 from rollout_ft import line
 from rollout_ft.config import GatewayConfig
-from rollout_ft.engine.wire import Call, answer, decode_delivered
+from rollout_ft.engine.wire import Call, decode_delivered, received
 from rollout_ft.errors import BadRequest, SessionClosed
 from rollout_ft.faultpoints import Inert
 from rollout_ft.gateway.asgi import Exchange, Headers, Server
@@ -85,7 +85,9 @@ class Owner:
 
     async def answer(self, what: int, _: int, payload: bytes) -> bytes:
         if what == Call.REQUEST:
-            return await answer(self.handle, payload)
+            exchange, sent = received(payload)
+            await self.handle(exchange)
+            return sent.encoded()
         self.log.append("reports")
         self.reports.append(decode_delivered(payload))
         self.reported.set()

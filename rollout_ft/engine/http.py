@@ -14,7 +14,7 @@ import orjson
 
 from rollout_ft.config import Config
 from rollout_ft.engine.host import Reply, SessionHost
-from rollout_ft.engine.wire import Call, answer, decode_delivered
+from rollout_ft.engine.wire import Call, decode_delivered, received
 from rollout_ft.errors import BadRequest, EngineRefused, MatcherFailed, SessionClosed, SessionMoved, TrialFault
 from rollout_ft.gateway.asgi import Disconnected, Exchange, Headers
 from rollout_ft.gateway.dialects import COUNT, DIALECTS, Asked, Dialect, Evidence, Rules
@@ -38,7 +38,10 @@ class OwnerHTTP:
     async def answer(self, what: int, _: int, payload: bytes) -> bytes:
         """A call that came over the line."""
         if what == Call.REQUEST:
-            return await answer(self.handle, payload)
+            exchange, sent = received(payload)
+            del payload
+            await self.handle(exchange)
+            return sent.encoded()
         self._host.report(*decode_delivered(payload))
         return b""
 
@@ -82,6 +85,7 @@ class OwnerHTTP:
         request: Asked | None = None
         try:
             request = self._parse(sid, dialect, body, evidence)
+            del body  # it is parsed: several times its size is in hand already
             reply = await self._host.serve(sid, request.turn)
         except BadRequest as e:
             return await x.reply(e.status, error_body(str(e), e.code, e.status, e.param), _retry_after(e))

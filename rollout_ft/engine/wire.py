@@ -7,7 +7,7 @@ like any other. A reply that is not whole is no reply.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -17,7 +17,6 @@ import msgspec
 from rollout_ft.errors import RolloutFTError
 from rollout_ft.gateway.asgi import Exchange
 
-Handle = Callable[[Exchange], Awaitable[None]]
 Reply = tuple[int, dict[str, str], bytes]
 """`(status, headers in lower case, body)`."""
 
@@ -55,7 +54,9 @@ def decode_delivered(data: bytes) -> tuple[str, str]:
 
 
 @dataclass(slots=True)
-class _Sent:
+class Sent:
+    """A reply on its way."""
+
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict[str, str])
     body: list[bytes] = field(default_factory=list[bytes])
@@ -69,19 +70,23 @@ class _Sent:
             self.body.append(message.get("body", b""))
             self.whole = not message.get("more_body")
 
+    def encoded(self) -> bytes:
+        """Raises IncompleteReply."""
+        if not self.whole:
+            raise IncompleteReply(f"{self.status} without an end")
+        return _encode((self.status, self.headers, b"".join(self.body)))
 
-async def answer(handle: Handle, request: bytes) -> bytes:
-    """Has an HTTP handler answer a call. A caller that leaves is a cancellation."""
+
+def received(request: bytes) -> tuple[Exchange, Sent]:
+    """A call as an HTTP exchange, and where its reply gathers. A caller that leaves is a cancellation."""
     method, path, headers, body = _request.decode(request)
     unread = [{"type": "http.request", "body": body, "more_body": False}]
-    sent = _Sent()
+    del body, request
+    sent = Sent()
 
     async def receive() -> MutableMapping[str, Any]:
         if unread:
             return unread.pop()
         return await asyncio.get_running_loop().create_future()
 
-    await handle(Exchange({"type": "http", "method": method, "path": path, "headers": list(headers.items())}, receive, sent.send))
-    if not sent.whole:
-        raise IncompleteReply(path)
-    return _encode((sent.status, sent.headers, b"".join(sent.body)))
+    return Exchange({"type": "http", "method": method, "path": path, "headers": list(headers.items())}, receive, sent.send), sent

@@ -85,6 +85,7 @@ class Seen:
         if tools != self._tools:
             self._tools, self._messages, self._comparable, self._marks = tools, [], [], [start(tools)]
         same = self._same(messages)
+        messages[:same] = self._messages[:same]  # what is equal need not be held twice while a turn is generated
         for i, message in enumerate(messages[same:], same):
             known = i < len(self._messages)
             if known and self._comparable[i] and self._messages[i] == message:
