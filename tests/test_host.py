@@ -225,7 +225,7 @@ def test_the_next_owner_knows_what_was_asked_delivered_and_built_upon():
             history += [assistant(f"r{i}"), user(f"u{i}")]
         await w.answered(ask(user("lost")), "phantom", delivered=False)
         before = w.host.session(SID)
-        await w.host._save_evidence(w.host._get(SID))
+        await w.host._get(SID).save_evidence()
         after = await w.another_host().adopt(SID, 2)
         one, two = metadata(before), metadata(after)
         assert one == two

@@ -1,6 +1,6 @@
 """The sessions that one engine holds, and everything that happens to them there.
 
-Owns the flights' tasks, the commits and the partials. Knows nothing of Ray or HTTP: the store, the engine and the
+Owns which sessions are held, their flights' tasks and the loss of the engine. Knows nothing of Ray or HTTP: the store, the engine and the
 supervisor are ports. A reply leaves only for a turn that the mirror has committed, and a session whose commit is in
 doubt is let go of: its next owner reads from the store what became of it.
 """
@@ -12,27 +12,24 @@ import logging
 import os
 import uuid
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-import orjson
-
-from rollout_ft.checkpoint.log import Append, Entry
 from rollout_ft.checkpoint.mirror import Mirror
 from rollout_ft.clock import monotonic, wall
 from rollout_ft.config import Config
-from rollout_ft.engine.generation import Deadlines, Generation, Order, logprob_bytes
+from rollout_ft.engine.generation import Deadlines, Generation
+from rollout_ft.engine.held import Held
 from rollout_ft.engine.parsers import Parser
 from rollout_ft.engine.port import Engine
-from rollout_ft.errors import CommitRefused, EngineLost, EngineRefused, Fenced, SessionClosed, SessionMoved, StoreUnavailable
+from rollout_ft.engine.turns import begin, depth_of, how, message_of, turn_of
+from rollout_ft.errors import EngineLost, EngineRefused, Fenced, SessionClosed, SessionMoved, StoreUnavailable
 from rollout_ft.faultpoints import FaultPoints
-from rollout_ft.session.entries import FAULT, decode_entry, encode_entry
+from rollout_ft.session.entries import FAULT, decode_entry
 from rollout_ft.session.flight import Flight
-from rollout_ft.session.parse import assistant_message, opened_thinking, sampled_text
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.request import TurnRequest
 from rollout_ft.session.session import Attach, Begin, Replay, Session
-from rollout_ft.session.tree import Node, ids_bytes
+from rollout_ft.session.tree import Node
 from rollout_ft.telemetry.events import Events
 from rollout_ft.types import JSON, Answered, Ended, Opened, Partial, Served, SessionSpec, Turn, split_session_id
 
@@ -45,22 +42,6 @@ AbortEngine = Callable[[str], Awaitable[None]]
 class Reply:
     node: Node
     served: Served
-
-
-@dataclass(slots=True, eq=False)
-class Held:
-    """One session and what runs for it here. `next_seq` is the length of its log; `log` orders its commits; `gone`
-    means that another owner may write by now, so that nothing more may be committed from here."""
-
-    session: Session
-    epoch: int
-    next_seq: int
-    gone: bool = False
-    ending: bool = False
-    log: asyncio.Lock = field(default_factory=asyncio.Lock)
-    tasks: dict[str, asyncio.Task[Node]] = field(default_factory=dict[str, "asyncio.Task[Node]"])
-    generations: dict[str, Generation] = field(default_factory=dict[str, Generation])
-    graces: dict[str, asyncio.TimerHandle] = field(default_factory=dict[str, asyncio.TimerHandle])
 
 
 class SessionHost:
@@ -92,17 +73,17 @@ class SessionHost:
             raise SessionClosed(f"trial {trial_id} is not known")
         session = self._new_session(spec, attempt)
         session.restore(entries, adopted.partials)
-        held = Held(session, epoch, len(entries))
+        held = Held(session, epoch, len(entries), self._mirror, self._left)
         if session.ended is not None:
             raise SessionClosed(f"trial {trial_id} has ended ({session.ended.outcome})")
         if session.attempt != attempt or first is None:
             opened = Opened(spec, attempt, resume, int(wall()))
-            await self._commit(held, f"open/{attempt}", opened)
+            await held.commit(f"open/{attempt}", opened)
             session.restore([opened], adopted.partials if resume else [])
         await self._faults.opened(spec)
         old = self._held.get(session.id)
         if old is not None:
-            self._forget(old)
+            old.let_go()
         self._held[session.id] = held
         return session
 
@@ -128,7 +109,7 @@ class SessionHost:
         now = self._held.get(sid)
         if now is not None and now.epoch > epoch:
             raise Fenced("stale_owner", trial_id, now.epoch)
-        self._held[sid] = Held(session, epoch, len(entries))
+        self._held[sid] = Held(session, epoch, len(entries), self._mirror, self._left)
         return session
 
     def _refuse_if_losing(self) -> None:
@@ -140,8 +121,8 @@ class SessionHost:
         held = self._held.pop(sid, None)
         if held is None:
             return
-        partials = self._partials_of(held)
-        self._forget(held)
+        partials = held.partials()
+        held.let_go()
         await self._mirror.put_partials(partials)
 
     async def end(self, sid: str, ended: Ended) -> Session:
@@ -150,12 +131,12 @@ class SessionHost:
         if held.session.ended is None:
             held.ending = True  # nothing begins any more; what is being committed arrives before the end
             committing = [t for k, t in held.tasks.items() if k in held.generations and held.generations[k].finish]
-            self._stop_flights(held, *committing)
+            held.stop_flights(*committing)
             await asyncio.gather(*committing, return_exceptions=True)
-            await self._save_evidence(held)
-            await self._commit(held, "end", ended)
+            await held.save_evidence()
+            await held.commit("end", ended)
             held.session.ended = ended
-        self._forget(held)
+        held.let_go()
         return held.session
 
     async def read(self, trial_id: str) -> Session | None:
@@ -185,18 +166,18 @@ class SessionHost:
             case Replay(node, first):
                 entry = held.session.answer(node, request) if first else None
                 if entry is not None:
-                    await self._commit(held, f"answer/{held.session.attempt}/{node.turn.key}/{request.request_id}", entry)
+                    await held.commit(f"answer/{held.session.attempt}/{node.turn.key}/{request.request_id}", entry)
                 held.session.replayed(node, request, entry)
                 return Reply(node, Served.REPLAYED)
             case Begin(flight):
-                generation = self._generation(flight, held.session.entry_key(flight.key))
+                generation = begin(held.session, flight, self._renderer)
                 held.session.take_off(flight)
                 held.generations[flight.key] = generation
                 task = asyncio.create_task(self._fly(held, flight, generation), name=f"turn:{sid}:{flight.key}")
                 task.add_done_callback(lambda t: t.cancelled() or t.exception())
                 held.tasks[flight.key] = task
                 node = await self._heard(held, await self._wait(held, flight, request), request)
-                return Reply(node, _how(generation))
+                return Reply(node, how(generation))
             case Attach(flight):
                 held.session.counts["attached"] += 1
                 return Reply(await self._heard(held, await self._wait(held, flight, request), request), Served.ATTACHED)
@@ -205,7 +186,7 @@ class SessionHost:
         """A turn that was committed while nobody waited for it counts as asked for once somebody gets it."""
         if node.turn.key in held.session.evidence.unheard:
             key = f"answer/{held.session.attempt}/{node.turn.key}/{request.request_id}"
-            await self._commit(held, key, Answered(node.turn.key, request.request_id))
+            await held.commit(key, Answered(node.turn.key, request.request_id))
             held.session.evidence.unheard.discard(node.turn.key)
         return node
 
@@ -232,7 +213,7 @@ class SessionHost:
         await self._record_failure(held, "unreadable")
 
     async def _record_failure(self, held: Held, base: str) -> None:
-        await self._commit(held, f"fail/{held.session.attempt}/{base}/{uuid.uuid4().hex}", Answered(failed=base))
+        await held.commit(f"fail/{held.session.attempt}/{base}/{uuid.uuid4().hex}", Answered(failed=base))
 
     async def _wait(self, held: Held, flight: Flight, request: TurnRequest) -> Node:
         task = held.tasks[flight.key]
@@ -261,30 +242,15 @@ class SessionHost:
 
     # -- one flight -----------------------------------------------------------------------------------------------
 
-    def _generation(self, flight: Flight, turn_key: str) -> Generation:
-        generation = Generation(
-            Order(
-                turn_key=turn_key, request_id=flight.request.request_id, prompt_digest=flight.prompt_digest,
-                input_json=flight.input_json(), sampling=flight.request.engine_sampling, max_new_tokens=flight.max_new_tokens,
-                seed=flight.seed, stop_ids=self._stop_ids(flight), vocab_size=self._renderer.vocab_size,
-            )
-        )  # fmt: skip
-        if flight.partial is not None:
-            generation.adopt(flight.partial)
-        return generation
-
-    def _stop_ids(self, flight: Flight) -> frozenset[int]:
-        return self._renderer.stop_ids.union(flight.request.sampling.get("stop_token_ids") or ())
-
     async def _fly(self, held: Held, flight: Flight, generation: Generation) -> Node:
         """Generates, commits, and puts the turn into the tree; ends in SessionMoved when another owner has to go on."""
         try:
             if generation.calls >= self._config.engine.max_generations_per_turn:
                 raise EngineRefused(500, f"the turn's budget of {generation.calls} generations is spent")
             message = await self._generate(held, flight, generation)
-            turn = self._turn(held, flight, generation, message)
+            turn = turn_of(held.session, flight, generation, message)
             try:
-                await self._commit(held, held.session.entry_key(turn.key), turn)
+                await held.commit(held.session.entry_key(turn.key), turn)
             except (SessionMoved, SessionClosed):
                 held.session.evidence.give_back(turn.acknowledged, turn.delivered)
                 raise
@@ -308,7 +274,7 @@ class SessionHost:
     async def _generate(self, held: Held, flight: Flight, generation: Generation) -> JSON:
         """Generates until the turn is finished, and returns its message."""
         engine = self._config.engine
-        depth, seen = _depth(flight), len(generation.ids)
+        depth, seen = depth_of(flight), len(generation.ids)
 
         async def progress(g: Generation) -> dict[str, object] | None:
             nonlocal seen
@@ -320,7 +286,7 @@ class SessionHost:
             try:
                 deadlines = Deadlines(engine.first_token_timeout_s, engine.token_timeout_s)
                 await generation.run(self._engine, deadlines, engine.max_generations_per_turn, progress)
-                return await self._message(held, flight, generation)
+                return await message_of(held.session, flight, generation, self._renderer, self._parser)
             except EngineLost as e:
                 if await self._engine_is_lost(e):
                     await self._lose(e.reason)
@@ -350,76 +316,13 @@ class SessionHost:
     async def _let_go_of_all(self, reason: str) -> None:
         held = list(self._held.values())
         try:
-            await self._mirror.put_partials([p for h in held for p in self._partials_of(h)])
+            await self._mirror.put_partials([p for h in held for p in h.partials()])
             await self._lose_engine(reason)
         except Exception:
             _log.exception("engine %s is lost and nobody could be told", self._engine_id)
             os._exit(1)  # the actor's own death is news that cannot be missed
         for each in held:
-            self._forget(each)
-
-    async def _message(self, held: Held, flight: Flight, g: Generation) -> JSON:
-        request, parser = flight.request, self._parser
-        stop = [str(s) for s in request.sampling.get("stop") or ()]
-        special = parser.keep_special(request.tool_list)
-        text = sampled_text(g.ids, self._renderer, stop=stop, keep_special=special, closers=parser.closers)
-        opened = opened_thinking(flight.prompt_ids, self._renderer)
-        parsed = await parser.parse(text, request.tool_list, opened=opened, forced=request.forced_call)
-        held.session.counts["unparsed"] += parsed.failed
-        message = assistant_message(parsed, flight.key)
-        held.session.key(message, "reply")  # a matcher that cannot read it fails before the commit
-        return message
-
-    def _turn(self, held: Held, flight: Flight, g: Generation, message: JSON) -> Turn:
-        request = flight.request
-        new = b"" if request.input_ids is not None else compact(orjson.dumps(request.messages[flight.new_from :]))
-        acks, deliveries = held.session.evidence.take_unsaved()
-        return Turn(
-            key=flight.key, parent=flight.parent.turn.key if flight.parent else "", sample=flight.number,
-            depth=_depth(flight), request_id=request.request_id, messages=new,
-            tools=b"" if flight.parent else request.tools, prompt_ids=flight.prompt_ids, output_ids=ids_bytes(g.ids),
-            logprobs=logprob_bytes(g.logprobs), version_spans=g.spans,
-            sampling=compact(orjson.dumps(request.sampling, option=orjson.OPT_SORT_KEYS)), finish_reason=g.finish,
-            reply=compact(orjson.dumps(message)), created=int(wall()), generations=g.calls, tokens_wasted=g.wasted,
-            tokens_reused=g.reused, idempotency_key=request.idempotency_key, acknowledged=acks, delivered=deliveries,
-            unheard=not flight.callers, trim=flight.trim, order=flight.order,
-        )  # fmt: skip
-
-    # -- commits and partials -------------------------------------------------------------------------------------
-
-    async def _commit(self, held: Held, key: str, entry: Opened | Turn | Answered | Ended) -> None:
-        """One entry of the trial's log, on every replica. Anything but success ends our ownership.
-
-        A caller that leaves while it is on its way leaves the session as it is: the entry arrives without it.
-        """
-        task = asyncio.create_task(self._commit_now(held, key, entry, asyncio.current_task()))
-        task.add_done_callback(lambda t: t.cancelled() or t.exception())
-        await asyncio.shield(task)
-
-    async def _commit_now(self, held: Held, key: str, entry: Opened | Turn | Answered | Ended, spare: asyncio.Task[Any] | None) -> None:
-        kind, payload = encode_entry(entry)
-        spec, attempt = held.session.spec, entry.attempt if isinstance(entry, Opened) else held.session.attempt
-        async with held.log:
-            if held.gone:
-                raise SessionMoved(held.session.id)
-            append = Append(spec.trial_id, attempt, held.epoch, held.next_seq, Entry(kind, key, payload))
-            try:
-                await self._mirror.commit(append)
-            except Fenced as e:
-                self._forget(held, spare)
-                if e.reason == "stale_attempt":
-                    raise SessionClosed(f"attempt {attempt} of trial {spec.trial_id} was replaced by {e.current}") from e
-                raise SessionMoved(held.session.id, in_flight=True) from e
-            except (StoreUnavailable, CommitRefused) as e:
-                self._forget(held, spare)
-                raise SessionMoved(held.session.id, in_flight=True) from e
-            held.next_seq += 1
-
-    async def _save_evidence(self, held: Held) -> None:
-        acks, deliveries = held.session.evidence.take_unsaved()
-        if acks or deliveries:
-            key = f"evidence/{held.session.attempt}/{held.next_seq}"
-            await self._commit(held, key, Answered(acknowledged=acks, delivered=deliveries))
+            each.let_go()
 
     async def _flush_partials(self) -> None:
         """About once a second, what every flight has so far, in one call for all of them."""
@@ -429,7 +332,7 @@ class SessionHost:
             items: list[tuple[str, int, int, Partial]] = []
             now: dict[tuple[str, str], int] = {}
             for held in list(self._held.values()):
-                for trial_id, attempt, epoch, partial in self._partials_of(held):
+                for trial_id, attempt, epoch, partial in held.partials():
                     which = (trial_id, partial.turn_key)
                     now[which] = size = len(partial.output_ids)
                     if flushed.get(which) != size:
@@ -438,26 +341,9 @@ class SessionHost:
             if items:
                 await self._mirror.put_partials(items)
 
-    def _partials_of(self, held: Held) -> list[tuple[str, int, int, Partial]]:
-        if not held.session.survives:
-            return []
-        trial_id, attempt = held.session.spec.trial_id, held.session.attempt
-        kept = {**held.session.partials, **{k: g.partial() for k, g in held.generations.items() if g.calls}}
-        return [(trial_id, attempt, held.epoch, partial) for partial in kept.values()]
-
-    def _forget(self, held: Held, *spare: asyncio.Task[Any] | None) -> None:
-        held.gone = True
+    def _left(self, held: Held) -> None:
         if self._held.get(held.session.id) is held:
             del self._held[held.session.id]
-        self._stop_flights(held, asyncio.current_task(), *spare)
-
-    def _stop_flights(self, held: Held, *spare: asyncio.Task[Any] | None) -> None:
-        """Cancels what runs for a session; the caller decides whether the session itself is gone."""
-        for grace in held.graces.values():
-            grace.cancel()
-        for task in list(held.tasks.values()):
-            if task not in spare:
-                task.cancel()
 
     async def _abort_quietly(self, generation: Generation) -> None:
         if generation.rid and not generation.finish and self._losing is None:
@@ -489,20 +375,4 @@ class SessionHost:
     async def aclose(self) -> None:
         self._flusher.cancel()
         for held in list(self._held.values()):
-            self._forget(held)
-
-
-def compact(data: bytes) -> bytes:
-    """The same bytes without orjson's spare room, four times their length: turns are kept for as long as the trial."""
-    return memoryview(data).tobytes()
-
-
-def _depth(flight: Flight) -> int:
-    """1 for the first turn of a path."""
-    return (flight.parent.turn.depth if flight.parent else 0) + 1
-
-
-def _how(g: Generation) -> Served:
-    if g.reused:
-        return Served.CONTINUED
-    return Served.REGENERATED if g.regenerated or g.calls > 1 else Served.FRESH
+            held.let_go()
