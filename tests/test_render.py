@@ -167,6 +167,15 @@ def test_another_stop_token_than_that_of_the_template_gives_way_to_it():
     assert suffix == Suffix(1, [STOP, *chatml.append(assistant("a"), STOP, [user("b")], None).ids])
 
 
+def test_a_developer_is_the_system_to_a_template_that_knows_only_that():
+    strict = family(CHATML.replace("for m in messages", "for m in messages if m.role != 'developer'"), "<|im_end|>")
+    assert "developer" not in strict.traits.opening | strict.traits.appendable
+    said = [{"role": "developer", "content": "be brief"}, user("a")]
+    meant = [{**said[0], "role": "system"}, said[1]]
+    assert strict.root(said, None) == strict.root(meant, None)
+    assert strict.append(assistant("b"), STOP, said, None) == strict.append(assistant("b"), STOP, meant, None)
+
+
 def test_stop_tokens_are_found_without_a_list_of_them():
     llama, glm = FAMILIES["llama"], family(GLM)
     assert llama.stop_ids == {token(llama, "<|eot_id|>"), token(llama, "<|eom_id|>")}

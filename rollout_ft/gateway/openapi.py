@@ -99,7 +99,7 @@ def _operation(
 ) -> JSON:  # fmt: skip
     replies: JSON = {"204": {"description": summary}} if reply is None else {"200": _json(summary, _ref(reply))}
     if body in ("ChatBody", "MessagesBody", "GenerateBody"):
-        replies["200"]["content"]["text/event-stream"] = {"schema": _TEXT}
+        replies["200"]["content"]["text/event-stream"] = {}  # each event is an object of its dialect
     shared = {s: {"$ref": f"#/components/responses/{s}"} if error == "Error" else _error(t, error) for s, t in _STATUSES.items()}
     made: JSON = {"summary": summary, "responses": {**replies, **shared, **(own or {})}, "security": security or []}
     if parameters:

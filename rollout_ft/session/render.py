@@ -69,7 +69,7 @@ class ChatTemplate:
 
     def root(self, messages: list[JSON], tools: list[Any] | None, kwargs: JSON | None = None) -> list[int]:
         """All ids of a conversation that starts here, up to where the assistant speaks."""
-        self._check(messages, 0, self.traits.opening, "start a conversation")
+        messages = self._checked(messages, 0, self.traits.opening, "start a conversation")
         tools = tools_for_template(tools)
         if tools and not self.traits.tools:
             raise BadRequest("tools: the model's chat template does not render them; describe them in a message", param="tools")
@@ -83,7 +83,7 @@ class ChatTemplate:
     def following(self, reply: JSON, messages: list[JSON], tools: list[Any] | None, kwargs: JSON | None = None) -> str:
         """The same as text, from what closes the turn to the generation prompt."""
         traits, first = self.traits, -len(messages)
-        self._check(messages, first, traits.appendable, "follow an assistant's turn")
+        messages = self._checked(messages, first, traits.appendable, "follow an assistant's turn")
         calls = cast("list[JSON]", reply.get("tool_calls") or [])
         base = stand_in(calls, traits.form, traits.calls)
         shown = tools_for_template(tools) if traits.tools_recur else None
@@ -96,14 +96,21 @@ class ChatTemplate:
     def text(self, ids: list[int], *, keep_special: bool = False) -> str:
         return self.template.decode(ids, keep_special)
 
-    def _check(self, messages: list[JSON], first: int, opening: Set[str], what: str) -> None:
-        """Roles that the template would leave out in silence."""
+    def _checked(self, messages: list[JSON], first: int, opening: Set[str], what: str) -> list[JSON]:
+        """Refuses roles that the template would leave out in silence. A developer is the system to a template that has
+        but that: OpenAI's newer clients call it so."""
+        checked: list[JSON] = []
         for i, message in enumerate(messages):
             at_start = first == 0 and i == 0
             role, where = message["role"], f"messages[{first + i}]"
-            if role not in (opening if at_start else self.traits.appendable):
+            known = opening if at_start else self.traits.appendable
+            if role == "developer" and role not in known and "system" in known:
+                message, role = {**message, "role": "system"}, "system"
+            checked.append(message)
+            if role not in known:
                 verb = what if at_start else "follow what has been said"
                 raise BadRequest(f"{where}: this model's chat template has no {role!r} that can {verb}; use the role 'user'", param=where)
+        return checked
 
     def render(self, base: list[JSON], messages: list[JSON], tools: list[Any] | None, kwargs: JSON | None, *, prompt: bool = True) -> str:
         """The text of these messages behind `base`, with the generation prompt or without."""
