@@ -30,7 +30,7 @@ from rollout_ft.gateway.keys import Keys
 from rollout_ft.line import token_of
 from rollout_ft.rayapi import ray
 from rollout_ft.samples.summary import summary
-from rollout_ft.samples.trajectory import records, trajectory
+from rollout_ft.samples.trajectory import records_of, trajectory_of
 from rollout_ft.session.drift import load_renderer
 from rollout_ft.telemetry.events import Events
 from rollout_ft.testing.faults import fault_points
@@ -132,7 +132,8 @@ class EngineActor:
         session = await self._host.read(trial_id)
         if session is None:
             raise SessionClosed(f"trial {trial_id} is not known")
-        return await asyncio.to_thread(dump, (trajectory if what == "trajectory" else records)(session))
+        assemble = (trajectory_of if what == "trajectory" else records_of)(session)
+        return await asyncio.to_thread(lambda: dump(assemble()))
 
     # -- the actor ------------------------------------------------------------------------------------------------
 

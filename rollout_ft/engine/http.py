@@ -19,7 +19,7 @@ from rollout_ft.errors import BadRequest, EngineRefused, MatcherFailed, SessionC
 from rollout_ft.gateway.asgi import Disconnected, Exchange, Headers
 from rollout_ft.gateway.dialects import COUNT, DIALECTS, Asked, Dialect, Evidence, Rules
 from rollout_ft.gateway.dialects.sampling import session_sampling
-from rollout_ft.samples.trajectory import records, trajectory
+from rollout_ft.samples.trajectory import records_of, trajectory_of
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.session import Session
 from rollout_ft.types import JSON
@@ -60,8 +60,8 @@ class OwnerHTTP:
                 await self._host.failed(sid, request.turn)
                 await x.reply(204, b"")
             elif route == "session":
-                made = (trajectory if what == "trajectory" else records)(self._host.session(sid))
-                await x.reply(200, await asyncio.to_thread(dump, made))
+                assemble = (trajectory_of if what == "trajectory" else records_of)(self._host.session(sid))
+                await x.reply(200, await asyncio.to_thread(lambda: dump(assemble())))
         except SessionMoved as e:
             await x.reply(503, b"", [(OWNER, b"lost" if e.in_flight else b"moved")])
         except MatcherFailed:

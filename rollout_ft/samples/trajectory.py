@@ -7,6 +7,7 @@ leaves out.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,19 +18,32 @@ from rollout_ft.session.session import Session
 from rollout_ft.session.tree import Node, path, pieces
 from rollout_ft.types import JSON
 
+Assembly = Callable[[], JSON]
+"""The long part of the work, on what was chosen and does not change any more: to be done beside a session that goes on."""
+
 
 def trajectory(session: Session) -> JSON:
+    return trajectory_of(session)()
+
+
+def records(session: Session) -> JSON:
+    return records_of(session)()
+
+
+def trajectory_of(session: Session) -> Assembly:
     """`{session_id, trial_id, attempt, paths}`; each path has, over its tokens, `token_ids` (int32), `loss_mask`
     (int8) and `logprobs` (float32, 0 where not sampled), its `evidence` and whether it was `resampled`, and per turn
     its key, span, version spans and sampling."""
-    trained: dict[str, int] = {}
-    selected = select(session)
-    spec = session.spec
-    return {
-        "session_id": session.id, "trial_id": spec.trial_id, "task_id": spec.task_id, "group_id": spec.group_id,
-        "attempt": session.attempt, "paths": [_path(session, selected, end, trained) for end in selected.ends],
-        "metadata": metadata(session),
-    }  # fmt: skip
+    selected, spec, attempt, about = select(session), session.spec, session.attempt, metadata(session)
+
+    def assemble() -> JSON:
+        trained: dict[str, int] = {}
+        return {
+            "session_id": session.id, "trial_id": spec.trial_id, "task_id": spec.task_id, "group_id": spec.group_id,
+            "attempt": attempt, "paths": [_path(session, selected, end, trained) for end in selected.ends], "metadata": about,
+        }  # fmt: skip
+
+    return assemble
 
 
 def _path(session: Session, selected: Selection, end: Node, trained: dict[str, int]) -> JSON:
@@ -106,9 +120,13 @@ def _trained(selected: Selection) -> int:
     return sum(longest.values())
 
 
-def records(session: Session) -> JSON:
+def records_of(session: Session) -> Assembly:
     """`{session_id, records, metadata}`: every turn on the way to the newest answered one, as request and response."""
-    found = reversed(list(path(last_answered(session))))
+    found, about = list(path(last_answered(session))), metadata(session)
+    return lambda: {"session_id": session.id, "records": _records(found[::-1]), "metadata": about}
+
+
+def _records(found: list[Node]) -> list[JSON]:
     made: list[JSON] = []
     messages: list[Any] = []
     for node in found:
@@ -122,4 +140,4 @@ def records(session: Session) -> JSON:
             }
         )  # fmt: skip
         messages = [*messages, reply]
-    return {"session_id": session.id, "records": made, "metadata": metadata(session)}
+    return made
