@@ -133,6 +133,8 @@ class _Served(_Frames):
             answer = await work
         except Exception as error:
             what, answer = _FAILED, f"{type(error).__name__}: {error}".encode()
+        if len(answer) > MAX_FRAME_BYTES:
+            what, answer = _FAILED, f"an answer of {len(answer)} bytes does not go over a line".encode()
         if number:
             self.send(number, what, argument, answer)
 
@@ -199,6 +201,9 @@ class Line(_Frames):
             return answer
         self._numbers = self._numbers % 0xFFFFFFFF + 1
         number = self._numbers
+        if len(payload) > MAX_FRAME_BYTES:
+            answer.set_exception(CallFailed(f"more than {MAX_FRAME_BYTES} bytes do not go over a line"))
+            return answer
         self._waiting[number] = answer
         answer.add_done_callback(lambda done: self._done(number, done))
         self.send(number, what, argument, payload)

@@ -107,3 +107,9 @@ def test_a_prefix_of_a_conversation_has_a_prefix_of_its_digests(messages: list[d
 def test_the_formatting_of_arguments_is_no_difference(arguments: dict[str, Any]):
     spaced = orjson.dumps(arguments, option=orjson.OPT_INDENT_2).decode()
     assert message_key(call(spaced)) == message_key(call(orjson.dumps(arguments).decode()))
+
+
+@pytest.mark.parametrize("calls", [5, [{"function": {"name": "f"}}], {"a": 1}])
+def test_tool_calls_of_anybody_but_an_assistant_are_refused_by_name(calls: object):
+    with pytest.raises(BadRequest, match="tool_calls, which only an assistant has"):
+        message_key({"role": "user", "content": "a", "tool_calls": calls})

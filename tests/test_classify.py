@@ -11,10 +11,10 @@ from conftest import ask, assistant, begin, commit, make_session, owner_after, p
 from rollout_ft.config import SessionConfig
 from rollout_ft.errors import BadRequest, SessionClosed, TrialFault
 from rollout_ft.samples.selection import last_answered
-from rollout_ft.session.session import Attach, Begin, Replay, Session
+from rollout_ft.session.session import MAX_PARTIALS, Attach, Begin, Replay, Session
 from rollout_ft.session.tree import ids_of
 from rollout_ft.testing.plain import STOP
-from rollout_ft.types import Answered, Ended, Opened, Outcome, Recovery, SessionSpec
+from rollout_ft.types import Answered, Ended, Opened, Outcome, Partial, Recovery, SessionSpec
 
 
 def test_a_request_that_contains_the_reply_acknowledges_it_and_generates_the_next(session: Session):
@@ -397,3 +397,33 @@ def test_the_order_of_asking_outlives_an_owner(session: Session):
     again = owner_after(session, two.turn, one.turn)
     assert last_answered(again) is again.tree.nodes[two.turn.key]
     assert begin(again, ask(user("next"))).order == 3
+
+
+def test_a_retry_behind_equal_texts_means_what_it_is_a_retry_of(session: Session):
+    """Two samples say the same; what was asked behind one of them stays there, whichever is delivered meanwhile."""
+    first = play(session, ask(user("a")), "same", delivered=False)
+    asked = [user("a"), assistant("same"), user("b")]
+    flight = begin(session, ask(*asked))
+    assert flight.parent is first
+    second = ask(user("a"), retry=False)
+    session.evidence.deliver(first.turn.key)
+    other = play(session, second, "same")
+    session.evidence.acknowledge(other)
+    assert session.evidence.rank(other) >= session.evidence.rank(first)
+    assert session.decide(ask(*asked, retry=True)) == Attach(flight)
+    assert session.failed(ask(*asked)) == flight.base
+
+
+def test_an_agent_that_begins_anew_may_use_its_idempotency_keys_anew(session: Session):
+    request = ask(user("a"), idempotency_key="step-1")
+    node = play(session, request, "x")
+    again = owner_after(session, node.turn, Opened(session.spec, 2, True, 2))
+    assert isinstance(again.decide(ask(user("other"), idempotency_key="step-1")), Begin)
+
+
+def test_unfinished_generations_of_a_session_are_kept_up_to_a_limit(session: Session):
+    for i in range(MAX_PARTIALS + 3):
+        flight = begin(session, ask(user(f"{i}")))
+        session.give_up(flight, Partial(flight.key, "r", "q", flight.prompt_digest, b"", b"", (), 1))
+    assert len(session.partials) == MAX_PARTIALS
+    assert not session.flights

@@ -349,3 +349,33 @@ def test_a_request_over_the_wire_is_matched_by_the_sessions_matcher():
         assert metadata(session)["leniencies"] == {"whitespace": 2}
 
     played(play)
+
+
+def test_a_parser_that_fails_costs_a_turn_its_tool_calls_and_nothing_else(monkeypatch: pytest.MonkeyPatch):
+    async def fails(*_: object, **__: object) -> None:
+        raise OSError("the parser's process is gone")
+
+    async def play(w: World) -> None:
+        monkeypatch.setattr(TextParser, "parse", fails)
+        reply = await w.answered(ask(user("a")), "said")
+        assert orjson.loads(reply.node.turn.reply) == {"role": "assistant", "content": "said"}
+        assert (len(w.engine.calls), metadata(w.host.session(SID))["unparsed"]) == (1, 1)
+
+    played(play)
+
+
+def test_a_replay_whose_caller_leaves_is_known_here_as_it_is_in_the_store():
+    async def play(w: World) -> None:
+        one, two = await w.answered(ask(user("a")), "x"), await w.answered(ask(user("b")), "y")
+        await w.host.open("t1", 2, 2, None, True)
+        sid = "t1~2"
+        caller = asyncio.create_task(w.host.serve(sid, ask(user("a"))))
+        await asyncio.sleep(0)  # its commit has begun
+        caller.cancel()
+        await asyncio.sleep(1)
+        await w.host.serve(sid, ask(user("b")))
+        live = w.host.session(sid)
+        stored = await w.another_host().adopt(sid, 3)
+        assert dict(live.evidence.asked) == dict(stored.evidence.asked) == {one.node.turn.key: 3, two.node.turn.key: 4}
+
+    played(play)

@@ -161,3 +161,13 @@ async def test_what_is_told_arrives_before_the_next_call() -> None:
     await line.call(SAY, 1, b"called")
     assert echo.seen == [b"told", b"called"]
     line.close()
+
+
+async def test_what_is_too_large_for_a_line_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rollout_ft.line.MAX_FRAME_BYTES", 100)
+    line = await Line.to(await opened(Echo()))
+    for large in (b"x" * 101, b"x" * 99):  # the call itself; its answer, which is longer
+        with pytest.raises(CallFailed, match=r"does not go over|do not go over"):
+            await line.call(SAY, 1, large)
+    assert await line.call(SAY, 1, b"small") == b"1:small"
+    line.close()

@@ -11,8 +11,9 @@ import asyncio
 import logging
 import os
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 from rollout_ft.checkpoint.mirror import Mirror
 from rollout_ft.clock import monotonic, wall
@@ -164,10 +165,7 @@ class SessionHost:
         decision = held.session.decide(request)
         match decision:
             case Replay(node, first):
-                entry = held.session.answer(node, request) if first else None
-                if entry is not None:
-                    await held.commit(f"answer/{held.session.attempt}/{node.turn.key}/{request.request_id}", entry)
-                held.session.replayed(node, request, entry)
+                await _whole(self._replay(held, node, request, first))
                 return Reply(node, Served.REPLAYED)
             case Begin(flight):
                 generation = begin(held.session, flight, self._renderer)
@@ -182,13 +180,22 @@ class SessionHost:
                 held.session.counts["attached"] += 1
                 return Reply(await self._heard(held, await self._wait(held, flight, request), request), Served.ATTACHED)
 
+    async def _replay(self, held: Held, node: Node, request: TurnRequest, first: bool) -> None:
+        entry = held.session.answer(node, request) if first else None
+        if entry is not None:
+            await held.commit(f"answer/{held.session.attempt}/{node.turn.key}/{request.request_id}", entry)
+        held.session.replayed(node, request, entry)
+
     async def _heard(self, held: Held, node: Node, request: TurnRequest) -> Node:
         """A turn that was committed while nobody waited for it counts as asked for once somebody gets it."""
         if node.turn.key in held.session.evidence.unheard:
-            key = f"answer/{held.session.attempt}/{node.turn.key}/{request.request_id}"
-            await held.commit(key, Answered(node.turn.key, request.request_id))
-            held.session.evidence.unheard.discard(node.turn.key)
+            await _whole(self._hear(held, node, request))
         return node
+
+    async def _hear(self, held: Held, node: Node, request: TurnRequest) -> None:
+        key = f"answer/{held.session.attempt}/{node.turn.key}/{request.request_id}"
+        await held.commit(key, Answered(node.turn.key, request.request_id))
+        held.session.evidence.unheard.discard(node.turn.key)
 
     def report(self, sid: str, delivered: str) -> None:
         """What the gateway saw: the reply to this request was written whole to a socket that was still open."""
@@ -237,8 +244,9 @@ class SessionHost:
         generation = held.generations.get(flight.key)
         if generation is None or generation.finish or flight.callers:
             return
-        held.session.partials[flight.key] = generation.partial()
-        held.tasks[flight.key].cancel()
+        held.session.give_up(flight, generation.partial())
+        del held.generations[flight.key]
+        held.tasks.pop(flight.key).cancel()
 
     # -- one flight -----------------------------------------------------------------------------------------------
 
@@ -376,3 +384,10 @@ class SessionHost:
         self._flusher.cancel()
         for held in list(self._held.values()):
             held.let_go()
+
+
+async def _whole(work: Coroutine[Any, Any, None]) -> None:
+    """To its end, also when its caller leaves: what the store knows by then has to be known here as well."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(lambda t: t.cancelled() or t.exception())
+    await asyncio.shield(task)

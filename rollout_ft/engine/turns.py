@@ -6,17 +6,22 @@ of all ids of a turn at once, however many engine calls they came from.
 
 from __future__ import annotations
 
+import logging
+
 import orjson
 
 from rollout_ft.clock import wall
 from rollout_ft.engine.generation import Generation, Order, logprob_bytes
 from rollout_ft.engine.parsers import Parser
+from rollout_ft.errors import EngineLost
 from rollout_ft.session.flight import Flight
-from rollout_ft.session.parse import assistant_message, opened_thinking, sampled_text
+from rollout_ft.session.parse import Parsed, assistant_message, opened_thinking, sampled_text
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.session import Session
 from rollout_ft.session.tree import ids_bytes
 from rollout_ft.types import JSON, Served, Turn
+
+_log = logging.getLogger("rollout_ft")
 
 
 def begin(session: Session, flight: Flight, renderer: Renderer) -> Generation:
@@ -41,7 +46,13 @@ async def message_of(session: Session, flight: Flight, g: Generation, renderer: 
     special = parser.keep_special(request.tool_list)
     text = sampled_text(g.ids, renderer, stop=stop, keep_special=special, closers=parser.closers)
     opened = opened_thinking(flight.prompt_ids, renderer)
-    parsed = await parser.parse(text, request.tool_list, opened=opened, forced=request.forced_call)
+    try:
+        parsed = await parser.parse(text, request.tool_list, opened=opened, forced=request.forced_call)
+    except EngineLost:
+        raise
+    except Exception:
+        _log.exception("the parser failed: the text is delivered as text")
+        parsed = Parsed(text, failed=True)
     session.counts["unparsed"] += parsed.failed
     message = assistant_message(parsed, flight.key)
     session.key(message, "reply")  # a matcher that cannot read it fails before the commit

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import uuid
 from collections import Counter
+from hashlib import blake2b
 from typing import Any, Protocol
 
 import orjson
@@ -168,7 +169,7 @@ class Gateway:
 
     async def _not_yet(self, x: Exchange, call: _TurnCall, answer: asyncio.Task[_Answer], gone: asyncio.Task[None], body: bytes) -> None:
         """Shortly before the client gives up: a stream begins and is kept alive, a plain request comes again."""
-        if load_json(body).get("stream") is not True:
+        if load_json(body, self._config.max_json_depth).get("stream") is not True:
             answer.cancel()
             call.report_failed()
             message = "still generating; repeat the same request and it is answered when it is done"
@@ -255,7 +256,7 @@ class _TurnCall:
 
     def report_failed(self) -> None:
         """The client was told 5xx: whoever owns the session is told what it had asked for, as soon as somebody does."""
-        self._owners.keep(self._tell_failed())
+        self._owners.keep(blake2b(self._where.encode() + b"|" + self._body).digest(), self._tell_failed)
 
     async def _tell_failed(self) -> None:
         failed: Owner | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,6 +21,8 @@ from rollout_ft.types import JSON
 LOCATE_PAUSE_S = 0.1
 RELOCATE_PAUSE_S = 0.01
 CONNECT_TIMEOUT_S = 5.0
+MAX_CACHED = 65_536
+"""Sessions whose owner is remembered; that of another is asked for again."""
 
 
 @dataclass(slots=True, eq=False)
@@ -61,7 +63,7 @@ class Owners:
     def __init__(self, locator: Locator, token: bytes, ping_s: float):
         self._locator, self._token, self._ping_s = locator, token, ping_s
         self._by_session: dict[str, Owner] = {}
-        self._kept: set[asyncio.Task[None]] = set()
+        self._kept: dict[bytes, asyncio.Task[None]] = {}
         self._known: dict[tuple[str, int], Owner] = {}
         self._watch = asyncio.create_task(self._watch_owners())
 
@@ -81,6 +83,8 @@ class Owners:
                 key = (place["engine_id"], place["incarnation"])
                 owner = self._known.setdefault(key, Owner(place["url"], *key))
                 self._by_session[sid] = owner
+                if len(self._by_session) > MAX_CACHED:
+                    del self._by_session[next(iter(self._by_session))]
                 return owner
             await asyncio.sleep(LOCATE_PAUSE_S)
 
@@ -121,11 +125,12 @@ class Owners:
 
     # -- reports --------------------------------------------------------------------------------------------------
 
-    def keep(self, work: Coroutine[Any, Any, None]) -> None:
-        """Runs something to its end that nobody waits for."""
-        task = asyncio.create_task(work)
-        self._kept.add(task)
-        task.add_done_callback(self._kept.discard)
+    def keep(self, name: bytes, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Runs something to its end that nobody waits for; what runs already under that name is not begun again."""
+        if name in self._kept:
+            return
+        task = self._kept[name] = asyncio.create_task(work())
+        task.add_done_callback(lambda _: self._kept.pop(name, None))
         task.add_done_callback(lambda t: t.cancelled() or t.exception())
 
     def report(self, owner: Owner, sid: str, *, delivered: str) -> None:

@@ -92,6 +92,8 @@ def message_key(message: JSON, where: str = "message") -> bytes:
         name = message.get("name")
         if not isinstance(name, str | None):
             raise BadRequest(f"{where}.name must be text", param=where)
+        if message.get("tool_calls"):
+            raise BadRequest(f"{where} has tool_calls, which only an assistant has: leave them out", param=where)
         return orjson.dumps([role, text, name or ""])
     calls = [_call_key(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls_of(message, where))]
     return orjson.dumps([role, text.strip(), calls])

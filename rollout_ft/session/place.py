@@ -27,12 +27,22 @@ class Place:
     ids: bytes = b""
 
 
-def locate(tree: Tree, request: TurnRequest, rank: Callable[[Node], int], stop_ids: frozenset[int]) -> Place:
-    """The deepest turn whose path the request contains. Raises BadRequest for a prompt without a token."""
+def locate(tree: Tree, request: TurnRequest, rank: Callable[[Node], int], asked: Callable[[str], bool], stop_ids: frozenset[int]) -> Place:
+    """The deepest turn whose path the request contains. Raises BadRequest for a prompt without a token.
+
+    Of turns with equal texts, one behind which the same was `asked` before: a retry means what it is a retry of,
+    whatever the client was seen to have since. Else the one with the highest `rank`, then the newest.
+    """
     sampling = orjson.dumps(request.sampling, option=orjson.OPT_SORT_KEYS)
     if request.input_ids is None:
-        parent, new_from = tree.deepest(request.digests, rank)
-        return Place(parent, base_key(parent.turn.key if parent else "", request.digests[-1], sampling), new_from)
+        found, new_from = tree.deepest(request.digests)
+        if not found:
+            return Place(None, base_key("", request.digests[-1], sampling))
+        places = [Place(node, base_key(node.turn.key, request.digests[-1], sampling), new_from) for node in found]
+        if len(places) == 1:
+            return places[0]
+        best = max(range(len(places)), key=lambda i: (asked(places[i].base), rank(found[i]), i))
+        return places[best]
     if not request.input_ids:
         raise BadRequest("input_ids must have at least one token", param="input_ids")
     parent, trim = tree.deepest_in_tokens(request.input_ids, rank, stop_ids)

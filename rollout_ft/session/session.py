@@ -50,6 +50,8 @@ class Replay:
 
 
 Decision = Begin | Attach | Replay
+MAX_PARTIALS = 64
+"""Unfinished generations that are kept of a session; a store keeps as many."""
 
 
 class Session:
@@ -91,9 +93,10 @@ class Session:
             match entry:
                 case Opened():
                     self.spec, self.attempt, self.evidence, self.fault = entry.spec, entry.attempt, Evidence(), ""
+                    self.known = Known()  # an agent that begins anew numbers its requests anew
                     self.counts.clear()
                     if not entry.resume:
-                        self.tree, self.lineage, self.known = Tree(self.key), entry.attempt, Known()
+                        self.tree, self.lineage = Tree(self.key), entry.attempt
                 case Turn():
                     self._add(entry)
                     self.evidence.restore(entry.acknowledged, entry.delivered)
@@ -149,7 +152,10 @@ class Session:
         return decision
 
     def _place(self, request: TurnRequest) -> Place:
-        return locate(self.tree, request, self.evidence.rank, self._renderer.stop_ids)
+        return locate(self.tree, request, self.evidence.rank, self._asked, self._renderer.stop_ids)
+
+    def _asked(self, base: str) -> bool:
+        return bool(self.tree.samples(base)) or base in self.evidence.failed or any(f.base == base for f in self.flights.values())
 
     def _again(self, key: str) -> Decision:
         flight = self.flights.get(key)
@@ -259,9 +265,17 @@ class Session:
 
     def drop(self, flight: Flight) -> None:
         """The flight ended without a turn; what it had stays as its partial."""
-        self.flights.pop(flight.key, None)
+        if self.flights.get(flight.key) is flight:
+            del self.flights[flight.key]
         for request in flight.joined:
             self.known.forget(request.request_id, request.idempotency_key)
+
+    def give_up(self, flight: Flight, partial: Partial) -> None:
+        """Nobody waits for it any more; a later request for the same goes on from here."""
+        self.drop(flight)
+        self.partials[flight.key] = partial
+        if len(self.partials) > MAX_PARTIALS:
+            del self.partials[next(iter(self.partials))]
 
     def committed(self, turn: Turn) -> Node:
         """The store has the turn: it is part of the tree from now on."""

@@ -122,17 +122,14 @@ class Tree:
         """The recorded samples of one body, in the order of their numbers."""
         return sorted(self._by_base.get(base, ()), key=lambda node: node.turn.sample)
 
-    def deepest(self, digests: list[bytes], rank: Callable[[Node], int]) -> tuple[Node | None, int]:
-        """The turn with the longest path that the conversation contains, and how many messages that path has.
-
-        Of several whose texts are equal, the one with the highest `rank`, then the newest.
-        """
+    def deepest(self, digests: list[bytes]) -> tuple[list[Node], int]:
+        """The turns with the longest path that the conversation contains, several where their texts are equal, the
+        newest last; and how many messages that path has."""
         for count in range(len(digests) - 1, 0, -1):
             found = self._by_end.get(digests[count])
             if found:
-                best = max(range(len(found)), key=lambda i: (rank(found[i]), i))
-                return found[best], count
-        return None, 0
+                return found, count
+        return [], 0
 
     def deepest_in_tokens(self, ids: bytes, rank: Callable[[Node], int], stop_ids: frozenset[int]) -> tuple[Node | None, int]:
         """The turn with the longest path that `ids` start with, and how many of its last tokens they lack.
