@@ -366,3 +366,21 @@ def test_the_leaves_of_a_branching_session_are_its_ends(session: Session):
     made = turns_of(trajectory(session))
     assert all([n.turn.key for n in reversed(list(path(session.tree.nodes[p[-1]])))] == p for p in made)
     assert nodes[-1].turn.key in {p[-1] for p in made}
+
+
+@pytest.mark.parametrize("asked", [[user("a")], [user("a"), assistant("x"), user("b")]], ids=["first", "later"])
+def test_a_reply_that_a_harness_rejects_with_a_note_is_resampled(session: Session, asked: list[dict[str, Any]]):
+    """It leaves the reply out of the history, says what was wrong, and asks again."""
+    if len(asked) > 1:
+        play(session, ask(user("a")), "x")
+    rejected = play(session, ask(*asked), "no call at all")
+    kept = play(session, ask(*asked, user("no tool call found: try again")), "fine")
+    (only,) = turns_of(trajectory(session))
+    assert only[-1] == kept.turn.key
+    assert rejected.turn.key not in only
+    assert metadata(session)["resampled"] == 1
+
+
+def test_what_was_asked_beside_it_does_not_reject_a_reply(session: Session):
+    one, two = play(session, ask(user("a")), "x"), play(session, ask(user("b")), "y")
+    assert sorted(turns_of(trajectory(session))) == sorted([[one.turn.key], [two.turn.key]])

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import orjson
+
 from rollout_ft.session.session import Session
 from rollout_ft.session.tree import Node, path
 
@@ -65,13 +67,21 @@ def last_answered(session: Session) -> Node | None:
 
 
 def _resampled(session: Session, node: Node) -> bool:
-    """It arrived, nobody built upon it, and another sample of the same request was built upon, or was asked for later
-    and arrived."""
+    """It arrived, nobody built upon it, and the same request, or the same with more words behind it, got another reply
+    that was built upon, or was asked for later and arrived."""
     ev, key = session.evidence, node.turn.key
     if key not in ev.delivered or key in ev.acknowledged:
         return False
-    others = [n.turn.key for n in session.tree.samples(node.base) if n is not node]
+    others = [n.turn.key for n in session.tree.beside(node) if n.base == node.base or _with_a_note(node, n)]
     return any(k in ev.acknowledged or (k in ev.delivered and _order(session, k) > _order(session, key)) for k in others)
+
+
+def _with_a_note(node: Node, other: Node) -> bool:
+    """`other` asks what `node` asks and more, and what comes first behind it is no reply: that would be this one, altered."""
+    asked, more = node.turn.messages, other.turn.messages
+    if not more.startswith(asked[:-1] + b","):
+        return False
+    return orjson.loads(more)[len(orjson.loads(asked))]["role"] != "assistant"
 
 
 def _order(session: Session, key: str) -> tuple[int, int]:

@@ -118,6 +118,10 @@ class Tree:
         """Whether asking `base` after `parent` goes another way than what is recorded there."""
         return any(child.base != base for child in self._children.get(parent.turn.key if parent else "", ()))
 
+    def beside(self, node: Node) -> list[Node]:
+        """The other turns with the same parent."""
+        return [other for other in self._children[node.turn.parent] if other is not node]
+
     def samples(self, base: str) -> list[Node]:
         """The recorded samples of one body, in the order of their numbers."""
         return sorted(self._by_base.get(base, ()), key=lambda node: node.turn.sample)
