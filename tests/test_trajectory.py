@@ -12,6 +12,7 @@ import pytest
 from conftest import ask, assistant, begin, commit, make_session, play, turn_of, user
 from safetensors import safe_open
 
+from rollout_ft.engine.http import dump
 from rollout_ft.samples.export import write_trajectory
 from rollout_ft.samples.trajectory import metadata, records, trajectory
 from rollout_ft.session.session import Session
@@ -384,3 +385,9 @@ def test_a_reply_that_a_harness_rejects_with_a_note_is_resampled(session: Sessio
 def test_what_was_asked_beside_it_does_not_reject_a_reply(session: Session):
     one, two = play(session, ask(user("a")), "x"), play(session, ask(user("b")), "y")
     assert sorted(turns_of(trajectory(session))) == sorted([[one.turn.key], [two.turn.key]])
+
+
+@pytest.mark.parametrize("length", [0, 1, 8191, 8192, 8193, 20_000])
+def test_an_array_that_is_written_bit_by_bit_is_the_same(length: int):
+    values = {"a": np.arange(length, dtype=np.int32), "b": np.linspace(-9, 0, length, dtype=np.float32)}
+    assert orjson.loads(dump(values)) == orjson.loads(orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY))
