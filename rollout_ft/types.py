@@ -84,6 +84,8 @@ class Turn:
     tokens_wasted: int = 0
     tokens_reused: int = 0
     idempotency_key: str = ""
+    also: tuple[tuple[str, str], ...] = ()
+    """Request id and Idempotency-Key of callers that attached with a key of their own."""
     acknowledged: tuple[str, ...] = ()
     delivered: tuple[str, ...] = ()
     trim: int = 0
@@ -115,6 +117,7 @@ class Answered:
     failed: str = ""
     """What a client asked for and got a 5xx instead of: the attempt is tainted until it is answered."""
     order: int = 0
+    idempotency_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ def test_a_phantom_is_served_whatever_the_headers(session: Session):
     node = play(session, ask(user("a")), "x", delivered=False)
     assert session.decide(ask(user("a"))) == Replay(node, first=False)
     assert session.decide(ask(user("a"), retry=True)) == Replay(node, first=False)
-    assert session.decide(ask(user("a"), idempotency_key="k")) == Replay(node, first=False)
+    assert session.decide(ask(user("a"), idempotency_key="k")) == Replay(node, first=True)
 
 
 def test_a_marked_repeat_of_a_delivered_turn_replays_the_newest_sample(session: Session):
@@ -269,7 +269,7 @@ def test_replays_of_a_reply_that_did_not_arrive_do_not_count(session: Session):
 def test_an_idempotency_key_that_was_answered_with_a_replay_means_that_turn_from_then_on(session: Session):
     node = play(session, ask(user("a")), "x", delivered=False)
     first = ask(user("a"), idempotency_key="k")
-    assert session.decide(first) == Replay(node, first=False)
+    assert session.decide(first) == Replay(node, first=True)
     session.replayed(node, first)
     session.delivered(first.request_id)
     assert session.decide(ask(user("a"), idempotency_key="k")) == Replay(node, first=False)

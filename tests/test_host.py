@@ -20,6 +20,7 @@ from rollout_ft.errors import EngineRefused, MatcherFailed, SessionClosed
 from rollout_ft.faultpoints import Inert
 from rollout_ft.samples.trajectory import metadata, trajectory
 from rollout_ft.session.request import TurnRequest
+from rollout_ft.session.session import Replay
 from rollout_ft.telemetry.events import Events
 from rollout_ft.testing.plain import STOP, PlainTemplate
 from rollout_ft.types import JSON, Ended, Outcome, Served, SessionSpec, VersionSpan
@@ -379,3 +380,22 @@ def test_a_replay_whose_caller_leaves_is_known_here_as_it_is_in_the_store():
         assert dict(live.evidence.asked) == dict(stored.evidence.asked) == {one.node.turn.key: 3, two.node.turn.key: 4}
 
     played(play)
+
+
+def test_the_next_owner_knows_the_idempotency_keys_of_all_who_got_a_turn():
+    async def play(w: World) -> None:
+        first = w.ask(ask(user("a"), idempotency_key="one"))
+        call = await w.engine.call(0)
+        attached = w.ask(ask(user("a"), idempotency_key="two", retry=False))
+        await asyncio.sleep(1)
+        call.go.set()
+        assert (await first).node is (await attached).node
+        phantom = await w.answered(ask(user("b")), "y", delivered=False)
+        assert (await w.host.serve(SID, ask(user("b"), idempotency_key="three"))).served == Served.REPLAYED
+        session = await w.another_host().adopt(SID, 2)
+        for key, text, node in (("one", "a", (await first).node), ("two", "a", (await first).node), ("three", "b", phantom.node)):
+            decision = session.decide(ask(user(text), idempotency_key=key))
+            assert isinstance(decision, Replay)
+            assert decision.node.turn.key == node.turn.key
+
+    played(play, session__on_concurrent="attach")

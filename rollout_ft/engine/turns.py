@@ -73,6 +73,7 @@ def turn_of(session: Session, flight: Flight, g: Generation, message: JSON) -> T
         reply=compact(orjson.dumps(message)), created=int(wall()), generations=g.calls, tokens_wasted=g.wasted,
         tokens_reused=g.reused, idempotency_key=request.idempotency_key, acknowledged=acks, delivered=deliveries,
         unheard=not flight.callers, trim=flight.trim, order=flight.order,
+        also=tuple((r.request_id, r.idempotency_key) for r in flight.joined if r is not request and r.idempotency_key),
     )  # fmt: skip
 
 

@@ -46,7 +46,8 @@ class Attach:
 class Replay:
     node: Node
     first: bool
-    """Not asked for in this attempt before: that has to be recorded before the reply leaves."""
+    """Not asked for in this attempt before, or with an Idempotency-Key that is new: that has to be recorded before the
+    reply leaves."""
 
 
 Decision = Begin | Attach | Replay
@@ -113,7 +114,7 @@ class Session:
         if entry.turn_key:
             self.evidence.asked.setdefault(entry.turn_key, entry.order)
             self.evidence.unheard.discard(entry.turn_key)
-            self.known.remember(entry.turn_key, "", entry.request_id)
+            self.known.remember(entry.turn_key, self.tree.nodes[entry.turn_key].base, entry.request_id, entry.idempotency_key)
             self.counts["replayed"] += 1
         if entry.failed.startswith(FAULT):
             self.fault = entry.failed.removeprefix(FAULT)
@@ -147,7 +148,7 @@ class Session:
         if choice.action == "generate":
             decision = Begin(self._begin(request, place, choice.number))
         else:
-            decision = self._again(turn_key(place.base, choice.number))
+            decision = self._again(turn_key(place.base, choice.number), new_key=bool(request.idempotency_key))
         self._acknowledge(place, request)
         return decision
 
@@ -157,11 +158,11 @@ class Session:
     def _asked(self, base: str) -> bool:
         return bool(self.tree.samples(base)) or base in self.evidence.failed or any(f.base == base for f in self.flights.values())
 
-    def _again(self, key: str) -> Decision:
+    def _again(self, key: str, *, new_key: bool = False) -> Decision:
         flight = self.flights.get(key)
         if flight is not None:
             return Attach(flight)
-        first = key not in self.evidence.asked or key in self.evidence.unheard
+        first = key not in self.evidence.asked or key in self.evidence.unheard or new_key
         return Replay(self.tree.nodes[key], first)
 
     def _choose(self, base: str, request: TurnRequest) -> Choice:
@@ -293,13 +294,14 @@ class Session:
         if turn.unheard:
             self.evidence.unheard.add(turn.key)
         self.evidence.asked.setdefault(turn.key, turn.order)
-        self.known.remember(turn.key, node.base, turn.request_id, turn.idempotency_key)
+        for request_id, idempotency_key in ((turn.request_id, turn.idempotency_key), *turn.also):
+            self.known.remember(turn.key, node.base, request_id, idempotency_key)
         return node
 
     def answer(self, node: Node, request: TurnRequest) -> Answered:
         """What the store has to have before a recorded reply goes out in this attempt for the first time."""
         acks, deliveries = self.evidence.take_unsaved()
-        return Answered(node.turn.key, request.request_id, acks, deliveries, order=self._next())
+        return Answered(node.turn.key, request.request_id, acks, deliveries, order=self._next(), idempotency_key=request.idempotency_key)
 
     def replayed(self, node: Node, request: TurnRequest, entry: Answered | None = None) -> None:
         """The recorded reply goes to this request; `entry` told the store so, where it had to be told."""
