@@ -106,7 +106,7 @@ def _set_environment(config: RayConfig, temp_dir: str) -> tuple[str, ...]:
         ours["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     names = tuple(name for name in ours if name not in os.environ)
     os.environ.update({name: ours[name] for name in names})
-    _reread_environment()
+    reread_environment()
     return names
 
 
@@ -128,7 +128,7 @@ def restore_signals() -> None:
             signal.signal(number, signal.getsignal(number))
 
 
-def _reread_environment() -> None:
+def reread_environment() -> None:
     """Ray reads its auth mode when it is imported, which may be before anybody asked us for it."""
     raylet = ray._raylet
     raylet.Config.initialize("")

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rollout_ft.errors import ConfigError
+from rollout_ft.fleet.spread import Placement
 from rollout_ft.types import Recovery
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -120,6 +121,9 @@ class StoreConfig(Settings):
     min_replicas: int = Field(default=1, ge=1)
     commit_timeout_s: Seconds = 10
     call_timeout_s: Seconds = 2
+    placement: Placement = Placement.SPREAD
+    """`spread`: replicas stand on distinct nodes where there are several, and on the head last; `distinct`: never two on
+    one node, however few replicas that leaves; `any`: where Ray puts them."""
     journal_dir: str = ""
     """Where commits are journalled on disk; empty: only in the memory of the replicas."""
 
@@ -128,6 +132,11 @@ class StoreConfig(Settings):
         if self.min_replicas > self.replicas:
             raise ValueError("store.min_replicas is larger than store.replicas: no commit could ever succeed")
         return self
+
+
+class FleetConfig(Settings):
+    ping_s: Seconds = 1
+    """The supervisor pings every actor so often and waits so long for the answer; two misses and it is replaced."""
 
 
 class SessionConfig(Settings):
@@ -189,6 +198,7 @@ class Config(Settings):
     engine: EngineConfig = EngineConfig()
     gateway: GatewayConfig = GatewayConfig()
     store: StoreConfig = StoreConfig()
+    fleet: FleetConfig = FleetConfig()
     session: SessionConfig = SessionConfig()
     sampling: SamplingConfig = SamplingConfig()
     samples: SamplesConfig = SamplesConfig()

@@ -13,13 +13,19 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
 from rollout_ft import config as configs
 from rollout_ft.clock import monotonic
 from rollout_ft.cluster import Cluster, connect, restore_signals
 from rollout_ft.config import Config, TrialConfig
 from rollout_ft.engine.parsers import check_names
 from rollout_ft.errors import BadRequest, ConfigError
-from rollout_ft.fleet.crew import Member, Setup, actor_name
+from rollout_ft.fleet.crew import Setup, actor_name
+from rollout_ft.fleet.member import Member
+from rollout_ft.fleet.node import node_id
+from rollout_ft.fleet.nodes import alive, node_of
+from rollout_ft.fleet.spread import for_supervisor
 from rollout_ft.gateway.dialects.sampling import check_sampling
 from rollout_ft.gateway.keys import Keys
 from rollout_ft.session.drift import load_renderer
@@ -33,8 +39,10 @@ from rollout_ft.types import JSON
 class Run:
     """A run that is up. `client` speaks to its gateway with the operator's key."""
 
-    def __init__(self, config: Config, setup: Setup, cluster: Cluster, supervisor: Member, gateway_url: str):
-        self.config, self.setup, self.gateway_url = config, setup, gateway_url
+    def __init__(
+        self, config: Config, setup: Setup, cluster: Cluster, supervisor: Member, gateway_url: str, warnings: tuple[str, ...] = ()
+    ):
+        self.config, self.setup, self.gateway_url, self.warnings = config, setup, gateway_url, warnings
         self.ray_address = cluster.address
         self.operator_key = Keys(setup.secret).operator
         self.supervisor = supervisor
@@ -74,16 +82,17 @@ async def start(
     _check(loaded)
     cluster = await asyncio.to_thread(connect, loaded.ray)
     restore_signals()
-    setup = Setup(loaded, loaded.ray.namespace, secret or secrets.token_hex(32), faults, loopback=bool(cluster.temp_dir))
+    secret, alone = secret or secrets.token_hex(32), bool(cluster.temp_dir)
+    setup = Setup(loaded, loaded.ray.namespace, secret, faults, loopback=alone, home=node_id())
     try:
-        supervisor = _supervisor(setup)
+        supervisor = await asyncio.to_thread(_supervisor, setup)
         try:
             if faults:
                 from rollout_ft.testing.faults import create_plan
 
                 create_plan(setup)
             started = await supervisor.ask("start")
-            run = Run(loaded, setup, cluster, supervisor, started["gateway_url"])
+            run = Run(loaded, setup, cluster, supervisor, started["gateway_url"], tuple(started["warnings"]))
             renewing = asyncio.create_task(_renew(run))
             try:
                 yield run
@@ -96,7 +105,7 @@ async def start(
         finally:
             with contextlib.suppress(Exception):
                 await supervisor.ask("stop", timeout_s=30)
-            supervisor.kill()
+            await asyncio.to_thread(supervisor.kill)
     finally:
         await asyncio.to_thread(cluster.leave)
 
@@ -116,8 +125,12 @@ def _supervisor(setup: Setup) -> Member:
     from rollout_ft.fleet.supervisor import Supervisor
 
     name = actor_name(setup.config.run, "supervisor", 1)
+    node = for_supervisor([node_of(each) for each in alive()])
+    # Soft, so that Ray starts it on another node when its own is gone.
+    strategy = NodeAffinitySchedulingStrategy(node.node_id, soft=True) if node else "DEFAULT"
+    options: Any = {"name": name, "namespace": setup.namespace, "lifetime": "detached", "scheduling_strategy": strategy}
     try:
-        handle: Any = Supervisor.options(name=name, namespace=setup.namespace, lifetime="detached").remote(setup)  # pyright: ignore
+        handle: Any = Supervisor.options(**options).remote(setup)  # pyright: ignore
     except ValueError:
         raise ConfigError(f"run: a run called {setup.config.run} is up in this cluster already; choose another name") from None
     return Member("supervisor", 1, name, handle)

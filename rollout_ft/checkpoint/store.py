@@ -283,7 +283,7 @@ def create_store_actor(
     """
     import ray
 
-    from rollout_ft.fleet.node import node_ip, settle
+    from rollout_ft.fleet.node import node_id, node_ip, settle
 
     api = cast("Any", ray)
 
@@ -298,6 +298,9 @@ def create_store_actor(
             Store.__init__(self, name, view, journal_dir, put=api.put, get=get)
             self._loopback = loopback
             self._door: asyncio.Task[Door] | None = None
+
+        async def describe(self) -> dict[str, Any]:
+            return {**await Store.describe(self), "node_id": node_id()}
 
         async def door(self) -> Door:
             """Where writers send what they commit."""

@@ -24,7 +24,7 @@ from rollout_ft.engine.sglang import SGLang
 from rollout_ft.errors import EngineLost, SessionClosed
 from rollout_ft.fleet.crew import Setup, actor_name
 from rollout_ft.fleet.lease import Lease, live
-from rollout_ft.fleet.node import node_ip, settle
+from rollout_ft.fleet.node import node_id, node_ip, settle
 from rollout_ft.fleet.remote import RemoteSupervisor
 from rollout_ft.gateway.keys import Keys
 from rollout_ft.line import token_of
@@ -45,10 +45,19 @@ class EngineActor:
         self._name = actor_name(setup.config.run, engine_id, incarnation)
         self._view = view
         self._lease = Lease(setup.config.orphan_s)
+        self._started: asyncio.Task[JSON] | None = None
         self._events = Events(self._name)
 
     async def start(self) -> JSON:
-        """Starts the engine and serves; returns where. Raises EngineLost with the reason when it does not come up."""
+        """Starts the engine and serves; returns where. Raises EngineLost with the reason when it does not come up.
+
+        Idempotent: an answer that was lost on the way is asked for again.
+        """
+        if self._started is None:
+            self._started = asyncio.create_task(self._start())
+        return await asyncio.shield(self._started)
+
+    async def _start(self) -> JSON:
         asyncio.create_task(live(self._lease))  # noqa: RUF006 - lives as long as the process
         config = self._config
         self._supervisor = RemoteSupervisor(config.run, self._setup.namespace)
@@ -145,7 +154,7 @@ class EngineActor:
         return {
             "engine_id": self._engine_id, "incarnation": self._incarnation, "url": self._url, "pid": os.getpid(),
             "engine_pid": self._process.pid(), "weight_version": self._weight_version, "view": self._view,
-            "sessions": self._host.sessions(), "node": node_ip(self._setup.loopback),
+            "sessions": self._host.sessions(), "node": node_ip(self._setup.loopback), "node_id": node_id(),
         }  # fmt: skip
 
     async def renew(self) -> list[Any]:

@@ -1,26 +1,30 @@
-"""The run's actors: made, found again by name, watched, killed.
+"""The run's actors: made, each on its node, found again by name, killed.
 
-Owns names, Ray's options and Ray's errors. Decides nothing. An actor that is not told by the supervisor that the run
-lives ends itself; a death is seen through a call that never returns, in milliseconds and without polling.
+Owns names and Ray's options, and who stands where. Decides nothing: where the next one goes is `spread`'s. An actor that
+is not told by the supervisor that the run lives ends itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rollout_ft.checkpoint.view import View
 from rollout_ft.config import Config
-from rollout_ft.errors import RolloutFTError
+from rollout_ft.fleet import spread
+from rollout_ft.fleet.member import Member
+from rollout_ft.fleet.nodes import Nodes
+from rollout_ft.fleet.spread import Node, Placement
 from rollout_ft.rayapi import ray
 
-
-class Gone(RolloutFTError):
-    """The actor is dead, or did not answer in time."""
+LIST_TIMEOUT_S = 30.0
+"""For Ray's control plane to list the actors; without it nothing can be rebuilt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,8 @@ class Setup:
     faults: bool = False
     loopback: bool = False
     """The cluster is this machine alone: nothing listens on other addresses."""
+    home: str = ""
+    """The node of who started the run."""
 
 
 def actor_name(run: str, role: str, incarnation: int) -> str:
@@ -40,71 +46,81 @@ def actor_name(run: str, role: str, incarnation: int) -> str:
     return f"{run}/{role}/{incarnation}"
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One actor of the run; `role` is `engine-0`, `store-1`, `gateway-0` …"""
-
-    role: str
-    incarnation: int
-    name: str
-    handle: Any
-
-    async def ask(self, method: str, *args: Any, timeout_s: float | None = None) -> Any:
-        """Calls a method; raises our own errors as they were raised there, Gone when there is no answer."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await getattr(self.handle, method).remote(*args)
-        except RayTaskError as e:
-            if isinstance(e.cause, RolloutFTError):
-                raise e.cause from None
-            raise
-        except (RayError, TimeoutError) as e:
-            raise Gone(f"{self.name}: {type(e).__name__}") from e
-
-    async def death(self) -> str:
-        """Returns when the actor is dead, with what Ray says of it."""
-        try:
-            await self.handle.forever.remote()
-        except RayError as e:
-            return type(e).__name__
-        return "returned"
-
-    def kill(self) -> None:
-        """At once; an actor that is dead already is no error."""
-        with contextlib.suppress(RayError, ValueError):
-            ray.kill(self.handle, no_restart=True)
-
-
 class Crew:
     def __init__(self, setup: Setup):
         self.setup = setup
+        self.nodes = Nodes()
         self._run, self._namespace = setup.config.run, setup.namespace
+        self._at: dict[str, tuple[str, str]] = {}
+        self._choosing = asyncio.Lock()
+        self._killing: set[asyncio.Task[None]] = set()
 
-    def engine(self, engine_id: str, incarnation: int, view: View) -> Member:
+    async def engine(self, engine_id: str, incarnation: int, view: View) -> Member:
         from rollout_ft.engine.actor import EngineActor
 
-        return self._make(EngineActor, engine_id, incarnation, self.setup, engine_id, incarnation, view,
-                          num_gpus=self.setup.config.engine.num_gpus)  # fmt: skip
+        args = (self.setup, engine_id, incarnation, view)
+        gpus = self.setup.config.engine.num_gpus
+        if gpus:  # which GPUs are free is Ray's to know
+            away = [n.node_id for n in await self.nodes.now() if n.doubted]
+            options: dict[str, Any] = {"label_selector": {"ray.io/node-id": f"!in({','.join(away)})"}} if away else {}
+            return self._make(EngineActor, engine_id, incarnation, *args, num_gpus=gpus, scheduling_strategy="SPREAD", **options)
+        async with self._choosing:
+            choose = partial(spread.for_engine, stores=self._count("store"), engines=self._count("engine"))
+            return self._make(EngineActor, engine_id, incarnation, *args, node=await self.nodes.pick(choose))
 
-    def gateway(self, role: str, incarnation: int, port: int) -> Member:
+    async def gateway(self, role: str, incarnation: int, port: int) -> Member:
         from rollout_ft.gateway.actor import GatewayActor
 
-        return self._make(GatewayActor, role, incarnation, self.setup, port)
+        async with self._choosing:
+            host = self.setup.config.gateway.host
+            choose = partial(spread.for_gateway, gateways=self._count("gateway"), host=host, home=self.setup.home)
+            return self._make(GatewayActor, role, incarnation, self.setup, port, node=await self.nodes.pick(choose))
 
-    def store(self, role: str, incarnation: int, view: View | None) -> Member:
+    async def store(self, role: str, incarnation: int, view: View | None) -> Member | None:
+        """None where `store.placement` has no node for it."""
         from rollout_ft.checkpoint.store import create_store_actor
 
-        name = actor_name(self._run, role, incarnation)
-        journal = self.setup.config.store.journal_dir or None
-        handle = create_store_actor(name, self._namespace, view, journal, loopback=self.setup.loopback)
-        handle.live.remote(self.setup.config.orphan_s)
+        config, name = self.setup.config, actor_name(self._run, role, incarnation)
+        distinct = config.store.placement is Placement.DISTINCT
+        async with self._choosing:
+            options: dict[str, Any] = {}
+            if config.store.placement is not Placement.ANY:
+                stores, engines = self._count("store"), self._count("engine")
+                node = await self.nodes.pick(partial(spread.for_store, stores=stores, engines=engines, distinct=distinct))
+                if node is None and distinct:
+                    return None
+                options = self._stands(name, role, node)
+            journal = config.store.journal_dir or None
+            handle = create_store_actor(name, self._namespace, view, journal, loopback=self.setup.loopback, **options)
+        handle.live.remote(config.orphan_s)
         return Member(role, incarnation, name, handle)
 
     def name(self, role: str, incarnation: int) -> str:
         return actor_name(self._run, role, incarnation)
 
-    def existing(self) -> list[Member]:
+    def node_of(self, member: Member) -> str:
+        """The node that it was placed on or was seen on; empty when nobody knows."""
+        return self._at.get(member.name, ("", ""))[1]
+
+    def seen(self, member: Member, node_id: str) -> None:
+        """It said itself where it is."""
+        self._at[member.name] = (member.role, node_id)
+
+    def gone(self, member: Member, *, silent: bool = False) -> None:
+        """Kills it; it counts for no placement any more. `silent`: it did not answer, and its node may be why."""
+        node = self._at.pop(member.name, ("", ""))[1]
+        if silent:
+            self.nodes.doubt(node)
+        task = asyncio.create_task(asyncio.to_thread(member.kill))
+        self._killing.add(task)
+        task.add_done_callback(self._killing.discard)
+
+    async def existing(self) -> list[Member]:
         """Every actor of the run that Ray still knows, the supervisor left out."""
+        async with asyncio.timeout(LIST_TIMEOUT_S):
+            return await asyncio.to_thread(self._existing)
+
+    def _existing(self) -> list[Member]:
         found: list[Member] = []
         for each in ray.util.list_named_actors(all_namespaces=True):
             run, _, rest = each["name"].partition("/")
@@ -116,7 +132,18 @@ class Crew:
                 found.append(Member(role, int(incarnation), each["name"], handle))
         return found
 
-    def _make(self, actor: Any, role: str, incarnation: int, *args: Any, **options: Any) -> Member:
+    def _count(self, kind: str) -> Counter[str]:
+        """How many actors of a kind each node has."""
+        return Counter(node for role, node in self._at.values() if role.startswith(f"{kind}-"))
+
+    def _stands(self, name: str, role: str, node: Node | None) -> dict[str, Any]:
+        """Ray's option for an actor that was given this node, which from now on counts as there."""
+        if node is None:
+            return {}
+        self._at[name] = (role, node.node_id)
+        return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node.node_id, soft=False)}
+
+    def _make(self, actor: Any, role: str, incarnation: int, *args: Any, node: Node | None = None, **options: Any) -> Member:
         name = actor_name(self._run, role, incarnation)
-        settings = {"name": name, "namespace": self._namespace, "lifetime": "detached", **options}
+        settings = {"name": name, "namespace": self._namespace, "lifetime": "detached", **self._stands(name, role, node), **options}
         return Member(role, incarnation, name, actor.options(**settings).remote(*args))

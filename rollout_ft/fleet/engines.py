@@ -12,12 +12,16 @@ from dataclasses import dataclass, field
 
 from rollout_ft.checkpoint.view import View
 from rollout_ft.errors import EngineLost
-from rollout_ft.fleet.crew import Crew, Gone, Member
+from rollout_ft.fleet.crew import Crew
 from rollout_ft.fleet.health import Event, Health, State, step
+from rollout_ft.fleet.member import Gone, Member
+from rollout_ft.fleet.pulse import Pulse
 from rollout_ft.telemetry.events import Events
 from rollout_ft.types import JSON
 
-PING_S = 1.0
+TAKE_OVER_S = 5.0
+ACTOR_START_S = 30.0
+"""For the process of an actor that asks Ray for nothing; one that is placed on a node that died meanwhile never starts."""
 RESTART_PAUSE_S = 0.5
 MAX_PAUSE_S = 30.0
 
@@ -40,8 +44,8 @@ class Engine:
 
 
 class Engines:
-    def __init__(self, crew: Crew, events: Events, view: Callable[[], View]):
-        self._crew, self._events, self._view = crew, events, view
+    def __init__(self, crew: Crew, pulse: Pulse, events: Events, view: Callable[[], View]):
+        self._crew, self._pulse, self._events, self._view = crew, pulse, events, view
         self.by_id = {f"engine-{i}": Engine(f"engine-{i}") for i in range(crew.setup.config.engine.count)}
         self._tasks: set[asyncio.Task[None]] = set()
         self.weight_version = ""
@@ -56,13 +60,13 @@ class Engines:
         async def one(engine: Engine) -> None:
             mine = sorted((m for m in existing if m.role == engine.engine_id), key=lambda m: m.incarnation)
             for old in mine[:-1]:
-                old.kill()
+                self._crew.gone(old)
             engine.health = Health(incarnation=floor.get(engine.engine_id, 0) + 1)
             if mine:
                 engine.health = Health(incarnation=mine[-1].incarnation)
                 if await self._take_over(engine, mine[-1], held):
                     return
-                mine[-1].kill()
+                self._crew.gone(mine[-1])
                 engine.health = Health(incarnation=floor[engine.engine_id] + 1)
             await self._start_one(engine)
 
@@ -73,7 +77,7 @@ class Engines:
 
     async def _take_over(self, engine: Engine, member: Member, held: dict[str, dict[str, int]]) -> bool:
         try:
-            described = await member.ask("describe", timeout_s=5 * PING_S)
+            described = await member.ask("describe", timeout_s=TAKE_OVER_S)
         except (Gone, AttributeError):
             return False
         self._up(engine, member, described)
@@ -83,17 +87,20 @@ class Engines:
     async def _start_one(self, engine: Engine) -> None:
         incarnation = engine.health.incarnation
         try:
-            member = engine.member = self._crew.engine(engine.engine_id, incarnation, self._view())
+            member = engine.member = await self._crew.engine(engine.engine_id, incarnation, self._view())
+            if not self._crew.setup.config.engine.num_gpus:
+                await member.ask("ping", timeout_s=ACTOR_START_S)
             described = await member.ask("start", timeout_s=self._crew.setup.config.engine.start_timeout_s + 30)
             await member.ask("set_view", self._view())
         except Exception as e:  # whatever it is, an engine that did not start is tried again
             engine.failed_starts += 1
             self._events.emit("engine.start_failed", engine=engine.engine_id, incarnation=incarnation, reason=str(e))
-            return self.lost(engine.engine_id, incarnation, str(e))
+            return self.lost(engine.engine_id, incarnation, str(e), silent=isinstance(e, Gone))
         self._up(engine, member, described)
 
     def _up(self, engine: Engine, member: Member, described: JSON) -> None:
         engine.member, engine.url, engine.node = member, described["url"], described["node"]
+        self._crew.seen(member, described["node_id"])
         engine.weight_version, engine.failed_starts = described["weight_version"], 0
         self.weight_version = self.weight_version or engine.weight_version
         engine.health = step(engine.health, Event.UP, incarnation=member.incarnation)
@@ -106,8 +113,11 @@ class Engines:
         reason = await member.death()
         self.lost(engine_id, member.incarnation, f"actor died: {reason}")
 
-    def lost(self, engine_id: str, incarnation: int, reason: str) -> None:
-        """The engine is dead: nothing is placed there any more, and another incarnation is started."""
+    def lost(self, engine_id: str, incarnation: int, reason: str, *, silent: bool = False) -> None:
+        """The engine is dead: nothing is placed there any more, and another incarnation is started.
+
+        `silent`: its actor did not answer, so that its node may be what is lost.
+        """
         engine = self.by_id.get(engine_id)
         if engine is None:
             return
@@ -117,7 +127,7 @@ class Engines:
         engine.health = after
         self._events.emit("engine.dead", engine=engine_id, incarnation=incarnation, reason=reason)
         if engine.member is not None:
-            engine.member.kill()
+            self._crew.gone(engine.member, silent=silent)
         if incarnation > self._crew.setup.config.engine.max_restarts:
             engine.health = step(after, Event.RETIRE, incarnation=incarnation, reason=reason)
             self._events.emit("engine.retired", engine=engine_id, reason=reason)
@@ -138,25 +148,30 @@ class Engines:
         await self._start_one(engine)
 
     async def suspect(self, engine_id: str, incarnation: int, reason: str) -> bool:
-        """Whether this incarnation is dead. One that does not answer two pings is declared so: fenced first, killed later."""
+        """Whether this incarnation is dead. One that does not answer is declared so: fenced first, killed later."""
         engine = self.by_id.get(engine_id)
         if engine is None or engine.health.incarnation != incarnation or not engine.health.serves or engine.member is None:
             return True
         engine.health = step(engine.health, Event.DOUBT, incarnation=incarnation, reason=reason)
-        for _ in range(2):
-            try:
-                await engine.member.ask("ping", timeout_s=PING_S)
-            except Gone:
-                continue
+        if await self._pulse.beats(engine.member, engine.url):
             engine.health = step(engine.health, Event.PROGRESS, incarnation=incarnation)
             return False
-        self.lost(engine_id, incarnation, reason)
+        self.lost(engine_id, incarnation, reason, silent=True)
         return True
+
+    async def look(self, member: Member) -> None:
+        """What the patrol does about one engine."""
+        engine = self.by_id[member.role]
+        if engine.member is member and not await self._pulse.beats(member, engine.url):
+            self.lost(member.role, member.incarnation, "does not answer", silent=True)
+
+    def serving(self) -> list[Member]:
+        return [e.member for e in self.by_id.values() if e.member is not None and e.health.serves]
 
     async def push_view(self, view: View) -> None:
         """Tells every writer of a new view; one that does not hear it is refused by the stores and asks."""
-        members = [e.member for e in self.by_id.values() if e.member is not None and e.health.serves]
-        await asyncio.gather(*(_quietly(m.ask("set_view", view, timeout_s=PING_S)) for m in members))
+        ping_s = self._crew.setup.config.fleet.ping_s
+        await asyncio.gather(*(_quietly(m.ask("set_view", view, timeout_s=ping_s)) for m in self.serving()))
 
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)

@@ -1,7 +1,7 @@
 """The process that an actor is, and where it runs.
 
-Owns two lookups that Ray has no public name for in a worker, the node's own address (not the one that a route to the
-outside would have) and its log directory; and how a process that serves for weeks keeps its memory.
+Owns what Ray knows of its own node, two lookups without a public name in a worker among them: its address (not the one
+that a route to the outside would have) and its log directory; and how a process that serves for weeks keeps its memory.
 """
 
 from __future__ import annotations
@@ -17,6 +17,11 @@ from rollout_ft.rayapi import ray
 def node_ip(loopback: bool) -> str:
     """The address under which the other actors of the run reach this node."""
     return "127.0.0.1" if loopback else str(ray._private.worker.global_worker.node_ip_address)
+
+
+def node_id() -> str:
+    """Ray's id of the node that this process runs on."""
+    return str(ray.get_runtime_context().get_node_id())
 
 
 def logs_dir() -> str:

@@ -14,14 +14,15 @@ from dataclasses import dataclass
 
 from rollout_ft.clock import wall
 from rollout_ft.errors import BadRequest, Fenced, SessionClosed, SessionMoved, StoreUnavailable
-from rollout_ft.fleet.crew import Gone
 from rollout_ft.fleet.engines import Engine, Engines
+from rollout_ft.fleet.member import Gone
 from rollout_ft.fleet.placement import Candidate, place
 from rollout_ft.fleet.stores import Stores
 from rollout_ft.telemetry.events import Events
 from rollout_ft.types import JSON, Ended, Outcome, SessionSpec, session_id, split_session_id
 
 ADOPT_TIMEOUT_S = 15.0
+HOLDS_TIMEOUT_S = 1.0
 TRIES = 4
 
 
@@ -238,10 +239,11 @@ class Sessions:
     async def _holds(self, engine: Engine, sid: str) -> bool:
         """A gateway could not reach the owner: does the owner answer, and is it still the owner?"""
         assert engine.member is not None
+        if await self._engines.suspect(engine.engine_id, engine.health.incarnation, "does not answer"):
+            return False
         try:
-            return await engine.member.ask("holds", sid, timeout_s=1.0)
+            return await engine.member.ask("holds", sid, timeout_s=HOLDS_TIMEOUT_S)
         except Gone:
-            await self._engines.suspect(engine.engine_id, engine.health.incarnation, "does not answer")
             return False
 
     async def _head(self, trial_id: str):

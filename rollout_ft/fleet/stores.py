@@ -1,154 +1,275 @@
 """The store replicas of the run, and the view that counts.
 
 Owns which store actors exist and when the view changes. How it changes safely is `checkpoint.view`'s. One change runs
-at a time; a replica leaves the view before anything else is done about it, and its replacement joins as a learner.
+at a time; a replica leaves the view before anything else is done about it, and its replacement joins as a learner. What
+brings replicas in never keeps one from leaving: it is broken off, which leaves members frozen until the next view.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
 
 from rollout_ft.checkpoint.log import Head
-from rollout_ft.checkpoint.ports import RayStore, StorePort, resolve
+from rollout_ft.checkpoint.ports import RayStore, StorePort
 from rollout_ft.checkpoint.view import View, reconfigure, recover_view
-from rollout_ft.errors import DataLost, Fenced, RolloutFTError, StoreUnavailable
-from rollout_ft.fleet.crew import Crew, Member
+from rollout_ft.errors import ConfigError, DataLost, Fenced, RolloutFTError, StoreUnavailable
+from rollout_ft.fleet.crew import Crew
+from rollout_ft.fleet.member import Member
+from rollout_ft.fleet.pulse import Pulse
+from rollout_ft.fleet.spread import Placement, exposed, to_move
 from rollout_ft.telemetry.events import Events
 
-PING_S = 1.0
 RETRY_PAUSE_S = 0.2
 REFILL_PAUSE_S = 5.0
-LEARNER_START_S = 60.0
+MOVE_PAUSE_S = 15.0
+START_S = 60.0
+T = TypeVar("T")
 
 
 class Stores:
-    def __init__(self, crew: Crew, namespace: str, events: Events, opened: Callable[[View], Awaitable[None]]):
-        self._crew, self._namespace, self._events, self._opened = crew, namespace, events, opened
+    def __init__(self, crew: Crew, pulse: Pulse, events: Events, opened: Callable[[View], Awaitable[None]]):
+        self._crew, self._pulse, self._events, self._opened = crew, pulse, events, opened
         self._config = crew.setup.config.store
         self._members: dict[str, Member] = {}
+        self._ports: dict[str, RayStore] = {}
+        self._doors: dict[str, str] = {}
         self._incarnation: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._filling: asyncio.Task[None] | None = None
         self._changing = asyncio.Lock()
         self.view = View(0, (), self._config.min_replicas)
+        self.warning = ""
+        """What the placement of the replicas risks; empty while it risks nothing."""
 
     async def start(self, existing: list[Member], at_least: int, floor: Mapping[str, int]) -> None:
-        """Recovers the view from stores that live, or founds the first one. Raises DataLost."""
+        """Recovers the view from stores that live, or founds the first one. Raises DataLost, ConfigError."""
         self._incarnation = {role: number for role, number in floor.items() if role.startswith("store-")}
-        roles = [f"store-{i}" for i in range(self._config.replicas)]
+        roles = self._roles()
         for member in existing:
             if member.role in roles:
-                self._members[member.name] = member
+                self._knows(member)
         if self._members:
             self.view = await recover_view(self.ports(), at_least=at_least, min_replicas=self._config.min_replicas)
             for name in set(self._members) - set(self.view.members):
-                self._members.pop(name).kill()
+                self._forget(name)
         elif at_least:
             raise DataLost(f"view {at_least} was open and none of its stores is left")
         else:
-            self.view = View(1, tuple(self._crew.name(role, floor.get(role, 0) + 1) for role in roles), self._config.min_replicas)
-            for role in roles:
-                self._add(role, self.view)
-            await asyncio.gather(*(port.ping() for port in self.ports().values()))
+            await self._found(roles, floor)
+        await asyncio.gather(*(self._greet(member) for member in self._members.values()))
         for name, member in self._members.items():
             self._spawn(self._watch(name, member))
-        await self._opened(self.view)
-        self._spawn(self._refill())
+        await self._open(self.view)
+        self._refill()
+
+    async def _found(self, roles: Sequence[str], floor: Mapping[str, int]) -> None:
+        if self._config.placement is Placement.DISTINCT:
+            nodes = len(await self._crew.nodes.now())
+            if nodes < self._config.min_replicas:
+                raise ConfigError(
+                    f"store.placement distinct: the cluster has {nodes} nodes, and store.min_replicas is {self._config.min_replicas}; "
+                    "lower it, or add nodes"
+                )
+            roles = roles[:nodes]
+        self.view = View(1, tuple(self._crew.name(role, floor.get(role, 0) + 1) for role in roles), self._config.min_replicas)
+        for role in roles:
+            if await self._add(role, self.view) is None:
+                raise StoreUnavailable(f"there is no node for {role} any more; start again")
 
     def members(self) -> list[Member]:
         return list(self._members.values())
 
+    def counted(self) -> list[Member]:
+        """The members of the view: those whose silence stops commits."""
+        return [member for name, member in self._members.items() if name in self.view.members]
+
     def ports(self) -> dict[str, StorePort]:
-        return {name: resolve(name, self._namespace) for name in self._members}
+        return dict(self._ports)
 
     def port(self) -> RayStore:
         """Any member of the view: every one has all that was acknowledged."""
-        if not self.view.members:
-            raise StoreUnavailable("no store replica is left")
-        return resolve(self.view.members[0], self._namespace)
+        for name in self.view.members:
+            if name in self._ports:
+                return self._ports[name]
+        raise StoreUnavailable("no store replica is left")
 
     async def lookup(self, trial_id: str) -> Head | None:
-        """Where a trial's log ends. Raises StoreUnavailable or TimeoutError."""
+        """Where a trial's log ends, from whichever member of the view says so first. Raises StoreUnavailable or TimeoutError."""
+        ports = [self._ports[name] for name in self.view.members if name in self._ports]
         async with asyncio.timeout(self._config.call_timeout_s):
-            return await self.port().lookup(trial_id)
+            return await _first([port.lookup(trial_id) for port in ports])
 
-    def _add(self, role: str, view: View | None) -> Member:
-        incarnation = self._incarnation[role] = self._incarnation.get(role, 0) + 1
-        member = self._crew.store(role, incarnation, view)
-        self._members[member.name] = member
-        return member
+    # -- who lives ------------------------------------------------------------------------------------------------
+
+    async def check(self) -> View:
+        """The current view, once every member of it has shown that it lives; one that does not answer is dropped."""
+        await asyncio.gather(*(self.look(member) for member in self.counted()))
+        return self.view
+
+    async def look(self, member: Member) -> None:
+        if not await self._pulse.beats(member, self._doors.get(member.name, "")):
+            await self._drop(member.name, "does not answer", silent=True)
 
     async def _watch(self, name: str, member: Member) -> None:
         reason = await member.death()
         await self._drop(name, f"actor died: {reason}")
 
-    async def check(self) -> View:
-        """The current view, once every member of it has shown that it lives; one that hangs is dropped."""
-        silent = [name for name in self.view.members if not await self._answers(name)]
-        for name in silent:
-            await self._drop(name, "does not answer")
-        return self.view
-
-    async def _answers(self, name: str) -> bool:
-        for _ in range(2):
-            try:
-                async with asyncio.timeout(PING_S):
-                    await resolve(name, self._namespace).ping()
-                return True
-            except (TimeoutError, StoreUnavailable):
-                continue
-        return False
-
-    async def _drop(self, name: str, reason: str) -> None:
-        member = self._members.pop(name, None)
-        if member is None:
+    async def _drop(self, name: str, reason: str, *, silent: bool = False) -> None:
+        if name not in self._members:
             return
         self._events.emit("store.lost", store=name, reason=reason)
-        member.kill()
+        self._forget(name, silent=silent)
+        broken_off = await self._stop_filling()
         async with self._changing:
-            while name in self.view.members:
+            while broken_off or name in self.view.members:
                 try:
-                    await self._open(await reconfigure(self.view, self.ports(), min_replicas=self._config.min_replicas))
+                    timeout_s = self._config.call_timeout_s
+                    view = await reconfigure(self.view, self.ports(), min_replicas=self._config.min_replicas, call_timeout_s=timeout_s)
+                    await self._open(view)
+                    broken_off = False
                 except StoreUnavailable:
                     await asyncio.sleep(RETRY_PAUSE_S)  # every step is idempotent; commits wait meanwhile
                 except (DataLost, Fenced) as e:
                     self._events.emit("store.data_lost", view=self.view.number, reason=str(e))
                     return
-        self._spawn(self._refill())
+        self._refill()
 
-    async def _refill(self) -> None:
-        """Brings the view back to its number of replicas, one learner at a time."""
-        async with self._changing:
-            for i in range(self._config.replicas):
-                role = f"store-{i}"
-                if any(member.role == role for member in self._members.values()):
-                    continue
-                member = self._add(role, None)
-                try:
-                    await member.ask("ping", timeout_s=LEARNER_START_S)
-                    view = await reconfigure(self.view, self.ports(), learner=member.name, min_replicas=self._config.min_replicas)
-                except (RolloutFTError, ValueError) as e:
-                    self._members.pop(member.name, None)
-                    member.kill()
-                    self._events.emit("store.join_failed", store=member.name, reason=str(e))
-                    continue
+    # -- filling up -----------------------------------------------------------------------------------------------
+
+    def _refill(self) -> None:
+        if self._filling is None or self._filling.done():
+            self._filling = asyncio.create_task(self._fill())
+
+    async def _stop_filling(self) -> bool:
+        """Whether a change of the view may have been broken off."""
+        task = self._filling
+        if task is None or task.done() or task is asyncio.current_task():
+            return False
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.shield(asyncio.wait({task}))
+        return True
+
+    async def _fill(self) -> None:
+        """Brings the view to its number of replicas, one learner at a time, and each replica to a node of its own."""
+        while True:
+            for role in self._missing():
+                await self._join(role)
+            if self._missing():
+                await asyncio.sleep(REFILL_PAUSE_S)  # a run with one copy less must not stay so
+            elif not await self._move():
+                return
+
+    def _missing(self) -> list[str]:
+        return [role for role in self._roles() if all(member.role != role for member in self._members.values())]
+
+    async def _join(self, role: str) -> bool:
+        member = await self._add(role, None)
+        if member is None:
+            return False  # no node that `store.placement` allows
+        try:
+            await self._greet(member)
+            async with self._changing:
+                view = await reconfigure(self.view, self.ports(), learner=member.name, min_replicas=self._config.min_replicas)
                 await self._open(view)
-                if member.name not in view.members:  # it could not be brought up to date
-                    self._members.pop(member.name, None)
-                    member.kill()
-                    self._events.emit("store.join_failed", store=member.name, reason="left out of the view")
-                    continue
-                self._spawn(self._watch(member.name, member))
-        if len({member.role for member in self._members.values()}) < self._config.replicas:
-            await asyncio.sleep(REFILL_PAUSE_S)  # a run with one copy less must not stay so
-            self._spawn(self._refill())
+            if member.name not in view.members:
+                raise StoreUnavailable("it could not be brought up to date")
+        except (RolloutFTError, ValueError) as e:
+            self._forget(member.name, silent=True)
+            self._events.emit("store.join_failed", store=member.name, reason=str(e))
+            return False
+        except asyncio.CancelledError:
+            self._forget(member.name)
+            raise
+        self._spawn(self._watch(member.name, member))
+        return True
+
+    async def _move(self) -> bool:
+        """Whether replicas share a node where they need not: one is replaced by a learner on a node of its own."""
+        stands = self._stands()
+        if self._config.placement is not Placement.SPREAD or len(set(stands.values())) == len(stands):
+            return False
+        name = to_move(stands, await self._crew.nodes.now())
+        if name is None:
+            await asyncio.sleep(MOVE_PAUSE_S)  # a node may join
+        elif await self._join(self._members[name].role):
+            self._spawn(self._drop(name, "it moves to a node of its own"))
+            return False
+        else:
+            await asyncio.sleep(REFILL_PAUSE_S)
+        return True
+
+    # -- helpers --------------------------------------------------------------------------------------------------
+
+    def _roles(self) -> list[str]:
+        return [f"store-{i}" for i in range(self._config.replicas)]
+
+    def _stands(self) -> dict[str, str]:
+        return {member.name: self._crew.node_of(member) for member in self.counted()}
+
+    async def _add(self, role: str, view: View | None) -> Member | None:
+        incarnation = self._incarnation.get(role, 0) + 1
+        member = await self._crew.store(role, incarnation, view)
+        if member is not None:
+            self._incarnation[role] = incarnation
+            self._knows(member)
+        return member
+
+    async def _greet(self, member: Member) -> None:
+        """Waits until it is up, and asks where it is. Raises Gone, or what its start raised."""
+        described = await member.ask("describe", timeout_s=START_S)
+        self._crew.seen(member, described["node_id"])
+        door = await member.ask("door", timeout_s=START_S)
+        self._doors[member.name] = f"{door.host}:{door.port}"
+
+    def _knows(self, member: Member) -> None:
+        self._members[member.name] = member
+        self._ports[member.name] = RayStore(member.name, lambda: member.handle)
+
+    def _forget(self, name: str, *, silent: bool = False) -> None:
+        self._ports.pop(name, None)
+        self._doors.pop(name, None)
+        member = self._members.pop(name, None)
+        if member is not None:
+            self._crew.gone(member, silent=silent)
 
     async def _open(self, view: View) -> None:
         self.view = view
-        self._events.emit("view.opened", number=view.number, members=list(view.members))
+        stands = self._stands()
+        self._events.emit("view.opened", number=view.number, members=list(view.members), nodes=list(stands.values()))
+        warning = exposed(stands, journal=bool(self._config.journal_dir))
+        if warning and warning != self.warning:
+            self._events.emit("store.exposed", view=view.number, warning=warning)
+        self.warning = warning
         await self._opened(view)
 
-    def _spawn(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+async def _first(calls: Sequence[Coroutine[Any, Any, T]]) -> T:
+    """The first answer that is no failure. Raises StoreUnavailable when all fail."""
+    if not calls:
+        raise StoreUnavailable("no store replica is left")
+    tasks = {asyncio.create_task(call) for call in calls}
+    open_, failure = set(tasks), StoreUnavailable("no store replica answers")
+    try:
+        while open_:
+            done, open_ = await asyncio.wait(open_, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                error = task.exception()
+                if error is None:
+                    return task.result()
+                if not isinstance(error, StoreUnavailable):
+                    raise error
+                failure = error
+        raise failure
+    finally:
+        for task in tasks:
+            task.cancel()
+            task.add_done_callback(lambda t: t.cancelled() or t.exception())

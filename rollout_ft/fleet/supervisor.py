@@ -14,9 +14,11 @@ from typing import Any
 
 from rollout_ft.checkpoint.view import View
 from rollout_ft.errors import ConfigError, RolloutFTError
-from rollout_ft.fleet.crew import Crew, Gone, Member, Setup
+from rollout_ft.fleet.crew import Crew, Setup
 from rollout_ft.fleet.engines import Engines
 from rollout_ft.fleet.lease import Lease
+from rollout_ft.fleet.member import Gone, Member
+from rollout_ft.fleet.pulse import Pulse
 from rollout_ft.fleet.sessions import Sessions
 from rollout_ft.fleet.stores import Stores
 from rollout_ft.gateway.actor import base_url, bind
@@ -25,6 +27,7 @@ from rollout_ft.telemetry.events import MAX_BUFFERED, Events
 from rollout_ft.types import JSON, Outcome, SessionSpec
 
 GATEWAY_PAUSE_S = 1.0
+GATEWAY_START_S = 60.0
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0, max_concurrency=1000)
@@ -47,21 +50,25 @@ class Supervisor:
         if self._started is None or _failed(self._started):
             self._started = asyncio.create_task(self._start())
         await asyncio.shield(self._started)
-        return {"gateway_url": base_url(self._setup, self._port)}
+        warnings = [self._stores.warning] if self._stores.warning else []
+        return {"gateway_url": base_url(self._setup, self._port), "warnings": warnings}
 
     async def _start(self) -> None:
         self._lease = Lease(self._setup.config.orphan_s)
-        existing = await asyncio.to_thread(self._crew.existing)
+        existing = await self._crew.existing()
         described = await asyncio.gather(*(self._describe(m) for m in existing))
         alive = [(m, d) for m, d in zip(existing, described, strict=True) if d is not None]
         floor: Counter[str] = Counter()
         for member, described_as in zip(existing, described, strict=True):
             floor[member.role] = max(floor[member.role], member.incarnation)
             if described_as is None and not member.role.startswith(("store-", "faults")):
-                member.kill()  # silent: half-started or frozen. A silent store may be the only copy, and is spared
+                self._crew.gone(member)  # silent: half-started or frozen. A silent store may be the only copy, and is spared
+            if described_as is not None:
+                self._crew.seen(member, described_as.get("node_id", ""))
         known_view = max((d["view"].number for m, d in alive if m.role.startswith("engine-")), default=0)
-        self._engines = Engines(self._crew, self._events, lambda: self._stores.view)
-        self._stores = Stores(self._crew, self._setup.namespace, self._events, self._engines.push_view)
+        pulse = self._pulse = Pulse(self._setup.config.fleet.ping_s)
+        self._engines = Engines(self._crew, pulse, self._events, lambda: self._stores.view)
+        self._stores = Stores(self._crew, pulse, self._events, self._engines.push_view)
         self._sessions = Sessions(self._engines, self._stores, self._events)
         await self._stores.start([m for m, _ in alive if m.role.startswith("store-")], known_view, floor)
         gateways = asyncio.create_task(self._start_gateways(alive, floor))
@@ -71,6 +78,19 @@ class Supervisor:
         if existing:
             self._events.emit("supervisor.rebuilt", actors=len(alive), sessions=sum(map(len, held.values())))
         self._spawn(self._keep_alive())
+        self._spawn(pulse.patrol(self._counted, self._look))
+
+    def _counted(self) -> list[Member]:
+        return [*self._engines.serving(), *self._stores.counted(), *self._gateways.values()]
+
+    async def _look(self, member: Member) -> None:
+        """The patrol: a node that is gone takes its actors along in silence."""
+        if member.role.startswith("engine-"):
+            await self._engines.look(member)
+        elif member.role.startswith("store-"):
+            await self._stores.look(member)
+        elif not await self._pulse.beats(member) and self._gateways.get(member.role) is member:
+            self._replace_gateway(member, "does not answer", silent=True)
 
     async def _describe(self, member: Member) -> JSON | None:
         try:
@@ -89,19 +109,32 @@ class Supervisor:
 
     async def _gateway(self, role: str, member: Member | None, incarnation: int) -> None:
         if member is None:
-            member = self._crew.gateway(role, incarnation, self._port)
-            await member.ask("start")
+            member = await self._crew.gateway(role, incarnation, self._port)
+            try:
+                await member.ask("start", timeout_s=GATEWAY_START_S)
+            except Gone:
+                self._crew.gone(member, silent=True)
+                raise
         self._gateways[role] = member
-        self._spawn(self._watch_gateway(role, member))
+        self._spawn(self._watch_gateway(member))
 
-    async def _watch_gateway(self, role: str, member: Member) -> None:
+    async def _watch_gateway(self, member: Member) -> None:
         reason = await member.death()
+        if self._gateways.get(member.role) is member:
+            self._replace_gateway(member, reason)
+
+    def _replace_gateway(self, member: Member, reason: str, *, silent: bool = False) -> None:
+        del self._gateways[member.role]
+        self._crew.gone(member, silent=silent)
+        self._spawn(self._next_gateway(member, reason))
+
+    async def _next_gateway(self, member: Member, reason: str) -> None:
         incarnation = member.incarnation
         while not self._ending:
-            self._events.emit("gateway.lost", gateway=self._crew.name(role, incarnation), reason=reason)
+            self._events.emit("gateway.lost", gateway=self._crew.name(member.role, incarnation), reason=reason)
             incarnation += 1
             try:
-                return await self._gateway(role, None, incarnation)
+                return await self._gateway(member.role, None, incarnation)
             except Exception as e:  # whatever it is, a gateway that did not start is tried again
                 reason = f"start failed: {e}"
                 await asyncio.sleep(GATEWAY_PAUSE_S)
@@ -147,14 +180,13 @@ class Supervisor:
         for engine in self._engines.by_id.values():
             self._engines.retire(engine.engine_id)
         await asyncio.gather(*(self._stop(m) for m in engines))
-        for member in await asyncio.to_thread(self._crew.existing):
-            member.kill()
+        await asyncio.gather(*(asyncio.to_thread(member.kill) for member in await self._crew.existing()))
 
     async def _stop(self, member: Member) -> None:
         try:
             await member.ask("stop", timeout_s=5)
         except (Gone, RolloutFTError):
-            member.kill()
+            await asyncio.to_thread(member.kill)
 
     # -- called by actors -----------------------------------------------------------------------------------------
 
@@ -210,6 +242,8 @@ class Supervisor:
         return {
             "run": self._setup.config.run, "serves": any(e.health.serves for e in self._engines.by_id.values()),
             "engines": engines, "view": {"number": view.number, "members": list(view.members)},
+            "warnings": [self._stores.warning] if self._stores.warning else [],
+            "nodes": {m.name: self._crew.node_of(m) for m in self._crew_members()},
             "gateways": [m.name for m in self._gateways.values()], "sessions": len(self._sessions.known()),
         }  # fmt: skip
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from rollout_ft.fleet.crew import Setup
 from rollout_ft.fleet.lease import Lease, live
-from rollout_ft.fleet.node import node_ip, settle
+from rollout_ft.fleet.node import node_id, node_ip, settle
 from rollout_ft.fleet.remote import RemoteSupervisor
 from rollout_ft.gateway.asgi import Server
 from rollout_ft.gateway.gateway import Gateway
@@ -45,8 +45,15 @@ class GatewayActor:
     def __init__(self, setup: Setup, port: int):
         self._setup, self._port = setup, port
         self._lease = Lease(setup.config.orphan_s)
+        self._started: asyncio.Task[JSON] | None = None
 
     async def start(self) -> JSON:
+        """Listens and serves. Idempotent: an answer that was lost on the way is asked for again."""
+        if self._started is None:
+            self._started = asyncio.create_task(self._start())
+        return await asyncio.shield(self._started)
+
+    async def _start(self) -> JSON:
         asyncio.create_task(live(self._lease))  # noqa: RUF006 - lives as long as the process
         setup, config = self._setup, self._setup.config.gateway
         keys = Keys(setup.secret)
@@ -60,7 +67,7 @@ class GatewayActor:
         return await self.describe()
 
     async def describe(self) -> JSON:
-        return {"pid": os.getpid(), "port": self._port, "node": node_ip(self._setup.loopback)}
+        return {"pid": os.getpid(), "port": self._port, "node": node_ip(self._setup.loopback), "node_id": node_id()}
 
     async def renew(self) -> list[Any]:
         self._lease.renew()

@@ -122,7 +122,9 @@ class ControlRoutes:
             raise BadRequest(f"trial_id must match {TRIAL_ID.pattern}", param="trial_id")
         check_sampling(body.sampling, MAX_OUTPUT_TOKENS)
         given: Any = body.model_dump(exclude={"trial_id", "resume", "recovery"})
-        spec = SessionSpec(trial_id, recovery=Recovery(body.recovery), idempotency_key=idempotency, **given)
+        # Without a key of its own it gets one, by which a call to the supervisor that is repeated is known as the same.
+        known_by = idempotency or uuid.uuid4().hex
+        spec = SessionSpec(trial_id, recovery=Recovery(body.recovery), idempotency_key=known_by, **given)
         return self._session(await self._supervisor.open_session(spec, body.resume))
 
     async def _restart(self, x: Exchange, trial_id: str) -> JSON:

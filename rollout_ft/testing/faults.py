@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
 from rollout_ft.engine.process import EngineProcess
 from rollout_ft.faultpoints import FaultPoints, Inert
 from rollout_ft.fleet.crew import Setup, actor_name
@@ -93,9 +95,12 @@ class FaultPlan:
 
 
 def create_plan(setup: Setup) -> Any:
-    """The run's fault plan actor."""
-    name = actor_name(setup.config.run, "faults", 1)
-    return FaultPlan.options(name=name, namespace=setup.namespace, lifetime="detached").remote(setup)
+    """The run's fault plan actor, on the node of who started the run: no planned fault takes it along."""
+    options: Any = {
+        "name": actor_name(setup.config.run, "faults", 1), "namespace": setup.namespace, "lifetime": "detached",
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(setup.home, soft=True),
+    }  # fmt: skip
+    return FaultPlan.options(**options).remote(setup)
 
 
 class Planned:
