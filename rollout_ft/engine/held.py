@@ -32,6 +32,8 @@ class Held:
     left: Callable[[Held], None]
     gone: bool = False
     ending: bool = False
+    moved: bool = False
+    """It came from another owner, and no token was sampled here yet."""
     log: asyncio.Lock = field(default_factory=asyncio.Lock)
     tasks: dict[str, asyncio.Task[Node]] = field(default_factory=dict[str, "asyncio.Task[Node]"])
     generations: dict[str, Generation] = field(default_factory=dict[str, Generation])

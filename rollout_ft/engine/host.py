@@ -110,7 +110,9 @@ class SessionHost:
         now = self._held.get(sid)
         if now is not None and now.epoch > epoch:
             raise Fenced("stale_owner", trial_id, now.epoch)
-        self._held[sid] = Held(session, epoch, len(entries), self._mirror, self._left)
+        if now is not None and now.epoch == epoch:
+            return now.session  # asked twice, for the answer was lost: the first stands
+        self._held[sid] = Held(session, epoch, len(entries), self._mirror, self._left, moved=True)
         return session
 
     def _refuse_if_losing(self) -> None:
@@ -288,6 +290,7 @@ class SessionHost:
             nonlocal seen
             if len(g.ids) > seen:  # being asked is no progress: a frozen engine is asked all the time
                 seen, self.last_progress = len(g.ids), monotonic()
+                self._resumed(held)
             return await self._faults.generating(held.session.spec, depth, len(g.ids))
 
         for _ in range(engine.max_generations_per_turn):
@@ -301,6 +304,11 @@ class SessionHost:
                     raise SessionMoved(held.session.id, in_flight=True) from e
                 await self._abort_quietly(generation)
         raise EngineRefused(500, f"the turn's budget of {engine.max_generations_per_turn} generations is spent")
+
+    def _resumed(self, held: Held) -> None:
+        if held.moved:
+            held.moved = False
+            self._events.emit("session.resumed", session=held.session.id, engine=self._engine_id, epoch=held.epoch)
 
     async def _engine_is_lost(self, e: EngineLost) -> bool:
         """A stalled stream beside others that move is a lost request; without any progress it is a lost engine."""

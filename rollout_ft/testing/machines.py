@@ -12,7 +12,7 @@ import secrets
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ class Machines:
 
 
 @contextlib.contextmanager
-def machines(workers: int = 3, **environment: str) -> Iterator[Machines]:
+def machines(workers: int = 3, **environment: str) -> Generator[Machines]:
     """A cluster with Ray's health checks as recommended; `environment` is added for all its processes and this one."""
     from ray.cluster_utils import Cluster  # not in every installation of Ray, and for no other use than this
 
