@@ -8,13 +8,17 @@ SITE := $(shell $(PYTHON) -c 'import torch' 2>/dev/null && echo --system-site-pa
 VENVS := .venvs
 CLIENTS := $(basename $(notdir $(wildcard tests/clients/requirements/*.txt)))
 
-.PHONY: demo test test-clients test-parsers test-templates test-api check bench clean
+.PHONY: demo test test-cluster test-clients test-parsers test-templates test-api check bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rollout-ft demo $(ARGS)
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(ARGS)
+
+# Faults of actors, nodes and the network on several nodes of Ray, under load, judged afterwards; prints what each cost.
+test-cluster: $(VENV)/.installed
+	$(BIN)/python -m pytest tests/cluster $(ARGS)
 
 # SGLang's parsers on a CPU, 2.7 GB, in an environment of their own: sglang's dependencies are those of a GPU otherwise.
 test-parsers: $(VENVS)/sglang/.installed

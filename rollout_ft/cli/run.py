@@ -13,6 +13,7 @@ import orjson
 from rich.console import Console
 
 from rollout_ft import runtime
+from rollout_ft.cli.serve import warn
 from rollout_ft.clock import monotonic
 from rollout_ft.config import Config
 from rollout_ft.errors import ConfigError
@@ -76,6 +77,7 @@ async def run(config: Config, directory: Path, console: Console) -> int:
     try:
         async with runtime.start(config) as started:
             started.on_event = output.event
+            warn(started)
             await started.run_trials(tasks, agent, on_result=output.trial)
     finally:
         agent.close()

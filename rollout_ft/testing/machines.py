@@ -26,7 +26,6 @@ HEALTH_CHECKS = {
 }  # fmt: skip
 """What is recommended: Ray's own defaults take up to 65 s to see a node that stands still."""
 STORE_BYTES = 80 * 2**20
-MAX_LAUNCH_S = 60
 
 
 class Machine:
@@ -37,14 +36,17 @@ class Machine:
         self.node_id: str = node.node_id
         self._raylet: Any = node.all_processes["raylet"][0].process
         self._frozen: list[psutil.Process] = []
+        self.struck = False
 
     def kill(self) -> None:
         """The raylet is killed and reaped; its workers end themselves within a second, as they do when it crashes."""
+        self.struck = True
         self._raylet.kill()
         self._raylet.wait()
 
     def freeze(self) -> None:
         """Everything of the node stops, engines included, as when the machine hangs: connections stay, nobody answers."""
+        self.struck = True
         raylet = psutil.Process(self._raylet.pid)
         self._frozen = [raylet, *raylet.children(recursive=True)]
         for process in self._frozen:
@@ -78,10 +80,17 @@ class Machines:
 
     def add(self) -> Machine:
         """One more node."""
-        node = self._cluster.add_node(wait=False, num_cpus=1, object_store_memory=STORE_BYTES)
+        node = self._cluster.add_node(wait=True, num_cpus=1, object_store_memory=STORE_BYTES)
         machine = Machine(node)
         self.workers[machine.node_id] = machine
         return machine
+
+    def heal(self) -> None:
+        """What was killed or frozen is ended, and as many nodes are added."""
+        for machine in [m for m in self.workers.values() if m.struck]:
+            machine.end()
+            del self.workers[machine.node_id]
+            self.add()
 
     def end(self) -> None:
         for machine in self.workers.values():
@@ -112,7 +121,6 @@ def machines(workers: int = 3, **environment: str) -> Generator[Machines]:
         try:
             for _ in range(workers):
                 made.add()
-            made._cluster.wait_for_nodes(MAX_LAUNCH_S)  # pyright: ignore
             yield made
         finally:
             made.end()

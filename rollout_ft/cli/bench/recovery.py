@@ -1,0 +1,49 @@
+"""How long a lost engine actor, a killed node and a frozen node hold up the sessions that were there.
+
+Owns the number of runs and the names of the figures (DESIGN section 7). Starts a cluster of several nodes of its own; how
+one fault is met and judged is `testing.siege`'s. A figure of a run that lost a turn is none: it raises.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from rollout_ft.errors import RolloutFTError
+from rollout_ft.testing.machines import machines
+from rollout_ft.testing.siege import Blow, Siege, lay
+from rollout_ft.types import JSON
+
+NAMES = {Blow.ENGINE_ACTOR: "actor", Blow.NODE_KILLED: "node", Blow.NODE_FROZEN: "frozen_node"}
+WORKERS = 3
+
+
+class TurnsLost(RolloutFTError):
+    """The run that was measured lost what it must not lose: its complaints."""
+
+
+async def recovery(
+    runs: int, *, seed: int = 7, blows: Sequence[Blow] = tuple(NAMES), show: Callable[[Siege], None] = lambda siege: None
+) -> JSON:
+    """`{actor|node|frozen_node}_recovery_s_{p50,max}`: from the fault to the next token of each session that it met."""
+    taken: dict[Blow, list[float]] = {blow: [] for blow in blows}
+    cluster = machines(WORKERS)
+    ms = await asyncio.to_thread(cluster.__enter__)
+    try:
+        for n in range(runs):
+            for blow in blows:
+                siege = await lay(ms, blow, seed + n, name=f"recovery-{NAMES[blow].replace('_', '-')}-{n}")
+                if siege.complaints:
+                    raise TurnsLost("; ".join(siege.complaints))
+                taken[blow] += siege.next_token_s
+                show(siege)
+                await asyncio.to_thread(ms.heal)
+    finally:
+        await asyncio.to_thread(cluster.__exit__, None, None, None)
+    return {
+        f"{NAMES[blow]}_recovery_s_{name}": round(float(measure(times)), 3) if times else None
+        for blow, times in taken.items()
+        for name, measure in (("p50", np.median), ("max", np.max))
+    }

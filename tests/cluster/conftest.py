@@ -1,0 +1,74 @@
+"""A cluster of several nodes for all tests here, the seed of their faults, and the table of what each fault cost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+from ray_run import MARK, nothing_left
+
+from rollout_ft.testing.machines import Machines, machines
+from rollout_ft.testing.siege import Siege
+
+ROWS = pytest.StashKey[list[dict[str, Any]]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--siege-seed", type=int, default=7, help="plans the faults")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[ROWS] = []
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if not config.stash[ROWS]:
+        return
+    terminalreporter.section(f"faults, seed {config.getoption('--siege-seed')}")
+    terminalreporter.line(
+        f"{'fault':45} {'next token s':>12} {'at most':>8} {'next reply s':>12} {'replies':>8} {'lost':>5} {'regenerated':>12}"
+    )
+    for row in config.stash[ROWS]:
+        cells = ["-" if row[k] is None else row[k] for k in ("next_token_s", "next_token_s_max", "next_reply_s_max")]
+        line = f"{row['fault']:45} {cells[0]:>12} {cells[1]:>8} {cells[2]:>12} {row['replies']:>8} {row['turns_lost']:>5}"
+        terminalreporter.line(f"{line} {row['tokens_regenerated']:>12}")
+
+
+class Judged:
+    """Notes a siege for the table, and fails with its complaints and the command that repeats it."""
+
+    def __init__(self, request: pytest.FixtureRequest):
+        self._request = request
+        self.seed: int = request.config.getoption("--siege-seed")
+
+    def __call__(self, siege: Siege, called: str = "") -> None:
+        self._request.config.stash[ROWS].append({**siege.row(), "fault": called or siege.blow.value})
+        again = f"make test-cluster ARGS=\"--siege-seed {siege.seed} -k '{self._request.node.originalname}'\""
+        assert not siege.complaints, f"{siege.complaints}\n{again}"
+        outcomes = [(r.outcome, r.cause) for r in siege.results]
+        assert outcomes == [("completed", "")] * len(outcomes), f"{outcomes}\n{again}"
+
+
+@pytest.fixture
+def judged(request: pytest.FixtureRequest) -> Judged:
+    return Judged(request)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Generator[Machines]:
+    mark = os.environ[MARK] = uuid.uuid4().hex
+    with machines(3) as ms:
+        yield ms
+    asyncio.run(nothing_left(mark))
+    assert not os.path.exists(ms.directory)
+
+
+@pytest.fixture
+def ms(shared: Machines) -> Machines:
+    """Whole again after what the last test did to it."""
+    shared.heal()
+    return shared
