@@ -18,6 +18,7 @@ from rollout_ft.fleet.crew import Crew, Setup
 from rollout_ft.fleet.engines import Engines
 from rollout_ft.fleet.lease import Lease
 from rollout_ft.fleet.member import Gone, Member
+from rollout_ft.fleet.node import node_id
 from rollout_ft.fleet.pulse import Pulse
 from rollout_ft.fleet.sessions import Sessions
 from rollout_ft.fleet.stores import Stores
@@ -65,6 +66,8 @@ class Supervisor:
                 self._crew.gone(member)  # silent: half-started or frozen. A silent store may be the only copy, and is spared
             if described_as is not None:
                 self._crew.seen(member, described_as.get("node_id", ""))
+                for role, incarnation in _remembered(described_as):
+                    floor[role] = max(floor[role], incarnation)
         known_view = max((d["view"].number for m, d in alive if m.role.startswith("engine-")), default=0)
         pulse = self._pulse = Pulse(self._setup.config.fleet.ping_s)
         self._engines = Engines(self._crew, pulse, self._events, lambda: self._stores.view)
@@ -243,7 +246,7 @@ class Supervisor:
             "run": self._setup.config.run, "serves": any(e.health.serves for e in self._engines.by_id.values()),
             "engines": engines, "view": {"number": view.number, "members": list(view.members)},
             "warnings": [self._stores.warning] if self._stores.warning else [],
-            "nodes": {m.name: self._crew.node_of(m) for m in self._crew_members()},
+            "nodes": {self._crew.name("supervisor", 1): node_id(), **{m.name: self._crew.node_of(m) for m in self._crew_members()}},
             "gateways": [m.name for m in self._gateways.values()], "sessions": len(self._sessions.known()),
         }  # fmt: skip
 
@@ -260,6 +263,17 @@ class Supervisor:
 
     def __repr__(self) -> str:
         return f"rollout_ft supervisor of {self._setup.config.run}"
+
+
+def _remembered(described: JSON) -> list[tuple[str, int]]:
+    """Who an actor knows of: Ray forgets the name of an actor that is dead, and a number that came again would be believed.
+
+    Gateways remember the engines that they were sent to, engines and stores the members of their view.
+    """
+    view = described.get("view")
+    names = view.members if isinstance(view, View) else described.get("members", ())
+    members = [(name.split("/")[1], int(name.split("/")[2])) for name in names]
+    return [*members, *described.get("incarnations", {}).items()]
 
 
 def _failed(task: asyncio.Task[None]) -> bool:

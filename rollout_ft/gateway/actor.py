@@ -58,7 +58,7 @@ class GatewayActor:
         setup, config = self._setup, self._setup.config.gateway
         keys = Keys(setup.secret)
         supervisor = RemoteSupervisor(setup.config.run, setup.namespace)
-        owners = Owners(supervisor, token_of(keys.internal), config.ping_s)
+        owners = self._owners = Owners(supervisor, token_of(keys.internal), config.ping_s)
         faults = fault_points(setup)
         gateway = Gateway(config, keys, supervisor, owners, base_url(setup, self._port), faults, setup.config.model)
         server = Server(gateway.handle, bind(config.host, self._port), config)
@@ -67,7 +67,10 @@ class GatewayActor:
         return await self.describe()
 
     async def describe(self) -> JSON:
-        return {"pid": os.getpid(), "port": self._port, "node": node_ip(self._setup.loopback), "node_id": node_id()}
+        return {
+            "pid": os.getpid(), "port": self._port, "node": node_ip(self._setup.loopback), "node_id": node_id(),
+            "incarnations": self._owners.incarnations(),
+        }  # fmt: skip
 
     async def renew(self) -> list[Any]:
         self._lease.renew()

@@ -65,6 +65,7 @@ class Owners:
         self._by_session: dict[str, Owner] = {}
         self._kept: dict[bytes, asyncio.Task[None]] = {}
         self._known: dict[tuple[str, int], Owner] = {}
+        self._latest: dict[str, int] = {}
         self._watch = asyncio.create_task(self._watch_owners())
 
     async def of(self, sid: str, failed: Owner | None = None) -> Owner:
@@ -83,10 +84,15 @@ class Owners:
                 key = (place["engine_id"], place["incarnation"])
                 owner = self._known.setdefault(key, Owner(place["url"], *key))
                 self._by_session[sid] = owner
+                self._latest[owner.engine_id] = max(self._latest.get(owner.engine_id, 0), owner.incarnation)
                 if len(self._by_session) > MAX_CACHED:
                     del self._by_session[next(iter(self._by_session))]
                 return owner
             await asyncio.sleep(LOCATE_PAUSE_S)
+
+    def incarnations(self) -> dict[str, int]:
+        """The latest incarnation of each engine that was named here: none of these may come again as another engine."""
+        return dict(self._latest)
 
     def forget(self, sid: str) -> None:
         self._by_session.pop(sid, None)

@@ -47,6 +47,7 @@ class Blow(StrEnum):
     STORE_ACTOR = "store actor killed"
     STORES_IN_TURN = "two store actors killed in turn"
     NODE_KILLED = "node with a replica and an engine killed"
+    SUPERVISOR_NODE = "node of the supervisor killed"
     NODE_FROZEN = "node with a replica and an engine frozen"
 
 
@@ -138,6 +139,8 @@ async def _strike(ms: Machines, run: Run, load: Load, siege: Siege, rng: random.
             os.kill(pids[stores[1]], signal.SIGKILL)
         case Blow.NODE_KILLED:
             _shared(ms, nodes, rng).kill()
+        case Blow.SUPERVISOR_NODE:
+            ms.workers[nodes[f"{run.config.run}/supervisor/1"]].kill()
         case Blow.NODE_FROZEN:
             machine = _shared(ms, nodes, rng)
             there = [pids[name] for name in (*engines, *stores) if nodes[name] == machine.node_id]

@@ -5,9 +5,12 @@ Each prints its seed and the command that repeats it when it fails.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import pytest
 from conftest import Judged
 
+from rollout_ft.fleet.spread import Node
 from rollout_ft.testing.machines import Machines, machines
 from rollout_ft.testing.siege import Blow, Siege, lay
 
@@ -52,6 +55,16 @@ async def test_two_store_actors_are_killed_in_turn(ms: Machines, judged: Judged)
     siege = await lay(ms, Blow.STORES_IN_TURN, judged.seed, name="stores")
     judged(siege)
     assert [e["event"] for e in siege.events].count("store.lost") == 2
+
+
+async def test_a_supervisor_whose_node_is_killed_goes_on_on_another(ms: Machines, judged: Judged, monkeypatch: pytest.MonkeyPatch):
+    def beside_others(nodes: Collection[Node]) -> Node:
+        return next(n for n in nodes if n.node_id in ms.workers)
+
+    monkeypatch.setattr("rollout_ft.runtime.for_supervisor", beside_others)
+    siege = await lay(ms, Blow.SUPERVISOR_NODE, judged.seed, name="supervisor")
+    judged(siege)
+    assert any(e["event"] == "supervisor.rebuilt" for e in siege.events)
 
 
 async def test_a_fifth_of_all_replies_between_actors_is_dropped(judged: Judged):
