@@ -9,12 +9,10 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
+from judged import ROWS, Judged
 from ray_run import MARK, nothing_left
 
 from rollout_ft.testing.machines import Machines, machines
-from rollout_ft.testing.siege import Siege
-
-ROWS = pytest.StashKey[list[dict[str, Any]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,21 +34,6 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         cells = ["-" if row[k] is None else row[k] for k in ("next_token_s", "next_token_s_max", "next_reply_s_max")]
         line = f"{row['fault']:45} {cells[0]:>12} {cells[1]:>8} {cells[2]:>12} {row['replies']:>8} {row['turns_lost']:>5}"
         terminalreporter.line(f"{line} {row['tokens_regenerated']:>12}")
-
-
-class Judged:
-    """Notes a siege for the table, and fails with its complaints and the command that repeats it."""
-
-    def __init__(self, request: pytest.FixtureRequest):
-        self._request = request
-        self.seed: int = request.config.getoption("--siege-seed")
-
-    def __call__(self, siege: Siege, called: str = "") -> None:
-        self._request.config.stash[ROWS].append({**siege.row(), "fault": called or siege.blow.value})
-        again = f"make test-cluster ARGS=\"--siege-seed {siege.seed} -k '{self._request.node.originalname}'\""
-        assert not siege.complaints, f"{siege.complaints}\n{again}"
-        outcomes = [(r.outcome, r.cause) for r in siege.results]
-        assert outcomes == [("completed", "")] * len(outcomes), f"{outcomes}\n{again}"
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import pytest
-from conftest import Judged
+from judged import Judged
 
 from rollout_ft.fleet.spread import Node
 from rollout_ft.testing.machines import Machines, machines
