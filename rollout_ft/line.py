@@ -14,6 +14,7 @@ import asyncio
 import hmac
 import socket
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -27,6 +28,7 @@ Answer = Callable[[int, int, bytes], Awaitable[bytes]]
 
 _FRAME = struct.Struct("<IIBq")  # bytes of payload, number of the call (0: nobody waits), what, argument
 MAX_FRAME_BYTES = 2**30
+MAX_UNREAD_BYTES = 2**28
 TOKEN_BYTES = 32
 _FAILED, _CANCEL = 255, 254
 
@@ -56,7 +58,7 @@ def token_of(secret: str) -> bytes:
     return sha256(secret.encode()).digest()
 
 
-class _Frames(asyncio.Protocol):
+class _Frames(asyncio.Protocol, ABC):
     """Cuts what arrives into frames."""
 
     def __init__(self) -> None:
@@ -82,12 +84,16 @@ class _Frames(asyncio.Protocol):
             self.frame(number, what, argument, payload)
         del self._rest[:at]
 
+    @abstractmethod
     def frame(self, number: int, what: int, argument: int, payload: bytes) -> None:
-        raise NotImplementedError
+        """One frame has arrived whole."""
 
     def send(self, number: int, what: int, argument: int, payload: bytes) -> None:
-        if self._transport is not None:
-            self._transport.writelines([_FRAME.pack(len(payload), number, what, argument), payload])
+        if self._transport is None:
+            return
+        if self._transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+            return self.close()  # who reads nothing for so long is as good as gone
+        self._transport.writelines([_FRAME.pack(len(payload), number, what, argument), payload])
 
     def close(self) -> None:
         if self._transport is not None:

@@ -251,8 +251,8 @@ class Sessions(RuleBasedStateMachine):
         COMMITS.append(turn.key)
         node = self.session.committed(turn)
         sample.reply, sample.unheard, sample.got = text, not sample.waiting, sample.got | sample.waiting
-        for request in flight.joined:
-            self.session.leave(flight, request)
+        for request_id in flight.joined:
+            self.session.leave(flight, request_id)
         assert ids_of(path_ids(node)) == sample.tokens
 
     @precondition(lambda self: any(s.got and not s.delivered for s in self.reference.samples))
@@ -269,7 +269,7 @@ class Sessions(RuleBasedStateMachine):
         who = data.draw(st.sampled_from(sorted(sample.waiting)))
         sample.waiting.discard(who)
         flight = self.flights[sample.key]
-        self.session.leave(flight, next(r for r in flight.joined if r.request_id == who))
+        self.session.leave(flight, who)
 
     @rule()
     def the_owner_is_replaced(self) -> None:

@@ -74,6 +74,9 @@ class OwnerHTTP:
             await x.reply(204, b"")
         except Disconnected:
             return
+        except Exception:
+            _log.exception("%s", x.path)  # not the owner's end: it answers, and keeps its sessions
+            await x.reply(500, b"", RETRY)
 
     async def _turn(self, x: Exchange, sid: str, dialect: Dialect, headers: Headers) -> None:
         body = await x.body(self._config.gateway.max_body_bytes)

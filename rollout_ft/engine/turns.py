@@ -21,6 +21,8 @@ from rollout_ft.session.session import Session
 from rollout_ft.session.tree import ids_bytes
 from rollout_ft.types import JSON, Served, Turn
 
+MAX_ALSO = 64
+"""Callers with a key of their own that a turn is recorded with."""
 _log = logging.getLogger("rollout_ft")
 
 
@@ -73,7 +75,7 @@ def turn_of(session: Session, flight: Flight, g: Generation, message: JSON) -> T
         reply=compact(orjson.dumps(message)), created=int(wall()), generations=g.calls, tokens_wasted=g.wasted,
         tokens_reused=g.reused, idempotency_key=request.idempotency_key, acknowledged=acks, delivered=deliveries,
         unheard=not flight.callers, trim=flight.trim, order=flight.order,
-        also=tuple((r.request_id, r.idempotency_key) for r in flight.joined if r is not request and r.idempotency_key),
+        also=tuple((rid, key) for rid, key in flight.joined.items() if key and rid != request.request_id)[:MAX_ALSO],
     )  # fmt: skip
 
 

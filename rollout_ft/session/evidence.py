@@ -18,7 +18,7 @@ class Evidence:
     delivered: set[str] = field(default_factory=set[str])
     acknowledged: set[str] = field(default_factory=set[str])
     failed: dict[str, bool] = field(default_factory=dict[str, bool])
-    """Bodies that were answered with a 5xx."""
+    """Bodies that were answered with a 5xx; True once the store knows."""
     unheard: set[str] = field(default_factory=set[str])
     """Turns that were committed while nobody waited, and that nobody was given since."""
     replays: dict[str, int] = field(default_factory=dict[str, int])

@@ -14,7 +14,8 @@ from rollout_ft.types import Partial
 
 @dataclass(slots=True, eq=False)
 class Flight:
-    """`callers` are the requests that wait for it now, `joined` all that ever did; `order` is the number of the first."""
+    """`callers` are the ids of the requests that wait for it now, `joined` of all that ever did, with their
+    Idempotency-Keys; `order` is the number of the first."""
 
     key: str
     base: str
@@ -31,7 +32,7 @@ class Flight:
     seed: int
     partial: Partial | None = None
     callers: set[str] = field(default_factory=set[str])
-    joined: list[TurnRequest] = field(default_factory=list[TurnRequest])
+    joined: dict[str, str] = field(default_factory=dict[str, str])
 
     @property
     def prompt_digest(self) -> str:

@@ -162,7 +162,7 @@ class Session:
         flight = self.flights.get(key)
         if flight is not None:
             return Attach(flight)
-        first = key not in self.evidence.asked or key in self.evidence.unheard or new_key
+        first = key not in self.evidence.asked or key in self.evidence.unheard or (new_key and self.known.has_room)
         return Replay(self.tree.nodes[key], first)
 
     def _choose(self, base: str, request: TurnRequest) -> Choice:
@@ -253,12 +253,12 @@ class Session:
     def join(self, flight: Flight, request: TurnRequest) -> None:
         """The request waits for this flight from now on."""
         flight.callers.add(request.request_id)
-        flight.joined.append(request)
+        flight.joined[request.request_id] = request.idempotency_key
         self.known.remember(flight.key, flight.base, request.request_id, request.idempotency_key)
 
-    def leave(self, flight: Flight, request: TurnRequest) -> bool:
+    def leave(self, flight: Flight, request_id: str) -> bool:
         """The request does not wait any more; True when nobody does."""
-        flight.callers.discard(request.request_id)
+        flight.callers.discard(request_id)
         return not flight.callers
 
     def take_off(self, flight: Flight) -> None:
@@ -268,8 +268,8 @@ class Session:
         """The flight ended without a turn; what it had stays as its partial."""
         if self.flights.get(flight.key) is flight:
             del self.flights[flight.key]
-        for request in flight.joined:
-            self.known.forget(request.request_id, request.idempotency_key)
+        for request_id, idempotency_key in flight.joined.items():
+            self.known.forget(request_id, idempotency_key)
 
     def give_up(self, flight: Flight, partial: Partial) -> None:
         """Nobody waits for it any more; a later request for the same goes on from here."""
@@ -317,7 +317,7 @@ class Session:
     def failed(self, request: TurnRequest) -> str:
         """A client was told 5xx: what it asked for, to be recorded."""
         base = self._place(request).base
-        self.evidence.failed[base] = True
+        self.evidence.failed.setdefault(base, False)
         return base
 
     def unanswered(self) -> list[str]:
