@@ -24,7 +24,7 @@ from rollout_ft.gateway.dialects.sampling import session_sampling
 from rollout_ft.samples.trajectory import records_of, trajectory_of
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.session import Session
-from rollout_ft.types import JSON
+from rollout_ft.types import JSON, Raw
 
 OWNER, REQUEST, RESENT, DEPTH = b"x-rft-owner", b"x-request-id", b"x-rft-resent", b"x-rft-depth"
 RETRY = [(b"x-should-retry", b"true")]
@@ -38,10 +38,10 @@ class OwnerHTTP:
         self._host, self._config, self._renderer = host, config, renderer
         self._sampling: WeakKeyDictionary[Session, JSON] = WeakKeyDictionary()
 
-    async def answer(self, what: int, _: int, payload: bytes) -> bytes:
+    async def answer(self, what: int, argument: int, payload: bytearray) -> bytes:
         """A call that came over the line."""
         if what == Call.REQUEST:
-            exchange, sent = received(payload)
+            exchange, sent = received(argument, payload)
             del payload
             await self.handle(exchange)
             return sent.encoded()
@@ -128,7 +128,7 @@ class OwnerHTTP:
             return await x.reply(e.status, COUNT.error(str(e), e.code, e.status, e.param))
         await x.reply(200, orjson.dumps({"input_tokens": tokens}))
 
-    def _parse(self, sid: str, dialect: Dialect, body: bytes, evidence: Evidence) -> Asked:
+    def _parse(self, sid: str, dialect: Dialect, body: Raw, evidence: Evidence) -> Asked:
         session, config = self._host.session(sid), self._config
         rules = Rules(
             session_id=sid, sampling=self._sampling_of(session), force=config.sampling.policy == "force", model=config.model.name,

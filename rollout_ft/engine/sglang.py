@@ -31,7 +31,7 @@ class SGLang:
 
     async def generate(self, rid: str, input_json: bytes, sampling: JSON) -> AsyncIterator[Chunk]:
         head = orjson.dumps({"rid": rid, "sampling_params": sampling, "return_logprob": True, "stream": True})
-        body = head[:-1] + b',"input_ids":[' + input_json + b"]}"
+        body = b"".join((head[:-1], b',"input_ids":[', input_json, b"]}"))
         try:
             async with self._http.post(f"{self.url}/generate", data=body, headers=_JSON) as response:
                 if response.status != 200:

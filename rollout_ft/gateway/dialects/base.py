@@ -14,7 +14,7 @@ from rollout_ft.session.canonical import running_digests
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.request import TurnRequest
 from rollout_ft.session.tree import Node
-from rollout_ft.types import JSON
+from rollout_ft.types import JSON, Raw
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Dialect(Protocol):
     keep_alive: bytes
     """Said in a stream that has begun and has nothing to say yet."""
 
-    def parse(self, body: bytes, evidence: Evidence, rules: Rules) -> Asked:
+    def parse(self, body: Raw, evidence: Evidence, rules: Rules) -> Asked:
         """Raises BadRequest naming the field and the remedy."""
         ...
 
