@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from rollout_ft.gateway.body import load_json
 from rollout_ft.session.canonical import running_digests
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.request import TurnRequest
@@ -42,7 +43,8 @@ class Rules:
     vocab_size: int = 2**31
     digests: Callable[[bytes, list[JSON]], list[bytes]] = running_digests
     """What the session knows messages by: `(tools, messages)`."""
-    max_json_depth: int = 64
+    load: Callable[[Raw], JSON] = load_json
+    """A body to the object in it."""
 
 
 class Asked(Protocol):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any, cast
 
 from rollout_ft.errors import BadRequest
-from rollout_ft.gateway.body import load_json
 from rollout_ft.gateway.dialects.base import Evidence, Rules
 from rollout_ft.gateway.dialects.conversation import Conversation, ToolChoice, turn_request
 from rollout_ft.gateway.dialects.fields import objects, own_session, refuse_unknown, refuse_unless, typed
@@ -34,7 +33,7 @@ _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 
 def parse_chat(body: Raw, evidence: Evidence, rules: Rules) -> ChatRequest:
     """Raises BadRequest naming the field and the remedy."""
-    data = load_json(body, rules.max_json_depth)
+    data = rules.load(body)
     refuse_unknown(data, _KNOWN)
     refuse_unless(data, _ONLY)
     own_session(data, rules.session_id)

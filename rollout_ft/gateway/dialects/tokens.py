@@ -12,7 +12,6 @@ from typing import Any, cast
 import orjson
 
 from rollout_ft.errors import BadRequest
-from rollout_ft.gateway.body import load_json
 from rollout_ft.gateway.dialects import turns
 from rollout_ft.gateway.dialects.base import Evidence, Rules
 from rollout_ft.gateway.dialects.fields import own_session, refuse_unknown, refuse_unless, typed
@@ -52,7 +51,7 @@ class TokensRequest:
 
 def parse_generate(body: Raw, evidence: Evidence, rules: Rules) -> TokensRequest:
     """Raises BadRequest naming the field and the remedy."""
-    data = load_json(body, rules.max_json_depth)
+    data = rules.load(body)
     refuse_unknown(data, _KNOWN)
     refuse_unless(data, _ONLY)
     own_session(data, rules.session_id)
