@@ -378,7 +378,9 @@ async def test_a_session_is_opened_with_all_that_was_said_and_its_key_opens_it()
         said: JSON = {"trial_id": "t9", "task_id": "a", "group_id": "g", "mode": "eval", "pool": "p", "adapter": "l", "seed": 3}
         said |= {"metadata": {"x": 1}, "sampling": {"top_p": 0.5}}
         opened = orjson.loads((await s.operate("POST", "/sessions", {**said, "resume": True})).body)
-        assert s.supervisor.asked == [("open", SessionSpec(**said), True)]
+        ((_, spec, resume),) = s.supervisor.asked
+        assert (spec, resume) == (SessionSpec(**said, idempotency_key=spec.idempotency_key), True)
+        assert spec.idempotency_key  # by which a call to the supervisor that is repeated is known
         assert opened["base_url"] == "http://advertised/sessions/t9~1/v1"
         assert KEYS.opens_session(opened["api_key"], "t9~1")
 
