@@ -13,8 +13,6 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
 from rollout_ft import config as configs
 from rollout_ft.clock import monotonic
 from rollout_ft.cluster import Cluster, connect, restore_signals
@@ -24,7 +22,7 @@ from rollout_ft.errors import BadRequest, ConfigError
 from rollout_ft.fleet.crew import Setup, actor_name
 from rollout_ft.fleet.member import Member
 from rollout_ft.fleet.node import node_id
-from rollout_ft.fleet.nodes import alive, node_of
+from rollout_ft.fleet.nodes import alive, node_of, preferred
 from rollout_ft.fleet.spread import for_supervisor
 from rollout_ft.gateway.dialects.sampling import check_sampling
 from rollout_ft.gateway.keys import Keys
@@ -126,9 +124,7 @@ def _supervisor(setup: Setup) -> Member:
 
     name = actor_name(setup.config.run, "supervisor", 1)
     node = for_supervisor([node_of(each) for each in alive()])
-    # Soft, so that Ray starts it on another node when its own is gone.
-    strategy = NodeAffinitySchedulingStrategy(node.node_id, soft=True) if node else "DEFAULT"
-    options: Any = {"name": name, "namespace": setup.namespace, "lifetime": "detached", "scheduling_strategy": strategy}
+    options: Any = {"name": name, "namespace": setup.namespace, "lifetime": "detached", **preferred(node.node_id if node else "")}
     try:
         handle: Any = Supervisor.options(**options).remote(setup)  # pyright: ignore
     except ValueError:

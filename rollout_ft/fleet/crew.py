@@ -19,7 +19,7 @@ from rollout_ft.checkpoint.view import View
 from rollout_ft.config import Config
 from rollout_ft.fleet import spread
 from rollout_ft.fleet.member import Member
-from rollout_ft.fleet.nodes import Nodes
+from rollout_ft.fleet.nodes import NODE_LABEL, Nodes
 from rollout_ft.fleet.spread import Node, Placement
 from rollout_ft.rayapi import ray
 
@@ -62,7 +62,7 @@ class Crew:
         gpus = self.setup.config.engine.num_gpus
         if gpus:  # which GPUs are free is Ray's to know
             away = [n.node_id for n in await self.nodes.now() if n.doubted]
-            options: dict[str, Any] = {"label_selector": {"ray.io/node-id": f"!in({','.join(away)})"}} if away else {}
+            options: dict[str, Any] = {"label_selector": {NODE_LABEL: f"!in({','.join(away)})"}} if away else {}
             return self._make(EngineActor, engine_id, incarnation, *args, num_gpus=gpus, scheduling_strategy="SPREAD", **options)
         async with self._choosing:
             choose = partial(spread.for_engine, stores=self._count("store"), engines=self._count("engine"))

@@ -20,6 +20,7 @@ DOUBT_S = 75.0
 """Longer than Ray's defaults take to see a node that stands still; then its list is to be believed again."""
 LIST_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 0.5
+NODE_LABEL = "ray.io/node-id"
 _HEAD = "node:__internal_head__"
 
 
@@ -67,6 +68,13 @@ def alive() -> list[JSON]:
 
 def node_of(listed: JSON, doubts: Collection[str] = ()) -> Node:
     return Node(listed["NodeID"], listed["NodeManagerAddress"], _HEAD in listed["Resources"], listed["NodeID"] in doubts)
+
+
+def preferred(node_id: str) -> JSON:
+    """Ray's options for an actor that stands on this node, and on another when it is gone: soft affinity is not kept."""
+    if not node_id:
+        return {}
+    return {"label_selector": {NODE_LABEL: node_id}, "fallback_strategy": [{"label_selector": {}}]}
 
 
 async def refuses(host: str, port: int) -> bool:

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
 from rollout_ft.engine.process import EngineProcess
 from rollout_ft.faultpoints import FaultPoints, Inert
 from rollout_ft.fleet.crew import Setup, actor_name
+from rollout_ft.fleet.nodes import preferred
 from rollout_ft.rayapi import ray
 from rollout_ft.types import JSON, SessionSpec
 
@@ -96,10 +95,8 @@ class FaultPlan:
 
 def create_plan(setup: Setup) -> Any:
     """The run's fault plan actor, on the node of who started the run: no planned fault takes it along."""
-    options: Any = {
-        "name": actor_name(setup.config.run, "faults", 1), "namespace": setup.namespace, "lifetime": "detached",
-        "scheduling_strategy": NodeAffinitySchedulingStrategy(setup.home, soft=True),
-    }  # fmt: skip
+    name = actor_name(setup.config.run, "faults", 1)
+    options: Any = {"name": name, "namespace": setup.namespace, "lifetime": "detached", **preferred(setup.home)}
     return FaultPlan.options(**options).remote(setup)
 
 

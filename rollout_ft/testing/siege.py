@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,13 @@ class Blow(StrEnum):
 
 @dataclass(slots=True)
 class Siege:
-    """What came of it. `next_token_s`: of each session that moved; `next_reply_s`: of each trial that was at work."""
+    """What came of it. `next_token_s`: of each session that moved; `pauses_s`: of each trial, the longest between two replies."""
 
     blow: Blow
     seed: int
     results: list[TrialResult] = field(default_factory=list[TrialResult])
     next_token_s: list[float] = field(default_factory=list[float])
-    next_reply_s: list[float] = field(default_factory=list[float])
+    pauses_s: list[float] = field(default_factory=list[float])
     replies: int = 0
     tokens_regenerated: int = 0
     complaints: list[str] = field(default_factory=list[str])
@@ -69,7 +70,7 @@ class Siege:
         """A line of the table: fault, time to the next token, turns lost, tokens regenerated."""
         return {
             "fault": self.blow.value, "next_token_s": _median(self.next_token_s), "next_token_s_max": _most(self.next_token_s),
-            "next_reply_s_max": _most(self.next_reply_s), "replies": self.replies, "turns_lost": len(self.complaints),
+            "pause_s_max": _most(self.pauses_s), "replies": self.replies, "turns_lost": len(self.complaints),
             "tokens_regenerated": self.tokens_regenerated,
         }  # fmt: skip
 
@@ -113,7 +114,7 @@ async def lay(
         siege.replies = len(load.received)
         siege.tokens_regenerated = _sampled(Path(directory)) - _committed(history)
     siege.next_token_s = _next_tokens(siege.events, at)
-    siege.next_reply_s = [min(t for t in times if t > at) - at for times in load.replies.values() if times[0] < at < times[-1]]
+    siege.pauses_s = [max(b - a for a, b in pairwise(times)) for times in load.replies.values() if len(times) > 1]
     return siege
 
 

@@ -28,11 +28,11 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         return
     terminalreporter.section(f"faults, seed {config.getoption('--siege-seed')}")
     terminalreporter.line(
-        f"{'fault':45} {'next token s':>12} {'at most':>8} {'next reply s':>12} {'replies':>8} {'lost':>5} {'regenerated':>12}"
+        f"{'fault':45} {'next token s':>12} {'at most':>8} {'longest pause':>13} {'replies':>8} {'lost':>5} {'regenerated':>12}"
     )
     for row in config.stash[ROWS]:
-        cells = ["-" if row[k] is None else row[k] for k in ("next_token_s", "next_token_s_max", "next_reply_s_max")]
-        line = f"{row['fault']:45} {cells[0]:>12} {cells[1]:>8} {cells[2]:>12} {row['replies']:>8} {row['turns_lost']:>5}"
+        cells = ["-" if row[k] is None else row[k] for k in ("next_token_s", "next_token_s_max", "pause_s_max")]
+        line = f"{row['fault']:45} {cells[0]:>12} {cells[1]:>8} {cells[2]:>13} {row['replies']:>8} {row['turns_lost']:>5}"
         terminalreporter.line(f"{line} {row['tokens_regenerated']:>12}")
 
 
