@@ -167,7 +167,11 @@ class Stores:
         return [role for role in self._roles() if all(member.role != role for member in self._members.values())]
 
     async def _join(self, role: str) -> bool:
-        member = await self._add(role, None)
+        try:
+            member = await self._add(role, None)
+        except ValueError as e:
+            self._events.emit("store.join_failed", store=role, reason=str(e))
+            return False
         if member is None:
             return False  # no node that `store.placement` allows
         try:
@@ -211,10 +215,11 @@ class Stores:
         return {member.name: self._crew.node_of(member) for member in self.counted()}
 
     async def _add(self, role: str, view: View | None) -> Member | None:
-        incarnation = self._incarnation.get(role, 0) + 1
-        member = await self._crew.store(role, incarnation, view)
-        if member is not None:
-            self._incarnation[role] = incarnation
+        self._incarnation[role] = self._incarnation.get(role, 0) + 1
+        member = await self._crew.store(role, self._incarnation[role], view)
+        if member is None:
+            self._incarnation[role] -= 1
+        else:
             self._knows(member)
         return member
 
