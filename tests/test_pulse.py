@@ -75,6 +75,21 @@ async def test_a_port_that_refuses_is_a_process_that_ended():
     assert actor.asked == 0
 
 
+async def test_an_answer_that_is_lost_is_no_miss():
+    lost = asyncio.Event()
+
+    class Lossy(Actor):
+        async def ask(self, method: str, *, timeout_s: float) -> int:
+            self.asked += 1
+            if self.asked == 1:
+                await lost.wait()
+            return 1
+
+    actor: Any = Lossy()
+    assert await Pulse(0.05, Clock()).beats(actor)
+    assert actor.asked == 2
+
+
 async def test_a_miss_while_we_stood_still_ourselves_is_not_counted():
     clock = Clock()
 

@@ -14,6 +14,7 @@ from rollout_ft.fleet.member import Gone, Member
 from rollout_ft.fleet.nodes import refuses
 
 MISSES = 2
+SENDS = 3
 PINGS_PER_S = 500
 """Of a supervisor, together: a large fleet is pinged less often."""
 
@@ -39,13 +40,29 @@ class Pulse:
                 return False
             began = self._clock()
             try:
-                await member.ask("ping", timeout_s=self._ping_s)
+                await self._ping(member)
                 return True
             except Gone as e:
                 if e.dead:
                     return False
             misses += self._clock() - began < 1.5 * self._ping_s
         return False
+
+    async def _ping(self, member: Member) -> None:
+        """One ping, sent again while it is not answered: one answer that is lost on the way is no miss. Raises Gone."""
+        pings: set[asyncio.Task[object]] = set()
+        try:
+            for n in range(SENDS):
+                pings.add(asyncio.create_task(member.ask("ping", timeout_s=self._ping_s * (SENDS - n) / SENDS)))
+                done, _ = await asyncio.wait(pings, timeout=self._ping_s / SENDS, return_when=asyncio.FIRST_COMPLETED)
+                if done:
+                    done.pop().result()
+                    return
+            raise Gone(f"{member.name}: silent")
+        finally:
+            for ping in pings:
+                ping.cancel()
+                ping.add_done_callback(lambda t: t.cancelled() or t.exception())
 
     async def patrol(self, members: Callable[[], Collection[Member]], look: Callable[[Member], Awaitable[None]]) -> None:
         """Looks at every member again and again. A look that takes long holds up no other."""

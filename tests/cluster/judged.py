@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rollout_ft.testing.siege import Siege
+from rollout_ft.testing.siege import Blow, Siege
 
 ROWS = pytest.StashKey[list[dict[str, Any]]]()
 
@@ -19,7 +19,8 @@ class Judged:
         self.seed: int = request.config.getoption("--siege-seed")
 
     def __call__(self, siege: Siege, called: str = "") -> None:
-        self._request.config.stash[ROWS].append({**siege.row(), "fault": called or siege.blow.value})
+        if called or siege.blow is not Blow.NONE:
+            self._request.config.stash[ROWS].append({**siege.row(), "fault": called or siege.blow.value})
         again = f"make test-cluster ARGS=\"--siege-seed {siege.seed} -k '{self._request.node.originalname}'\""
         assert not siege.complaints, f"{siege.complaints}\n{again}"
         outcomes = [(r.outcome, r.cause) for r in siege.results]

@@ -74,7 +74,7 @@ async def test_a_fifth_of_all_replies_between_actors_is_dropped(judged: Judged):
 
 async def test_replicas_and_engines_stand_on_nodes_of_their_own_and_the_supervisor_on_the_head(ms: Machines, judged: Judged):
     siege = await lay(ms, Blow.NONE, judged.seed, name="placed", turns=3)
-    judged(siege, "none")
+    judged(siege)
     opened = next(e for e in siege.events if e["event"] == "view.opened")
     assert len(set(opened["nodes"])) == 2
     assert ms.head.node_id not in opened["nodes"]
