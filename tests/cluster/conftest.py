@@ -41,12 +41,17 @@ def judged(request: pytest.FixtureRequest) -> Judged:
     return Judged(request)
 
 
-@pytest.fixture(scope="session")
-def shared() -> Generator[Machines]:
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_left() -> Generator[None]:
     mark = os.environ[MARK] = uuid.uuid4().hex
+    yield
+    asyncio.run(nothing_left(mark))
+
+
+@pytest.fixture(scope="session")
+def shared(_nothing_is_left: None) -> Generator[Machines]:
     with machines(3) as ms:
         yield ms
-    asyncio.run(nothing_left(mark))
     assert not os.path.exists(ms.directory)
 
 
