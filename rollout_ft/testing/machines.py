@@ -80,7 +80,8 @@ class Machines:
 
     def add(self) -> Machine:
         """One more node."""
-        node = self._cluster.add_node(wait=True, num_cpus=1, object_store_memory=STORE_BYTES)
+        with _own_signals():
+            node = self._cluster.add_node(wait=True, num_cpus=1, object_store_memory=STORE_BYTES)
         machine = Machine(node)
         self.workers[machine.node_id] = machine
         return machine
@@ -96,6 +97,16 @@ class Machines:
         for machine in self.workers.values():
             machine.end()
         self._cluster.shutdown()
+
+
+@contextlib.contextmanager
+def _own_signals() -> Generator[None]:
+    """Every node that is started here takes SIGTERM for itself; it goes back to who had it. From the main thread only."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
@@ -117,7 +128,8 @@ def machines(workers: int = 3, **environment: str) -> Generator[Machines]:
             "num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": False,
             "temp_dir": directory,
         }  # fmt: skip
-        made = Machines(Cluster(initialize_head=True, connect=False, head_node_args=head), directory)
+        with _own_signals():
+            made = Machines(Cluster(initialize_head=True, connect=False, head_node_args=head), directory)
         try:
             for _ in range(workers):
                 made.add()

@@ -1,12 +1,11 @@
 """How long a lost engine actor, a killed node and a frozen node hold up the sessions that were there.
 
-Owns the number of runs and the names of the figures (DESIGN section 7). Starts a cluster of several nodes of its own; how
-one fault is met and judged is `testing.siege`'s. A figure of a run that lost a turn is none: it raises.
+Owns the number of runs and the names of the figures (DESIGN section 7). Starts a cluster of several nodes of its own, from the main
+thread and with nothing else on its loop; how one fault is met and judged is `testing.siege`'s. A figure of a run that lost a turn is none: it raises.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -29,19 +28,15 @@ async def recovery(
 ) -> JSON:
     """`{actor|node|frozen_node}_recovery_s_{p50,max}`: from the fault to the next token of each session that it met."""
     taken: dict[Blow, list[float]] = {blow: [] for blow in blows}
-    cluster = machines(WORKERS)
-    ms = await asyncio.to_thread(cluster.__enter__)
-    try:
+    with machines(WORKERS) as ms:
         for n in range(runs):
             for blow in blows:
+                ms.heal()
                 siege = await lay(ms, blow, seed + n, name=f"recovery-{NAMES[blow].replace('_', '-')}-{n}")
                 if siege.complaints:
                     raise TurnsLost("; ".join(siege.complaints))
                 taken[blow] += siege.next_token_s
                 show(siege)
-                await asyncio.to_thread(ms.heal)
-    finally:
-        await asyncio.to_thread(cluster.__exit__, None, None, None)
     return {
         f"{NAMES[blow]}_recovery_s_{name}": round(float(measure(times)), 3) if times else None
         for blow, times in taken.items()
