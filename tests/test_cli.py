@@ -79,8 +79,9 @@ def test_serve_says_where_it_is_serves_any_client_and_ends_clean(number: int):
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=opened["base_url"].replace("t1~1", "t1~2"), api_key=opened["api_key"]).models.list()
     process.send_signal(number)
-    process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 0
+    assert "all 2 replicas of the checkpoint store are on node" in err
     asyncio.run(nothing_left(mark))
     assert not list(Path(TEMPORARY).iterdir())
     port = int(ready["gateway_url"].rsplit(":", 1)[1])
@@ -164,6 +165,12 @@ def test_a_port_in_use_is_named():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert f"127.0.0.1:{port}" in refused("serve", "-c", CONFIG, *FAST, f"gateway.port={port}")
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(90)
+def test_replicas_that_may_not_share_a_node_need_enough_of_them():
+    assert "store.placement distinct" in refused("serve", "-c", CONFIG, *FAST, "store.placement=distinct", "store.min_replicas=2")
 
 
 @pytest.mark.timeout(90)

@@ -1,7 +1,8 @@
 """How long a lost engine actor, a killed node and a frozen node hold up the sessions that were there.
 
-Owns the number of runs and the names of the figures (DESIGN section 7). Starts a cluster of several nodes of its own, from the main
-thread and with nothing else on its loop; how one fault is met and judged is `testing.siege`'s. A figure of a run that lost a turn is none: it raises.
+Owns the number of runs and the names of the figures (DESIGN section 7); how one fault is met and judged is `siege`'s.
+Starts several nodes of its own, from the main thread and with nothing else on its loop. A figure of a run that lost a
+turn is none: it raises.
 """
 
 from __future__ import annotations
