@@ -8,27 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from collections import Counter, deque
 from typing import Any
 
 from rollout_ft.checkpoint.view import View
-from rollout_ft.errors import ConfigError, RolloutFTError
+from rollout_ft.errors import RolloutFTError
 from rollout_ft.fleet.crew import Crew, Setup
 from rollout_ft.fleet.engines import Engines
+from rollout_ft.fleet.gateways import Gateways
 from rollout_ft.fleet.lease import Lease
 from rollout_ft.fleet.member import Gone, Member
 from rollout_ft.fleet.node import node_id
 from rollout_ft.fleet.pulse import Pulse
 from rollout_ft.fleet.sessions import Sessions
 from rollout_ft.fleet.stores import Stores
-from rollout_ft.gateway.actor import base_url, bind
+from rollout_ft.gateway.actor import base_url
 from rollout_ft.rayapi import ray
 from rollout_ft.telemetry.events import MAX_BUFFERED, Events
 from rollout_ft.types import JSON, Outcome, SessionSpec
-
-GATEWAY_PAUSE_S = 1.0
-GATEWAY_START_S = 60.0
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0, max_concurrency=1000)
@@ -38,11 +35,8 @@ class Supervisor:
         self._crew = Crew(setup)
         self._events = Events("supervisor")
         self._collected: deque[JSON] = deque(maxlen=MAX_BUFFERED)
-        self._gateways: dict[str, Member] = {}
-        self._port = setup.config.gateway.port
         self._started: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._ending = False
 
     # -- start, rebuild, end --------------------------------------------------------------------------------------
 
@@ -52,7 +46,7 @@ class Supervisor:
             self._started = asyncio.create_task(self._start())
         await asyncio.shield(self._started)
         warnings = [self._stores.warning] if self._stores.warning else []
-        return {"gateway_url": base_url(self._setup, self._port), "warnings": warnings}
+        return {"gateway_url": base_url(self._setup, self._gateways.port), "warnings": warnings}
 
     async def _start(self) -> None:
         self._lease = Lease(self._setup.config.orphan_s)
@@ -69,12 +63,13 @@ class Supervisor:
                 for role, incarnation in _remembered(described_as):
                     floor[role] = max(floor[role], incarnation)
         known_view = max((d["view"].number for m, d in alive if m.role.startswith("engine-")), default=0)
-        pulse = self._pulse = Pulse(self._setup.config.fleet.ping_s)
+        pulse = Pulse(self._setup.config.fleet.ping_s)
         self._engines = Engines(self._crew, pulse, self._events, lambda: self._stores.view)
         self._stores = Stores(self._crew, pulse, self._events, self._engines.push_view)
+        self._gateways = Gateways(self._crew, pulse, self._events)
         self._sessions = Sessions(self._engines, self._stores, self._events)
         await self._stores.start([m for m, _ in alive if m.role.startswith("store-")], known_view, floor)
-        gateways = asyncio.create_task(self._start_gateways(alive, floor))
+        gateways = asyncio.create_task(self._gateways.start(alive, floor))
         held = await self._engines.start([m for m, _ in alive if m.role.startswith("engine-")], floor)
         self._sessions.restore(held)
         await gateways
@@ -84,7 +79,7 @@ class Supervisor:
         self._spawn(pulse.patrol(self._counted, self._look))
 
     def _counted(self) -> list[Member]:
-        return [*self._engines.serving(), *self._stores.counted(), *self._gateways.values()]
+        return [*self._engines.serving(), *self._stores.counted(), *self._gateways.members()]
 
     async def _look(self, member: Member) -> None:
         """The patrol: a node that is gone takes its actors along in silence."""
@@ -92,55 +87,14 @@ class Supervisor:
             await self._engines.look(member)
         elif member.role.startswith("store-"):
             await self._stores.look(member)
-        elif not await self._pulse.beats(member) and self._gateways.get(member.role) is member:
-            self._replace_gateway(member, "does not answer", silent=True)
+        else:
+            await self._gateways.look(member)
 
     async def _describe(self, member: Member) -> JSON | None:
         try:
             return await member.ask("describe", timeout_s=5)
         except (Gone, RolloutFTError, AttributeError):
             return None
-
-    async def _start_gateways(self, alive: list[tuple[Member, JSON]], floor: Counter[str]) -> None:
-        living = {m.role: (m, d) for m, d in alive if m.role.startswith("gateway-")}
-        for _, d in living.values():
-            self._port = d["port"]
-        if not living:
-            self._port = _claim_port(self._setup)
-        roles = [f"gateway-{i}" for i in range(self._setup.config.gateway.count)]
-        await asyncio.gather(*(self._gateway(r, living[r][0] if r in living else None, floor[r] + 1) for r in roles))
-
-    async def _gateway(self, role: str, member: Member | None, incarnation: int) -> None:
-        if member is None:
-            member = await self._crew.gateway(role, incarnation, self._port)
-            try:
-                await member.ask("start", timeout_s=GATEWAY_START_S)
-            except Gone:
-                self._crew.gone(member, silent=True)
-                raise
-        self._gateways[role] = member
-        self._spawn(self._watch_gateway(member))
-
-    async def _watch_gateway(self, member: Member) -> None:
-        reason = await member.death()
-        if self._gateways.get(member.role) is member:
-            self._replace_gateway(member, reason)
-
-    def _replace_gateway(self, member: Member, reason: str, *, silent: bool = False) -> None:
-        del self._gateways[member.role]
-        self._crew.gone(member, silent=silent)
-        self._spawn(self._next_gateway(member, reason))
-
-    async def _next_gateway(self, member: Member, reason: str) -> None:
-        incarnation = member.incarnation
-        while not self._ending:
-            self._events.emit("gateway.lost", gateway=self._crew.name(member.role, incarnation), reason=reason)
-            incarnation += 1
-            try:
-                return await self._gateway(member.role, None, incarnation)
-            except Exception as e:  # whatever it is, a gateway that did not start is tried again
-                reason = f"start failed: {e}"
-                await asyncio.sleep(GATEWAY_PAUSE_S)
 
     async def _keep_alive(self) -> None:
         """Passes the lease on to every actor and collects their events; ends the run when the lease ran out."""
@@ -165,7 +119,7 @@ class Supervisor:
 
     def _crew_members(self) -> list[Member]:
         engines = [e.member for e in self._engines.by_id.values() if e.member is not None]
-        return [*engines, *self._gateways.values(), *self._stores.members()]
+        return [*engines, *self._gateways.members(), *self._stores.members()]
 
     async def renew(self) -> list[JSON]:
         """The run's owner lives; returns the events since the last call."""
@@ -178,7 +132,7 @@ class Supervisor:
 
     async def stop(self) -> None:
         """Ends every actor of the run but this one, engines first."""
-        self._ending = True
+        self._gateways.end()
         engines = [e.member for e in self._engines.by_id.values() if e.member is not None]
         for engine in self._engines.by_id.values():
             self._engines.retire(engine.engine_id)
@@ -247,7 +201,7 @@ class Supervisor:
             "engines": engines, "view": {"number": view.number, "members": list(view.members)},
             "warnings": [self._stores.warning] if self._stores.warning else [],
             "nodes": {self._crew.name("supervisor", 1): node_id(), **{m.name: self._crew.node_of(m) for m in self._crew_members()}},
-            "gateways": [m.name for m in self._gateways.values()], "sessions": len(self._sessions.known()),
+            "gateways": [m.name for m in self._gateways.members()], "sessions": len(self._sessions.known()),
         }  # fmt: skip
 
     async def pids(self) -> dict[str, int]:
@@ -278,15 +232,3 @@ def _remembered(described: JSON) -> list[tuple[str, int]]:
 
 def _failed(task: asyncio.Task[None]) -> bool:
     return task.done() and (task.cancelled() or task.exception() is not None)
-
-
-def _claim_port(setup: Setup) -> int:
-    """The gateways' port: the configured one if nobody else has it, else a free one."""
-    host, port = setup.config.gateway.host, setup.config.gateway.port
-    try:
-        with socket.create_server((host, port)) as alone:
-            port = alone.getsockname()[1]
-        bind(host, port).close()
-    except OSError as e:
-        raise ConfigError(f"gateway.port: {host}:{port} cannot be used ({e.strerror}); set another, or 0 for a free one") from None
-    return port
