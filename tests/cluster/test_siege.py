@@ -6,13 +6,16 @@ Each prints its seed and the command that repeats it when it fails.
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 
 import pytest
 from judged import Judged
 
+from rollout_ft import runtime
 from rollout_ft.fleet.spread import Node
 from rollout_ft.testing.machines import Machines, machines
-from rollout_ft.testing.siege import Blow, Siege, lay
+from rollout_ft.testing.siege import Blow, Siege, lay, settings, until
+from rollout_ft.types import JSON
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
@@ -70,6 +73,21 @@ async def test_a_supervisor_whose_node_is_killed_goes_on_on_another(ms: Machines
 async def test_a_fifth_of_all_replies_between_actors_is_dropped(judged: Judged):
     with machines(3, RAY_testing_rpc_failure=DROPPED) as ms:
         judged(await lay(ms, Blow.NONE, judged.seed, name="dropped"), "20 % of the replies of actors dropped")
+
+
+async def test_a_replica_that_shares_a_node_moves_to_one_that_joins(judged: Judged, tmp_path: Path):
+    events: list[JSON] = []
+
+    def apart() -> bool:
+        return any(e["event"] == "view.opened" and len(e["nodes"]) == len(set(e["nodes"])) == 3 for e in events)
+
+    with machines(1) as ms:
+        config = settings(ms.address, str(tmp_path), "moves", judged.seed, store={"replicas": 3})
+        async with runtime.start(config) as run:
+            run.on_event = events.append
+            assert len(set((await run.fleet())["nodes"].values())) == 2
+            ms.add()
+            await until(apart)
 
 
 async def test_replicas_and_engines_stand_on_nodes_of_their_own_and_the_supervisor_on_the_head(ms: Machines, judged: Judged):
