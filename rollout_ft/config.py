@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
+import orjson
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -121,7 +122,8 @@ class StoreConfig(Settings):
     commit_timeout_s: Seconds = 10
     call_timeout_s: Seconds = 2
     journal_dir: str = ""
-    """Where commits are journalled on disk; empty: only in the memory of the replicas."""
+    """Where commits are journalled on disk, a directory that every node with a replica sees; `none`: only in the memory of
+    the replicas. Empty: `journal` in the directory that `run` writes to, elsewhere none."""
 
     @model_validator(mode="after")
     def _min_fits(self) -> StoreConfig:
@@ -222,6 +224,11 @@ def load(path: str | Path | None = None, overrides: list[str] | dict[str, Any] |
         raise ConfigError("; ".join(_explain(err) for err in e.errors())) from None
 
 
+def journalled(config: Config) -> bool:
+    """Whether commits are on disk before they are acknowledged."""
+    return config.store.journal_dir not in ("", "none")
+
+
 def model_dir(config: Config) -> str:
     """The directory of the model, checked to be there."""
     path = Path(config.model.path)
@@ -234,7 +241,8 @@ def model_dir(config: Config) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        data: Any = yaml.safe_load(path.read_text())
+        text = path.read_text()
+        data: Any = orjson.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except OSError as e:
         raise ConfigError(f"config file {path}: {os.strerror(e.errno or 0)}") from None
     except (yaml.YAMLError, ValueError) as e:

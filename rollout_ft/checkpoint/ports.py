@@ -139,6 +139,7 @@ class RayStore:
                 raise error.cause from None
             raise
         except (RayError, ValueError) as error:
+            self._handle = None  # another actor may have its name, with what its journal has
             raise StoreUnavailable(f"store {self.name} does not answer {method}: {error}") from error
 
 

@@ -13,24 +13,27 @@ import asyncio
 import os
 import secrets
 import socket
+import time
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 from rollout_ft.checkpoint import wire
-from rollout_ft.checkpoint.journal import Appended, Journal, Opened, Promised, Raised, Record, Released
+from rollout_ft.checkpoint.journal import Appended, Journal, JournalInUse, Opened, Promised, Raised, Record, Released
 from rollout_ft.checkpoint.log import Accepted, Entry, Head, Refused, mark
 from rollout_ft.checkpoint.ports import Call
 from rollout_ft.checkpoint.segments import Get, Put, Segments, keep, kept
 from rollout_ft.checkpoint.state import Export, StoreState
 from rollout_ft.checkpoint.view import Standing, View
+from rollout_ft.clock import monotonic
 from rollout_ft.errors import ConfigError, StoreUnavailable
 from rollout_ft.fleet.lease import Lease, live
 from rollout_ft.line import TOKEN_BYTES, Door, serve
 from rollout_ft.types import Partial
 
 EXPORT_BYTES = 4 * 1024 * 1024
+LOCK_PAUSE_S = 0.2
 
 
 class Store:
@@ -274,10 +277,12 @@ def _appended(trial_id: str, attempt: int, owner_epoch: int, entry: Entry) -> Ap
 
 
 def create_store_actor(
-    name: str, namespace: str | None, view: View | None, journal_dir: str | None = None, *, loopback: bool = True, **options: Any
-) -> Any:
+    name: str, namespace: str | None, view: View | None, journal_dir: str | None = None, *, loopback: bool = True,
+    patience_s: float = 0.0, **options: Any,
+) -> Any:  # fmt: skip
     """A detached store actor; the handle may still be starting. With `loopback` it listens for this machine alone;
-    `options` are Ray's (placement, runtime_env …).
+    `patience_s` is how long it waits for a journal that another process still writes; `options` are Ray's (placement,
+    runtime_env …).
 
     `max_restarts=0` is not an option: a restarted store would be empty, open, and accept anything.
     """
@@ -294,8 +299,16 @@ def create_store_actor(
         ping = api.method(concurrency_group="health")(Store.ping)
         forever = api.method(concurrency_group="watch")(Store.forever)
 
-        def __init__(self, name: str, view: View | None, journal_dir: str | None, loopback: bool) -> None:
-            Store.__init__(self, name, view, journal_dir, put=api.put, get=get)
+        def __init__(self, name: str, view: View | None, journal_dir: str | None, loopback: bool, patience_s: float) -> None:
+            until = monotonic() + patience_s
+            while True:
+                try:
+                    Store.__init__(self, name, view, journal_dir, put=api.put, get=get)
+                    break
+                except JournalInUse:  # the store of that name in a cluster that was killed ends when its lease does
+                    if monotonic() > until:
+                        raise
+                    time.sleep(LOCK_PAUSE_S)
             self._loopback = loopback
             self._door: asyncio.Task[Door] | None = None
 
@@ -308,4 +321,4 @@ def create_store_actor(
 
     fixed = {"name": name, "namespace": namespace, "max_restarts": 0, "max_task_retries": 0}
     actor = api.remote(concurrency_groups={"health": 2, "watch": 16})(StoreActor)
-    return actor.options(**{"num_cpus": 0, "lifetime": "detached"} | options | fixed).remote(name, view, journal_dir, loopback)
+    return actor.options(**{"num_cpus": 0, "lifetime": "detached"} | options | fixed).remote(name, view, journal_dir, loopback, patience_s)

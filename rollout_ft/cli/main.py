@@ -71,11 +71,23 @@ def run(
     config: ConfigFile = None,
     overrides: Overrides = None,
 ) -> None:
-    """Run all tasks of the config to their outcomes."""
+    """Run all tasks of the config to their outcomes; where the directory has this run in it, what is left of them."""
     from rollout_ft.cli.run import run as command
     from rollout_ft.config import load
 
     code = _run(command(load(config, overrides), output, Console(stderr=True)))
+    raise typer.Exit(1 if code is None else code)
+
+
+@app.command()
+def resume(
+    directory: Annotated[Path, typer.Argument(help="what `run` wrote to")],
+    overrides: Overrides = None,
+) -> None:
+    """Go on with a run, wherever the process before this one ended."""
+    from rollout_ft.cli.run import resume as command
+
+    code = _run(command(directory, overrides, Console(stderr=True)))
     raise typer.Exit(1 if code is None else code)
 
 

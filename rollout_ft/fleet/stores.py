@@ -9,17 +9,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
+from rollout_ft.checkpoint.journal import journal_names
 from rollout_ft.checkpoint.log import Head
 from rollout_ft.checkpoint.ports import RayStore, StorePort, resolve
 from rollout_ft.checkpoint.view import View, reconfigure, recover_view
+from rollout_ft.config import Config, journalled
 from rollout_ft.errors import DataLost, Fenced, RolloutFTError, StoreUnavailable
-from rollout_ft.fleet.crew import Crew, Member
+from rollout_ft.fleet.crew import Crew, Gone, Member
 from rollout_ft.telemetry.events import Events
 
 PING_S = 1.0
 RETRY_PAUSE_S = 0.2
 REFILL_PAUSE_S = 5.0
 LEARNER_START_S = 60.0
+LOAD_TIMEOUT_S = 900.0
 
 
 class Stores:
@@ -39,21 +42,45 @@ class Stores:
         for member in existing:
             if member.role in roles:
                 self._members[member.name] = member
-        if self._members:
-            self.view = await recover_view(self.ports(), at_least=at_least, min_replicas=self._config.min_replicas)
-            for name in set(self._members) - set(self.view.members):
-                self._members.pop(name).kill()
+        if self._members or await self._load_journals(at_least):
+            await self._recover(at_least)
         elif at_least:
-            raise DataLost(f"view {at_least} was open and none of its stores is left")
+            raise DataLost(f"view {at_least} was open, and none of its stores and no journal is left")
         else:
             self.view = View(1, tuple(self._crew.name(role, floor.get(role, 0) + 1) for role in roles), self._config.min_replicas)
             for role in roles:
                 self._add(role, self.view)
             await asyncio.gather(*(port.ping() for port in self.ports().values()))
+        await self._serve()
+
+    async def _recover(self, at_least: int) -> None:
+        self.view = await recover_view(self.ports(), at_least=at_least, min_replicas=self._config.min_replicas)
+        for name in set(self._members) - set(self.view.members):
+            self._members.pop(name).kill()
+
+    async def _serve(self) -> None:
         for name, member in self._members.items():
             self._spawn(self._watch(name, member))
-        await self._opened(self.view)
+        await self._open(self.view)
         self._spawn(self._refill())
+
+    async def _load_journals(self, at_least: int) -> bool:
+        """Starts the replicas of an earlier cluster under their old names; False when there are no journals. Raises
+        StoreUnavailable when one cannot be read: it may be the one that knows the last view."""
+        try:
+            for name in _journalled(self._crew.setup.config):
+                _, role, incarnation = name.rsplit("/", 2)
+                self._incarnation[role] = max(self._incarnation.get(role, 0), int(incarnation))
+                self._members[name] = self._crew.store(role, int(incarnation), None)
+            asked = [member.ask("standing", timeout_s=LOAD_TIMEOUT_S) for member in self._members.values()]
+            standings = await asyncio.gather(*asked)
+        except (Gone, ValueError) as e:  # ValueError: an actor of that name is there and does not answer
+            self._forget()
+            raise StoreUnavailable(f"a journal of the run cannot be loaded: {e}") from e
+        if self._members and not at_least and all(standing.blank for standing in standings):
+            founded = View(1, tuple(self._members), self._config.min_replicas)  # the run ended before it could begin
+            await asyncio.gather(*(port.install(founded) for port in self.ports().values()))
+        return bool(self._members)
 
     def members(self) -> list[Member]:
         return list(self._members.values())
@@ -113,8 +140,26 @@ class Stores:
                     await asyncio.sleep(RETRY_PAUSE_S)  # every step is idempotent; commits wait meanwhile
                 except (DataLost, Fenced) as e:
                     self._events.emit("store.data_lost", view=self.view.number, reason=str(e))
-                    return
+                    return await self._reload()
         self._spawn(self._refill())
+
+    async def _reload(self) -> None:
+        """No replica is left: what is on disk is all there is. Commits wait meanwhile."""
+        at_least = self.view.number
+        while not self._members and journalled(self._crew.setup.config):
+            try:
+                await self._load_journals(at_least)
+                await self._recover(at_least)
+                return await self._serve()
+            except (DataLost, StoreUnavailable) as e:
+                self._forget()
+                self._events.emit("store.reload_failed", reason=str(e))
+                await asyncio.sleep(REFILL_PAUSE_S)
+
+    def _forget(self) -> None:
+        for member in self._members.values():
+            member.kill()
+        self._members.clear()
 
     async def _refill(self) -> None:
         """Brings the view back to its number of replicas, one learner at a time."""
@@ -152,3 +197,9 @@ class Stores:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _journalled(config: Config) -> list[str]:
+    """The stores of this run that have a journal."""
+    names = journal_names(config.store.journal_dir) if journalled(config) else []
+    return [name for name in names if name.startswith(f"{config.run}/store-")]

@@ -37,7 +37,7 @@ class Session:
 
     async def trajectory(self) -> JSON:
         """Token-exact paths: `GET /sessions/{id}/trajectory`."""
-        return await self.client.request("GET", f"/sessions/{self.session_id}/trajectory", key=self.api_key)
+        return await self.client.trajectory(self.session_id, self.api_key)
 
     async def records(self) -> JSON:
         return await self.client.request("GET", f"/sessions/{self.session_id}", key=self.api_key)
@@ -63,6 +63,9 @@ class Client:
 
     async def trial(self, trial_id: str) -> JSON:
         return await self.get(f"/trials/{trial_id}")
+
+    async def trajectory(self, session_id: str, session_key: str) -> JSON:
+        return await self.request("GET", f"/sessions/{session_id}/trajectory", key=session_key)
 
     async def get(self, path: str) -> Any:
         return await self.request("GET", path)
