@@ -25,6 +25,7 @@ Reason = Literal[
     "gap",
     "conflict",
     "closed",
+    "damaged",
 ]
 
 
@@ -57,6 +58,7 @@ class Head:
     length: int
     chain: bytes
     released: bool = False
+    damaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +100,14 @@ def mark(previous: bytes, entry: Entry, body: bytes | None = None) -> Mark:
 
 
 class TrialLog:
-    """One trial: its fence, its marks, and whether it has been released."""
+    """One trial: its fence, its marks, whether it has been released, and why it is refused, if entries of it are lost."""
 
-    __slots__ = ("_chain", "_index", "_keys", "_length", "_marks", "fence", "released")
+    __slots__ = ("_chain", "_index", "_keys", "_length", "_marks", "damaged", "fence", "released")
 
     def __init__(self) -> None:
         self.fence = (0, 0)
         self.released = False
+        self.damaged = ""
         self._marks: list[Mark] = []
         self._index: dict[tuple[str, str], int] = {}
         self._keys: set[str] = set()
@@ -113,7 +116,15 @@ class TrialLog:
 
     @property
     def head(self) -> Head:
-        return Head(*self.fence, self._length, self._chain, self.released)
+        return Head(*self.fence, self._length, self._chain, self.released, bool(self.damaged))
+
+    @property
+    def length(self) -> int:
+        return self._length
+
+    @property
+    def last_kind(self) -> str:
+        return self._marks[-1].kind if self._marks else ""
 
     def has_key(self, key: str) -> bool:
         return key in self._keys
@@ -145,6 +156,8 @@ class TrialLog:
             return refused
         if self.released:
             return Refused("closed", self._length)
+        if self.damaged:
+            return Refused("damaged", self._length)
         # Only a trial that nobody owns may be opened without a fence: a newer owner that has not fenced every replica
         # and read them could put its entry where another replica holds one of the owner before it.
         if writer > self.fence != (0, 0):
@@ -169,9 +182,14 @@ class TrialLog:
         self._length += 1
         self._chain = added.chain
 
-    def release(self) -> None:
-        """Forget the entries and keep the head, so that the past still cannot write."""
-        self.released = True
+    def release(self, length: int | None = None, chain: bytes = b"") -> None:
+        """Forget the entries and keep the head, so that the past still cannot write.
+
+        `length` and `chain` are the head's where a journal has kept only that.
+        """
+        self.released, self.damaged = True, ""
+        if length is not None:
+            self._length, self._chain = length, chain
         self._marks.clear()
         self._index.clear()
         self._keys.clear()

@@ -55,17 +55,19 @@ class Segments:
     def __len__(self) -> int:
         return len(self._slots)
 
-    def append(self, payload: bytes) -> None:
+    def append(self, payload: bytes) -> int:
+        """Its number among the payloads."""
         place = len(self._slots)
         self._slots.append(payload)
         self.total_bytes += len(payload)
         if len(payload) > LARGE_BYTES:
             self._move([place])
-            return
+            return place
         self._open.append(place)
         self._open_bytes += len(payload)
         if len(self._open) >= SEAL_ENTRIES or self._open_bytes >= SEAL_BYTES:
             self.seal()
+        return place
 
     def seal(self) -> None:
         """Close the open segment; also when the trial ends."""

@@ -15,13 +15,15 @@ import secrets
 import socket
 import uuid
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 from rollout_ft.checkpoint import wire
-from rollout_ft.checkpoint.journal import Appended, Journal, Opened, Promised, Raised, Record, Released
-from rollout_ft.checkpoint.log import Accepted, Entry, Head, Refused, mark
+from rollout_ft.checkpoint.groupcommit import GroupCommit
+from rollout_ft.checkpoint.journal import MAX_RELEASED, Journal
+from rollout_ft.checkpoint.log import Accepted, Entry, Head, Refused
 from rollout_ft.checkpoint.ports import Call
+from rollout_ft.checkpoint.records import Appended, Doubted, JournalDamaged, Opened, Place, Promised, Raised, Record, Released
+from rollout_ft.checkpoint.replay import OUTCOME, Replay
 from rollout_ft.checkpoint.segments import Get, Put, Segments, keep, kept
 from rollout_ft.checkpoint.state import Export, StoreState
 from rollout_ft.checkpoint.view import Standing, View
@@ -31,6 +33,9 @@ from rollout_ft.line import TOKEN_BYTES, Door, serve
 from rollout_ft.types import Partial
 
 EXPORT_BYTES = 4 * 1024 * 1024
+
+Slot = tuple[Segments, int]
+"""Where a payload is kept: number so and so of a trial's."""
 
 
 class Store:
@@ -50,13 +55,12 @@ class Store:
         self._put, self._get = put, get
         self._state = StoreState(name, max_partials_per_trial=max_partials_per_trial)
         self._bodies: dict[str, Segments] = {}
+        self._outcomes: dict[str, bytes] = {}
         self._journal: Journal | None = None
-        self._broken: OSError | None = None
         if journal_dir is not None:
             self._journal = Journal(journal_dir, name)
-            self._writer = ThreadPoolExecutor(1, thread_name_prefix="journal")
-            for record in self._journal.replay():
-                self._redo(record)
+            Replay(self._state, self._redone, self._drop).run(self._journal.replay())
+            self._disk = GroupCommit(self._journal)
         if view is not None and self._state.view is None and not self._state.promised:
             if self._state.trials:
                 raise ConfigError(f"store {name} holds trials and was never a member: it cannot found a view")
@@ -67,13 +71,14 @@ class Store:
     async def append_many(self, view_number: int, batch: bytes) -> bytes:
         results: list[Refused | None] = []
         records: list[Record] = []
+        slots: list[Slot | None] = []
         for append in wire.decode_appends(batch):
             outcome = self._state.append(view_number, append)
             results.append(None if isinstance(outcome, Accepted) else outcome)
             if isinstance(outcome, Accepted) and outcome.stored:
-                self._keep(append.trial_id, append.entry)
-                records.append(_appended(append.trial_id, append.attempt, append.owner_epoch, append.entry))
-        await self._durable(records)
+                slots.append(self._keep(append.trial_id, append.entry))
+                records.append(_appended(append.trial_id, append.attempt, append.owner_epoch, append.seq, append.entry))
+        await self._durable(records, slots)
         return wire.encode_results(results)
 
     async def fence(self, view_number: int, trial_id: str, attempt: int, owner_epoch: int) -> Head | Refused:
@@ -83,6 +88,13 @@ class Store:
         return outcome
 
     async def read(self, trial_id: str, from_seq: int = 0) -> list[Entry]:
+        """Raises JournalDamaged for a trial of which entries are lost."""
+        log = self._state.trials.get(trial_id)
+        if log is not None and log.damaged:
+            raise JournalDamaged(log.damaged)
+        return await self._entries(trial_id, from_seq)
+
+    async def _entries(self, trial_id: str, from_seq: int) -> list[Entry]:
         log, bodies = self._state.trials.get(trial_id), self._bodies.get(trial_id)
         if log is None or bodies is None:
             return []
@@ -130,7 +142,7 @@ class Store:
         # The head is taken first: entries that arrive during the read belong to the next round.
         head, partials = log.head, tuple(self._state.partials(trial_id))
         entries: list[Entry] = []
-        for entry in (await self.read(trial_id, from_seq))[: head.length - from_seq]:
+        for entry in (await self._entries(trial_id, from_seq))[: head.length - from_seq]:
             if entries and limit < len(entry.payload):
                 break
             entries.append(entry)
@@ -139,21 +151,25 @@ class Store:
 
     async def load(self, number: int, exports: list[Export]) -> Refused | None:
         records: list[Record] = []
+        slots: list[Slot | None] = []
         refused: Refused | None = None
         for export in exports:
+            trial_id, head = export.trial_id, export.head
+            doubt = self._doubt(trial_id)
             outcome = self._state.load(number, export)
             if isinstance(outcome, Refused):
                 refused = outcome
                 break
-            trial_id, head = export.trial_id, export.head
-            for entry in outcome:
-                self._keep(trial_id, entry)
-                records.append(_appended(trial_id, head.attempt, head.owner_epoch, entry))
+            for seq, entry in enumerate(outcome, len(self._bodies.get(trial_id, ()))):
+                slots += [None] * (len(records) - len(slots))
+                slots.append(self._keep(trial_id, entry))
+                records.append(_appended(trial_id, head.attempt, head.owner_epoch, seq, entry))
             records.append(Raised(trial_id, head.attempt, head.owner_epoch))
+            if self._doubt(trial_id) != doubt:
+                records.append(Doubted(trial_id, self._doubt(trial_id)))
             if head.released:
-                self._bodies.pop(trial_id, None)
-                records.append(Released(trial_id))
-        await self._durable(records)
+                records.append(self._released(trial_id))
+        await self._durable(records, slots)
         return refused
 
     async def freeze(self, number: int) -> Refused | None:
@@ -167,10 +183,17 @@ class Store:
         return refused
 
     async def release(self, trial_id: str) -> bool:
-        known = self._state.release(trial_id)
-        self._bodies.pop(trial_id, None)
-        await self._durable([Released(trial_id)] if known else [])
+        """Forget a trial's entries: it was collected. Again is a success; False when it is not known at all."""
+        again = self._state.outcome(trial_id) is not None
+        known = self._state.release(trial_id, self._outcomes.get(trial_id, b""))
+        await self._durable([self._released(trial_id)] if known and not again else [])
+        if not self._state.frozen:
+            self._state.forget(MAX_RELEASED, self._journal.holds if self._journal else lambda _: False)
         return known
+
+    async def outcome(self, trial_id: str) -> bytes | None:
+        """The outcome entry of a released trial; None for every other."""
+        return self._state.outcome(trial_id)
 
     async def standing(self) -> Standing:
         state = self._state
@@ -225,52 +248,50 @@ class Store:
     def close(self) -> None:
         """Give the journal to whoever opens it next."""
         if self._journal is not None:
-            self._writer.shutdown()
-            self._journal.close()
+            self._disk.close()
 
-    def _keep(self, trial_id: str, entry: Entry) -> None:
+    def _keep(self, trial_id: str, entry: Entry) -> Slot:
         bodies = self._bodies.get(trial_id)
         if bodies is None:
             bodies = self._bodies[trial_id] = Segments(self._put, self._get)
-        bodies.append(entry.payload)
-        if entry.kind == "outcome":
+        place = bodies.append(entry.payload)
+        if entry.kind == OUTCOME:
             bodies.seal()
+            self._outcomes[trial_id] = entry.payload
+        return bodies, place
 
-    async def _durable(self, records: Sequence[Record]) -> None:
+    def _redone(self, trial_id: str, entry: Entry, place: Place) -> None:
+        self._placed([self._keep(trial_id, entry)], [place])
+
+    def _drop(self, trial_id: str) -> None:
+        self._bodies.pop(trial_id, None)
+        self._outcomes.pop(trial_id, None)
+
+    def _released(self, trial_id: str) -> Released:
+        self._drop(trial_id)
+        head = self._state.trials[trial_id].head
+        return Released(trial_id, head.attempt, head.owner_epoch, head.length, head.chain, self._state.outcome(trial_id) or b"")
+
+    def _doubt(self, trial_id: str) -> str:
+        log = self._state.trials.get(trial_id)
+        return log.damaged if log is not None else ""
+
+    def _placed(self, slots: Sequence[Slot | None], places: Sequence[Place]) -> None:
+        """The payloads of `slots` are on disk as well."""
+
+    async def _durable(self, records: Sequence[Record], slots: Sequence[Slot | None] = ()) -> None:
         if self._journal is None:
             return
-        if self._broken is None:
-            try:
-                await asyncio.get_running_loop().run_in_executor(self._writer, self._journal.write, records)
-            except OSError as error:
-                # The state already holds what the disk refused: from here on this replica may not acknowledge anything.
-                self._broken = error
-        if self._broken is not None:
-            raise StoreUnavailable(f"the journal of store {self.name} cannot be written: {self._broken}")
-
-    def _redo(self, record: Record) -> None:
-        """Apply what the journal says was accepted; it is not judged a second time."""
-        state = self._state
-        match record:
-            case Appended(trial_id, attempt, owner_epoch, kind, key, payload):
-                log, entry = state.log(trial_id), Entry(kind, key, payload)
-                log.fence = max(log.fence, (attempt, owner_epoch))
-                log.push(mark(log.head.chain, entry))
-                self._keep(trial_id, entry)
-            case Raised(trial_id, attempt, owner_epoch):
-                log = state.log(trial_id)
-                log.fence = max(log.fence, (attempt, owner_epoch))
-            case Released(trial_id):
-                state.release(trial_id)
-                self._bodies.pop(trial_id, None)
-            case Promised(number):
-                state.promised = max(state.promised, number)
-            case Opened(number, members, min_replicas):
-                state.view, state.promised = View(number, members, min_replicas), max(state.promised, number)
+        try:
+            places = await self._disk.commit(records)
+        except OSError as error:
+            # The state already holds what the disk refused: from here on this replica may not acknowledge anything.
+            raise StoreUnavailable(f"the journal of store {self.name} cannot be written: {error}") from error
+        self._placed(slots, places)
 
 
-def _appended(trial_id: str, attempt: int, owner_epoch: int, entry: Entry) -> Appended:
-    return Appended(trial_id, attempt, owner_epoch, entry.kind, entry.key, entry.payload)
+def _appended(trial_id: str, attempt: int, owner_epoch: int, seq: int, entry: Entry) -> Appended:
+    return Appended(trial_id, attempt, owner_epoch, seq, entry.kind, entry.key, entry.payload)
 
 
 def create_store_actor(
