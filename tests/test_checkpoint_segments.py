@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rollout_ft.checkpoint import wire
 from rollout_ft.checkpoint.log import Append, Entry
-from rollout_ft.checkpoint.segments import LARGE_BYTES, SEAL_BYTES, SEAL_ENTRIES, Segments
+from rollout_ft.checkpoint.segments import LARGE_BYTES, SEAL_BYTES, SEAL_ENTRIES, Memory, Segments
 from rollout_ft.checkpoint.store import Store
 from rollout_ft.checkpoint.view import View
 
@@ -40,7 +40,7 @@ class Shelf:
 @given(st.lists(sizes, max_size=150), st.integers(0, 160))
 def test_whatever_was_sealed_is_read_back_in_order(lengths: list[int], start: int) -> None:
     shelf = Shelf()
-    segments = Segments(shelf.put, shelf.get)
+    segments = Segments(Memory(shelf.put, shelf.get))
     payloads = [str(number).encode().ljust(length, b".") for number, length in enumerate(lengths)]
     for number, payload in enumerate(payloads):
         segments.append(payload)
@@ -53,7 +53,7 @@ def test_whatever_was_sealed_is_read_back_in_order(lengths: list[int], start: in
 
 def test_a_segment_is_sealed_by_count_and_by_size_and_a_large_payload_goes_alone() -> None:
     shelf = Shelf()
-    segments = Segments(shelf.put, shelf.get)
+    segments = Segments(Memory(shelf.put, shelf.get))
     for _ in range(SEAL_ENTRIES + 1):
         segments.append(b"x")
     assert [len(each) for each in shelf.kept] == [SEAL_ENTRIES]
@@ -66,7 +66,7 @@ def test_a_segment_is_sealed_by_count_and_by_size_and_a_large_payload_goes_alone
 
 def test_a_full_object_store_costs_memory_and_no_payload() -> None:
     shelf = Shelf()
-    segments = Segments(shelf.put, shelf.get)
+    segments = Segments(Memory(shelf.put, shelf.get))
     shelf.full = True
     segments.append(b"x" * (LARGE_BYTES + 1))
     for _ in range(SEAL_ENTRIES):

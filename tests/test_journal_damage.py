@@ -235,6 +235,6 @@ def test_a_released_trial_stays_released_when_the_segment_that_says_so_is_delete
     assert len(files) <= 3
     journal.close()
     trials = Trials(tmp_path, "a")
-    assert trials.outcome("done") == b"how it ended"
+    assert trials.note("done") == b"how it ended"
     assert trials.entries("done") == []
     assert [entry.payload for entry in trials.entries("lives")] == [bytes(100)]

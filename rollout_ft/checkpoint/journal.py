@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rollout_ft.checkpoint import frames, manifest
 from rollout_ft.checkpoint.ledger import Ledger
-from rollout_ft.checkpoint.manifest import Manifest, SegmentFile, segment_name, sync_folder, write_all
+from rollout_ft.checkpoint.manifest import Manifest, SegmentFile, segment_name
 from rollout_ft.checkpoint.reading import Reading, journal_names, journal_path
 from rollout_ft.checkpoint.records import (
     Damage,
@@ -32,6 +32,7 @@ from rollout_ft.checkpoint.records import (
     Torn,
     trial_of,
 )
+from rollout_ft.disk import sync_folder, write_all
 from rollout_ft.errors import ConfigError
 
 __all__ = ["Journal", "journal_names", "journal_path"]

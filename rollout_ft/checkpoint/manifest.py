@@ -19,6 +19,7 @@ from struct import Struct as Layout
 import msgspec
 
 from rollout_ft.checkpoint.records import JournalDamaged, Record
+from rollout_ft.disk import sync_folder, write_all
 
 NAME = "MANIFEST"
 _MAGIC = b"RFTJRNL2"
@@ -106,18 +107,3 @@ def replace(folder: Path, manifest: Manifest, reached: Callable[[str], None]) ->
     os.rename(temporary, folder / NAME)
     reached("manifest renamed")
     sync_folder(folder)
-
-
-def write_all(file: int, data: bytes) -> None:
-    """Every byte. Raises OSError, and then some of them may be there."""
-    left = memoryview(data)
-    while left:
-        left = left[os.write(file, left) :]
-
-
-def sync_folder(folder: Path) -> None:
-    file = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

@@ -57,9 +57,9 @@ class Trials:
         """Every trial that is known, refused and released ones too."""
         return self._state.heads()
 
-    def outcome(self, trial_id: str) -> bytes | None:
-        """How a released trial ended, as its `outcome` entry said; None for one that was not released."""
-        return self._state.outcome(trial_id)
+    def note(self, trial_id: str) -> bytes | None:
+        """What was said of a trial when it was released (its summary, as JSON); None for one that was not."""
+        return self._state.note(trial_id)
 
     def entries(self, trial_id: str) -> list[Entry]:
         """The log of a trial: empty when it is unknown or released. Raises JournalDamaged when it is refused."""

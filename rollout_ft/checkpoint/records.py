@@ -30,14 +30,14 @@ class Raised(msgspec.Struct, frozen=True, array_like=True, tag="fence"):
 
 
 class Released(msgspec.Struct, frozen=True, array_like=True, tag="release"):
-    """A collected trial, as far as it is still remembered: its head, and how it ended."""
+    """A collected trial, as far as it is still remembered: its head, and a note of who released it."""
 
     trial_id: str
     attempt: int
     owner_epoch: int
     length: int
     chain: bytes
-    outcome: bytes = b""
+    note: bytes = b""
 
 
 class Doubted(msgspec.Struct, frozen=True, array_like=True, tag="doubt"):

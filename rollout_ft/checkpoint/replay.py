@@ -51,7 +51,7 @@ class Replay:
             case Released():
                 self._whole(record.trial_id)
                 head = Head(record.attempt, record.owner_epoch, record.length, record.chain)
-                state.restore_released(record.trial_id, head, record.outcome)
+                state.restore_released(record.trial_id, head, record.note)
                 self._drop(record.trial_id)
             case Doubted(trial_id, reason):
                 self._whole(trial_id)

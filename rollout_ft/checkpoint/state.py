@@ -153,8 +153,8 @@ class StoreState:
             self.release(export.trial_id)
         return new
 
-    def release(self, trial_id: str, outcome: bytes = b"") -> bool:
-        """Drop what a finished trial holds; its head stays, and refuses, and `outcome` as what is known of it.
+    def release(self, trial_id: str, note: bytes = b"") -> bool:
+        """Drop what a finished trial holds; its head stays, and refuses, and `note` as what is known of it.
 
         False when there is no such trial.
         """
@@ -163,15 +163,15 @@ class StoreState:
             return log is not None
         log.release()
         self._partials.pop(trial_id, None)
-        self._released[trial_id] = outcome
+        self._released[trial_id] = note
         return True
 
-    def restore_released(self, trial_id: str, head: Head, outcome: bytes) -> None:
+    def restore_released(self, trial_id: str, head: Head, note: bytes) -> None:
         """What a journal says of a trial that was released."""
         log = self.log(trial_id)
         log.fence = max(log.fence, (head.attempt, head.owner_epoch))
         log.release(head.length, head.chain)
-        self._released[trial_id] = outcome
+        self._released[trial_id] = note
 
     def renew(self, trial_id: str) -> TrialLog:
         """Forget a release, for another life of the same id."""
@@ -179,8 +179,8 @@ class StoreState:
         self.trials[trial_id] = TrialLog()
         return self.trials[trial_id]
 
-    def outcome(self, trial_id: str) -> bytes | None:
-        """How a released trial ended; None when it is not known as one."""
+    def note(self, trial_id: str) -> bytes | None:
+        """What was said of a trial when it was released; None when it is not known as released."""
         return self._released.get(trial_id)
 
     def forget(self, keep: int, needed: Callable[[str], bool]) -> None:

@@ -24,7 +24,7 @@ from rollout_ft.checkpoint.log import Accepted, Entry, Head, Refused
 from rollout_ft.checkpoint.ports import Call
 from rollout_ft.checkpoint.records import Appended, Doubted, JournalDamaged, Opened, Place, Promised, Raised, Record, Released
 from rollout_ft.checkpoint.replay import OUTCOME, Replay
-from rollout_ft.checkpoint.segments import Get, Put, Segments, keep, kept
+from rollout_ft.checkpoint.segments import Get, Memory, Put, Segments, keep, kept
 from rollout_ft.checkpoint.state import Export, StoreState
 from rollout_ft.checkpoint.view import Standing, View
 from rollout_ft.errors import ConfigError, StoreUnavailable
@@ -49,18 +49,20 @@ class Store:
         *,
         put: Put = keep,
         get: Get = kept,
+        memory_bytes: int | None = None,
         max_partials_per_trial: int = 64,
     ) -> None:
         self.name, self.incarnation = name, uuid.uuid4().hex
-        self._put, self._get = put, get
         self._state = StoreState(name, max_partials_per_trial=max_partials_per_trial)
+        # Without a journal there is nowhere to leave payloads: the object store spills by itself.
+        self._memory = Memory(put, get, limit=None if journal_dir is None else memory_bytes)
         self._bodies: dict[str, Segments] = {}
-        self._outcomes: dict[str, bytes] = {}
         self._journal: Journal | None = None
         if journal_dir is not None:
             self._journal = Journal(journal_dir, name)
             Replay(self._state, self._redone, self._drop).run(self._journal.replay())
             self._disk = GroupCommit(self._journal)
+            self._memory.load = self._disk.read
         if view is not None and self._state.view is None and not self._state.promised:
             if self._state.trials:
                 raise ConfigError(f"store {name} holds trials and was never a member: it cannot found a view")
@@ -182,18 +184,18 @@ class Store:
         await self._durable([] if refused else [Opened(view.number, view.members, view.min_replicas)])
         return refused
 
-    async def release(self, trial_id: str) -> bool:
+    async def release(self, trial_id: str, note: bytes = b"") -> bool:
         """Forget a trial's entries: it was collected. Again is a success; False when it is not known at all."""
-        again = self._state.outcome(trial_id) is not None
-        known = self._state.release(trial_id, self._outcomes.get(trial_id, b""))
+        again = self._state.note(trial_id) is not None
+        known = self._state.release(trial_id, note)
         await self._durable([self._released(trial_id)] if known and not again else [])
         if not self._state.frozen:
             self._state.forget(MAX_RELEASED, self._journal.holds if self._journal else lambda _: False)
         return known
 
-    async def outcome(self, trial_id: str) -> bytes | None:
-        """The outcome entry of a released trial; None for every other."""
-        return self._state.outcome(trial_id)
+    async def note(self, trial_id: str) -> bytes | None:
+        """What was said of a trial when it was released; None for every other."""
+        return self._state.note(trial_id)
 
     async def standing(self) -> Standing:
         state = self._state
@@ -213,6 +215,7 @@ class Store:
             "trials": len(self._state.trials),
             "entries": sum(len(each) for each in self._bodies.values()),
             "bytes": sum(each.total_bytes for each in self._bodies.values()),
+            "bytes_in_memory": self._memory.used,
             "journal": str(self._journal.path) if self._journal else None,
         }
 
@@ -253,24 +256,24 @@ class Store:
     def _keep(self, trial_id: str, entry: Entry) -> Slot:
         bodies = self._bodies.get(trial_id)
         if bodies is None:
-            bodies = self._bodies[trial_id] = Segments(self._put, self._get)
+            bodies = self._bodies[trial_id] = Segments(self._memory)
         place = bodies.append(entry.payload)
         if entry.kind == OUTCOME:
             bodies.seal()
-            self._outcomes[trial_id] = entry.payload
         return bodies, place
 
     def _redone(self, trial_id: str, entry: Entry, place: Place) -> None:
         self._placed([self._keep(trial_id, entry)], [place])
 
     def _drop(self, trial_id: str) -> None:
-        self._bodies.pop(trial_id, None)
-        self._outcomes.pop(trial_id, None)
+        bodies = self._bodies.pop(trial_id, None)
+        if bodies is not None:
+            bodies.release()
 
     def _released(self, trial_id: str) -> Released:
         self._drop(trial_id)
         head = self._state.trials[trial_id].head
-        return Released(trial_id, head.attempt, head.owner_epoch, head.length, head.chain, self._state.outcome(trial_id) or b"")
+        return Released(trial_id, head.attempt, head.owner_epoch, head.length, head.chain, self._state.note(trial_id) or b"")
 
     def _doubt(self, trial_id: str) -> str:
         log = self._state.trials.get(trial_id)
@@ -278,6 +281,11 @@ class Store:
 
     def _placed(self, slots: Sequence[Slot | None], places: Sequence[Place]) -> None:
         """The payloads of `slots` are on disk as well."""
+        for slot, place in zip(slots, places, strict=False):
+            if slot is not None:
+                bodies, number = slot
+                bodies.on_disk(number, place)
+        self._memory.fit()
 
     async def _durable(self, records: Sequence[Record], slots: Sequence[Slot | None] = ()) -> None:
         if self._journal is None:
@@ -295,8 +303,9 @@ def _appended(trial_id: str, attempt: int, owner_epoch: int, seq: int, entry: En
 
 
 def create_store_actor(
-    name: str, namespace: str | None, view: View | None, journal_dir: str | None = None, *, loopback: bool = True, **options: Any
-) -> Any:
+    name: str, namespace: str | None, view: View | None, journal_dir: str | None = None, *,
+    memory_bytes: int | None = None, loopback: bool = True, **options: Any,
+) -> Any:  # fmt: skip
     """A detached store actor; the handle may still be starting. With `loopback` it listens for this machine alone;
     `options` are Ray's (placement, runtime_env …).
 
@@ -315,8 +324,8 @@ def create_store_actor(
         ping = api.method(concurrency_group="health")(Store.ping)
         forever = api.method(concurrency_group="watch")(Store.forever)
 
-        def __init__(self, name: str, view: View | None, journal_dir: str | None, loopback: bool) -> None:
-            Store.__init__(self, name, view, journal_dir, put=api.put, get=get)
+        def __init__(self, name: str, view: View | None, journal_dir: str | None, memory_bytes: int | None, loopback: bool) -> None:
+            Store.__init__(self, name, view, journal_dir, put=api.put, get=get, memory_bytes=memory_bytes)
             self._loopback = loopback
             self._door: asyncio.Task[Door] | None = None
 
@@ -329,4 +338,5 @@ def create_store_actor(
 
     fixed = {"name": name, "namespace": namespace, "max_restarts": 0, "max_task_retries": 0}
     actor = api.remote(concurrency_groups={"health": 2, "watch": 16})(StoreActor)
-    return actor.options(**{"num_cpus": 0, "lifetime": "detached"} | options | fixed).remote(name, view, journal_dir, loopback)
+    settings = {"num_cpus": 0, "lifetime": "detached"} | options | fixed
+    return actor.options(**settings).remote(name, view, journal_dir, memory_bytes, loopback)

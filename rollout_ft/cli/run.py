@@ -42,6 +42,7 @@ class Output:
     def trial(self, result: TrialResult, trajectory: JSON) -> None:
         write_trajectory(self._directory / "trajectories" / f"{result.trial_id}.safetensors", trajectory, result.reward)
         self._trials.append(result.line())
+        self._trials.sync()  # the stores forget the trial when this returns
         self.results.append(result)
 
     def event(self, event: JSON) -> None:
@@ -76,7 +77,7 @@ async def run(config: Config, directory: Path, console: Console) -> int:
     try:
         async with runtime.start(config) as started:
             started.on_event = output.event
-            await started.run_trials(tasks, agent, on_result=output.trial)
+            await started.run_trials(tasks, agent, on_result=output.trial, release=True)
     finally:
         agent.close()
         summary = output.summary(monotonic() - began)

@@ -95,8 +95,10 @@ class Crew:
         from rollout_ft.checkpoint.store import create_store_actor
 
         name = actor_name(self._run, role, incarnation)
-        journal = self.setup.config.store.journal_dir or None
-        handle = create_store_actor(name, self._namespace, view, journal, loopback=self.setup.loopback)
+        store = self.setup.config.store
+        handle = create_store_actor(
+            name, self._namespace, view, store.journal_dir or None, memory_bytes=store.memory_bytes, loopback=self.setup.loopback
+        )
         handle.live.remote(self.setup.config.orphan_s)
         return Member(role, incarnation, name, handle)
 

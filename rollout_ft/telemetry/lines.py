@@ -5,6 +5,7 @@ Owns the file. A line is written whole and flushed, so that a process that is ki
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import orjson
@@ -19,6 +20,10 @@ class Lines:
     def append(self, line: JSON) -> None:
         self._file.write(orjson.dumps(line) + b"\n")
         self._file.flush()
+
+    def sync(self) -> None:
+        """On disk, whatever happens to the machine."""
+        os.fdatasync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

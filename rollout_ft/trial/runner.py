@@ -7,6 +7,7 @@ of Ray or engines: it is a client of the gateway like any harness.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -40,6 +41,8 @@ class TrialResult:
         return asdict(self)
 
 
+_log = logging.getLogger("rollout_ft")
+
 OnResult = Callable[[TrialResult, JSON], None]
 """Told of each trial when it has ended, with its trajectory."""
 
@@ -49,9 +52,12 @@ class TrialRunner:
         self._client, self._agent, self._config = client, agent, config
 
     async def run(
-        self, tasks: Sequence[JSON], *, concurrency: int, prefix: str = "", on_result: OnResult | None = None
+        self, tasks: Sequence[JSON], *, concurrency: int, prefix: str = "", on_result: OnResult | None = None, release: bool = False
     ) -> list[TrialResult]:
-        """All tasks, `concurrency` at a time; results in the order of the tasks."""
+        """All tasks, `concurrency` at a time; results in the order of the tasks.
+
+        With `release` a trial is forgotten by the run once `on_result` has returned: it has put it on disk by then.
+        """
         slots = asyncio.Semaphore(concurrency)
 
         async def one(task: JSON) -> TrialResult:
@@ -59,11 +65,19 @@ class TrialRunner:
                 result, trajectory = await self._survived(task, prefix + str(task["task_id"]))
                 if on_result is not None:
                     on_result(result, trajectory)
+                    if release:
+                        await self._release(result.trial_id)
                 return result
 
         async with asyncio.TaskGroup() as group:
             running = [group.create_task(one(task)) for task in tasks]
         return [task.result() for task in running]
+
+    async def _release(self, trial_id: str) -> None:
+        try:
+            await self._client.release(trial_id)
+        except BadRequest as e:
+            _log.warning("trial.not_released trial=%s: %s", trial_id, e)
 
     async def _survived(self, task: JSON, trial_id: str) -> tuple[TrialResult, JSON]:
         """A trial whose run does not answer any more is an outcome, not the end of the others."""
