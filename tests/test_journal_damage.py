@@ -238,3 +238,26 @@ def test_a_released_trial_stays_released_when_the_segment_that_says_so_is_delete
     assert trials.note("done") == b"how it ended"
     assert trials.entries("done") == []
     assert [entry.payload for entry in trials.entries("lives")] == [bytes(100)]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+@given(kept=st.lists(st.booleans(), min_size=16, max_size=16), cut=st.integers(0, 1024))
+def test_whatever_the_disk_kept_of_an_unfinished_write_is_no_damage(written: Written, tmp_path: Path, kept: list[bool], cut: int) -> None:
+    folder = tmp_path / "hurt"
+    copy_of(written, folder)
+    journal = Journal(folder, "a")
+    list(journal.replay())
+    last = sorted(journal.path.glob("*.segment"))[-1]
+    acknowledged = last.stat().st_size
+    journal.write([Appended("late", 1, 1, seq, "turn", f"k{seq}", bytes([seq]) * 100) for seq in range(6)])
+    journal.close()
+    content = bytearray(last.read_bytes())
+    page = -(-(len(content) - acknowledged) // len(kept))
+    for number, there in enumerate(kept):
+        begin = acknowledged + number * page
+        if not there:
+            content[begin : begin + page] = bytes(len(content[begin : begin + page]))
+    last.write_bytes(content[: max(acknowledged, len(content) - cut)])
+    trials = Trials(folder, "a")
+    assert (trials.damage, trials.refused) == ([], {})
+    assert {each: [entry.payload for entry in trials.entries(each)] for each in written.kept} == written.kept

@@ -53,10 +53,10 @@ class Journal:
     reached: Callable[[str], None] = staticmethod(_inert)
     """Told of every point at which a crash test may end the process."""
 
-    def __init__(self, journal_dir: str | Path, name: str, *, segment_bytes: int = SEGMENT_BYTES, max_released: int = MAX_RELEASED) -> None:
+    def __init__(self, journal_dir: str | Path, name: str, *, segment_bytes: int | None = None, max_released: int | None = None) -> None:
         self.path = journal_path(journal_dir, name)
-        self._segment_bytes = segment_bytes
-        self._ledger = Ledger(max_released)
+        self._segment_bytes = segment_bytes or SEGMENT_BYTES
+        self._ledger = Ledger(max_released or MAX_RELEASED)
         self._segments: list[SegmentFile] = []
         self._file, self._size, self._broken = -1, 0, False
         self._number, self._echo, self._mark = 1, "", b""
