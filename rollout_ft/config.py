@@ -124,6 +124,10 @@ class StoreConfig(Settings):
     journal_dir: str = ""
     """Where commits are journalled on disk, a directory that every node with a replica sees; `none`: only in the memory of
     the replicas. Empty: `journal` in the directory that `run` writes to, elsewhere none."""
+    memory_bytes: int = Field(default=4 * 2**30, ge=2**20)
+    """What one replica keeps of its trials in memory and in Ray's object store. Past it the oldest sealed segments are
+    in the journal alone, and are read back from there; without a journal the object store spills them to Ray's disk.
+    Trials that were collected and released take nothing."""
 
     @model_validator(mode="after")
     def _min_fits(self) -> StoreConfig:

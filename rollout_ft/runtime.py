@@ -48,18 +48,18 @@ class Run:
 
     async def run_trials(
         self, tasks: Sequence[JSON], agent: Agent | Callable[..., Any], *, concurrency: int | None = None, prefix: str = "",
-        config: TrialConfig | None = None, on_result: OnResult | None = None, resume: bool = False,
+        config: TrialConfig | None = None, on_result: OnResult | None = None, release: bool = False, resume: bool = False,
     ) -> list[TrialResult]:  # fmt: skip
         """Runs every task to its outcome, restarting what faults ended; results in the order of the tasks.
 
-        With `resume`, trials that exist are gone on with: see `rollout_ft.start`.
-
+        With `release` the run forgets each trial, but for its summary, once `on_result` has put it where it is safe.
+        With `resume` trials that exist are gone on with: see `rollout_ft.start`.
         `agent` is an async function of (task, session) that returns the reward or None, or one of `trial.agents`.
         """
-        config = config or self.config.trial
-        keys = Keys(self.setup.secret)
+        config, keys = config or self.config.trial, Keys(self.setup.secret)
         runner = TrialRunner(self.client, InlineAgent(agent) if callable(agent) else agent, config, keys.session, resume)
-        return await runner.run(tasks, concurrency=concurrency or config.concurrency, prefix=prefix, on_result=on_result)
+        slots = concurrency or config.concurrency
+        return await runner.run(tasks, concurrency=slots, prefix=prefix, on_result=on_result, release=release)
 
     async def fleet(self) -> JSON:
         return await self.client.get("/fleet")

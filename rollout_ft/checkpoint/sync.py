@@ -86,11 +86,15 @@ class Copy:
 
 
 def goal_of(heads: Iterable[Head]) -> Head:
-    """Where all replicas of a trial must end: the longest log, under the highest fence, released if any is."""
+    """Where all replicas of a trial must end: the longest log, under the highest fence, released if any is.
+
+    One whole log vouches for all: it has everything that was acknowledged.
+    """
     known = list(heads)
     longest = max(known, key=lambda head: head.length)
     attempt, owner_epoch = max((head.attempt, head.owner_epoch) for head in known)
-    return Head(attempt, owner_epoch, longest.length, longest.chain, any(head.released for head in known))
+    released, damaged = any(head.released for head in known), all(head.damaged for head in known)
+    return Head(attempt, owner_epoch, longest.length, longest.chain, released, damaged)
 
 
 def same(a: Head, b: Head) -> bool:
@@ -147,10 +151,10 @@ async def _load(control: Control, target: str, number: int, exports: list[Export
 
 
 def _raised(export: Export, goal: Head) -> Export:
-    """`export` under the highest fence that any replica knows, which need not be the source's."""
+    """`export` under the highest fence that any replica knows, which need not be the source's; whole if any log is."""
     head = export.head
     attempt, owner_epoch = max((head.attempt, head.owner_epoch), (goal.attempt, goal.owner_epoch))
-    return replace(export, head=replace(head, attempt=attempt, owner_epoch=owner_epoch))
+    return replace(export, head=replace(head, attempt=attempt, owner_epoch=owner_epoch, damaged=goal.damaged))
 
 
 async def catch_up(control: Control, members: Sequence[str], learner: str, number: int) -> bool:
@@ -196,7 +200,9 @@ async def synchronise(control: Control, members: tuple[str, ...], learner: str |
         try:
             heads = {name: await control.ask(name, lambda port: port.heads()) for name in everyone}
             copies = plan_copies(heads, members)
-            if not copies and all(heads[name].keys() == heads[members[0]].keys() for name in everyone):
+            # A member may have forgotten a release that a learner copied while it was still remembered.
+            known = [{trial_id for trial_id, head in heads[name].items() if not head.released} for name in everyone]
+            if not copies and all(each == known[0] for each in known):
                 return members, learner
             if not copies and learner is not None:
                 raise Unreachable(learner, "it holds trials that no member has")

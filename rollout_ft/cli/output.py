@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
@@ -34,8 +35,13 @@ class Output:
     def trial(self, result: TrialResult, trajectory: JSON) -> None:
         if not result.recorded:
             return self.lost.append(result)
-        write_trajectory(trajectory_path(self._directory, result.trial_id), trajectory, result.reward)
+        path = trajectory_path(self._directory, result.trial_id)
+        if not trajectory.get("released"):
+            write_trajectory(path, trajectory, result.reward)
+        elif not path.exists():
+            return self.lost.append(replace(result, cause=f"it was collected, and {path} is not there any more"))
         self._trials.append(result.line())
+        self._trials.sync()  # the stores forget the trial when this returns
         self.results[result.trial_id] = result
 
     def event(self, event: JSON) -> None:

@@ -78,7 +78,7 @@ async def _play(directory: Directory, tasks: list[JSON], output: Output, console
         last_view = output.last_view() if resumed else 0
         async with runtime.start(config, secret=directory.secret, resume=resumed, last_view=last_view) as started:
             started.on_event = output.event
-            await started.run_trials(tasks, agent, on_result=output.trial, resume=resumed)
+            await started.run_trials(tasks, agent, on_result=output.trial, release=True, resume=resumed)
     except asyncio.CancelledError:
         on = f"go on with: rollout-ft resume {directory.path}" if journalled(config) else "without a journal it cannot go on"
         console.print(f"stopped; {on}", highlight=False, soft_wrap=True)

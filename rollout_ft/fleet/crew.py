@@ -106,9 +106,12 @@ class Crew:
         from rollout_ft.checkpoint.store import create_store_actor
 
         name = actor_name(self._run, role, incarnation)
-        journal = self.setup.config.store.journal_dir if journalled(self.setup.config) else None
-        patience_s = self.setup.config.orphan_s + LOCK_MARGIN_S
-        handle = create_store_actor(name, self._namespace, view, journal, loopback=self.setup.loopback, patience_s=patience_s)
+        store = self.setup.config.store
+        journal = store.journal_dir if journalled(self.setup.config) else None
+        handle = create_store_actor(
+            name, self._namespace, view, journal, memory_bytes=store.memory_bytes, loopback=self.setup.loopback,
+            patience_s=self.setup.config.orphan_s + LOCK_MARGIN_S,
+        )  # fmt: skip
         handle.live.remote(self.setup.config.orphan_s)
         return Member(role, incarnation, name, handle)
 

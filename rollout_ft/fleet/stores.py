@@ -99,6 +99,28 @@ class Stores:
         async with asyncio.timeout(self._config.call_timeout_s):
             return await self.port().lookup(trial_id)
 
+    async def release(self, trial_id: str, note: bytes) -> None:
+        """Every replica forgets a trial but for `note`. Raises StoreUnavailable: then it may be asked again."""
+        try:
+            async with asyncio.timeout(self._config.call_timeout_s):
+                await asyncio.gather(*(resolve(name, self._namespace).release(trial_id, note) for name in self.view.members))
+        except TimeoutError:
+            raise StoreUnavailable(f"trial {trial_id} is not released on every replica yet") from None
+
+    async def note(self, trial_id: str) -> bytes | None:
+        """What was said of a trial when it was released. Raises StoreUnavailable or TimeoutError."""
+        async with asyncio.timeout(self._config.call_timeout_s):
+            return await self.port().note(trial_id)
+
+    async def damage(self, trial_id: str) -> str:
+        """Why a trial cannot be read, from whoever cannot."""
+        try:
+            async with asyncio.timeout(self._config.call_timeout_s):
+                await self.port().read(trial_id)
+        except (RolloutFTError, TimeoutError) as e:
+            return str(e)
+        return f"entries of trial {trial_id} are lost"
+
     def _add(self, role: str, view: View | None) -> Member:
         incarnation = self._incarnation[role] = self._incarnation.get(role, 0) + 1
         member = self._crew.store(role, incarnation, view)

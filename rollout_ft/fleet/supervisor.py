@@ -199,6 +199,10 @@ class Supervisor:
         await self.start()
         return await self._sessions.end(trial_id, attempt, outcome, reward, cause)
 
+    async def release_trial(self, trial_id: str) -> JSON:
+        await self.start()
+        return await self._sessions.release(trial_id)
+
     async def trial(self, trial_id: str) -> JSON:
         await self.start()
         return await self._sessions.read(trial_id)

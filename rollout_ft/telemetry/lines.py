@@ -6,6 +6,7 @@ that lost its power left of the last one is cut before the next is written.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +23,10 @@ class Lines:
     def append(self, line: JSON) -> None:
         self._file.write(orjson.dumps(line) + b"\n")
         self._file.flush()
+
+    def sync(self) -> None:
+        """On disk, whatever happens to the machine."""
+        os.fdatasync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

@@ -61,6 +61,10 @@ class Client:
         body = {"outcome": outcome, "reward": reward, "cause": cause, "attempt": attempt}
         return await self.request("POST", f"/trials/{trial_id}/outcome", body)
 
+    async def release(self, trial_id: str) -> JSON:
+        """The trajectory is safe where it belongs: the run may forget it, but for the trial's summary."""
+        return await self.request("POST", f"/trials/{trial_id}/release")
+
     async def trial(self, trial_id: str) -> JSON:
         return await self.get(f"/trials/{trial_id}")
 

@@ -7,6 +7,7 @@ record. The rules are in `policy`. Knows nothing of Ray or engines: it is a clie
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -45,8 +46,10 @@ class TrialResult:
         return self.attempts > 0
 
 
+_log = logging.getLogger("rollout_ft")
+
 OnResult = Callable[[TrialResult, JSON], None]
-"""Told of each trial when it has ended, with its trajectory."""
+"""Told of each trial when it has ended, with its trajectory; `{"released": true}` for one that was collected before."""
 
 
 class TrialRunner:
@@ -58,9 +61,12 @@ class TrialRunner:
         self._session_key, self._resume = session_key, resume
 
     async def run(
-        self, tasks: Sequence[JSON], *, concurrency: int, prefix: str = "", on_result: OnResult | None = None
+        self, tasks: Sequence[JSON], *, concurrency: int, prefix: str = "", on_result: OnResult | None = None, release: bool = False
     ) -> list[TrialResult]:
-        """All tasks, `concurrency` at a time; results in the order of the tasks."""
+        """All tasks, `concurrency` at a time; results in the order of the tasks.
+
+        With `release` a trial is forgotten by the run once `on_result` has returned: it has put it on disk by then.
+        """
         slots = asyncio.Semaphore(concurrency)
 
         async def one(task: JSON) -> TrialResult:
@@ -68,11 +74,19 @@ class TrialRunner:
                 result, trajectory = await self._survived(task, prefix + str(task["task_id"]))
                 if on_result is not None:
                     on_result(result, trajectory)
+                    if release and result.recorded:
+                        await self._release(result.trial_id)
                 return result
 
         async with asyncio.TaskGroup() as group:
             running = [group.create_task(one(task)) for task in tasks]
         return [task.result() for task in running]
+
+    async def _release(self, trial_id: str) -> None:
+        try:
+            await self._client.release(trial_id)
+        except BadRequest as e:
+            _log.warning("trial.not_released trial=%s: %s", trial_id, e)
 
     async def _survived(self, task: JSON, trial_id: str) -> tuple[TrialResult, JSON]:
         """A trial whose run does not answer any more is an outcome, not the end of the others."""
@@ -100,12 +114,16 @@ class TrialRunner:
         return result_of(trial, monotonic() - began), await self._trajectory(trial)
 
     async def _trajectory(self, trial: JSON) -> JSON:
+        if trial["state"] == "released":
+            return {"trial_id": trial["trial_id"], "paths": [], "released": True}
         sid = trial["session_id"]
         return await self._client.trajectory(sid, self._session_key(sid))
 
     async def _continued(self, task: JSON, trial: JSON) -> JSON:
         """A trial of an earlier process, brought to its end if it has none."""
-        if trial["state"] == "ended":
+        if trial["state"] == "released" and not trial["metadata"]:
+            raise BadRequest(f"trial {trial['trial_id']} was collected, and nothing more is known of it", 409, "released")
+        if trial["state"] != "running":
             return trial
         decision = resumed(Recovery(trial["recovery"]))
         if isinstance(decision, Finish):
