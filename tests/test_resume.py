@@ -9,6 +9,7 @@ import shutil
 import signal
 import tempfile
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from ray_run import marked, nothing_left
 from run_files import CONFIG, FAST, SLOW, Command, data, events, first_tasks, lines, settings
 
+from rollout_ft.cli.trials import Past
 from rollout_ft.cluster import connect
 from rollout_ft.config import RayConfig
 
@@ -67,24 +69,40 @@ def all_ended(directory: Path) -> bool:
     return len(lines(directory / "trials.jsonl")) == TASKS
 
 
+def kill(point: Callable[[Path], bool], out: Path, *settings: str) -> None:
+    """Runs, and is killed with its whole cluster once `point` is reached."""
+    mark = uuid.uuid4().hex
+    with Command("run", "-c", CONFIG, "--output", str(out), *settings, mark=mark, temporary=TEMPORARY) as command:
+        command.until(lambda: point(out))
+        command.kill()
+    asyncio.run(nothing_left(mark))
+
+
+def goes_on(out: Path, *overrides: str) -> tuple[int, str]:
+    mark = uuid.uuid4().hex
+    with Command("resume", str(out), *overrides, mark=mark, temporary=TEMPORARY) as command:
+        code, err = command.ended()
+    asyncio.run(nothing_left(mark))
+    return code, err
+
+
 @pytest.mark.parametrize("point", [started, serving, under_way, all_ended])
 def test_a_run_that_was_killed_with_its_cluster_gives_what_an_undisturbed_one_gives(
     point: Callable[[Path], bool], tasks: Path, tmp_path: Path, undisturbed: dict[str, Any]
 ):
-    mark, out = uuid.uuid4().hex, tmp_path / "out"
-    args = ["run", "-c", CONFIG, "--output", str(out), *settings(tasks, speed=SLOW if point is not all_ended else FAST)]
-    with Command(*args, mark=mark, temporary=TEMPORARY) as command:
-        command.until(lambda: point(out))
-        command.kill()
+    out = tmp_path / "out"
+    kill(point, out, *settings(tasks, speed=SLOW if point is not all_ended else FAST))
     assert not (out / "summary.json").exists()
     before = lines(out / "trials.jsonl")
-    with Command("resume", str(out), mark=mark, temporary=TEMPORARY) as command:
-        code, err = command.ended()
+    listed = Past(out).listed()
+    states = Counter(row["state"] for row in listed["trials"])
+    assert states["collected"] >= len(before)
+    assert not listed["unreadable"]
+    code, err = goes_on(out)
     assert code == 0, err
     assert data(out) == undisturbed
     assert lines(out / "trials.jsonl")[: len(before)] == before, "what had ended is not run again"
     assert json.loads((out / "summary.json").read_text())["outcomes"] == {"completed": TASKS}
-    asyncio.run(nothing_left(mark))
 
 
 def test_a_run_goes_on_twice_with_the_same_command_and_owes_what_is_torn(tasks: Path, tmp_path: Path, undisturbed: dict[str, Any]):
@@ -123,10 +141,6 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     joined.leave()
 
 
-def pids(directory: Path) -> set[str]:
-    return {event["engine"] + str(event["incarnation"]) for event in events(directory, "engine.up")}
-
-
 def test_actors_that_outlive_their_driver_are_adopted(tasks: Path, tmp_path: Path, undisturbed: dict[str, Any], cluster: dict[str, str]):
     mark, out = uuid.uuid4().hex, tmp_path / "out"
     args = ["-c", CONFIG, "--output", str(out), *settings(tasks, speed=SLOW), "ray.address=auto", "store.journal_dir=none"]
@@ -158,16 +172,20 @@ def test_actors_under_another_config_are_ended_before_the_journal_has_another_wr
 
 
 def test_a_run_without_a_journal_does_not_go_on_after_its_cluster(tasks: Path, tmp_path: Path):
-    mark, out = uuid.uuid4().hex, tmp_path / "out"
-    args = ["-c", CONFIG, "--output", str(out), *settings(tasks, speed=SLOW), "store.journal_dir=none"]
-    with Command("run", *args, mark=mark, temporary=TEMPORARY) as command:
-        command.until(lambda: under_way(out))
-        command.kill()
-    with Command("resume", str(out), mark=mark, temporary=TEMPORARY) as command:
-        code, err = command.ended()
+    kill(under_way, tmp_path / "out", *settings(tasks, speed=SLOW), "store.journal_dir=none")
+    code, err = goes_on(tmp_path / "out")
     assert code == 1
     assert "it has no journal (store.journal_dir is none)" in err
-    asyncio.run(nothing_left(mark))
+
+
+def test_a_journal_that_is_older_than_what_was_known_is_not_gone_on_from(tasks: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    kill(under_way, out, *settings(tasks, speed=SLOW))
+    with (out / "events.jsonl").open("a") as file:
+        file.write('{"event": "view.opened", "number": 9}\n')
+    code, err = goes_on(out)
+    assert code == 1
+    assert "no live store has opened view 9" in err
 
 
 def test_a_run_that_loses_every_store_goes_on_from_its_journals(tasks: Path, tmp_path: Path, undisturbed: dict[str, Any]):

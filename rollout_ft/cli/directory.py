@@ -11,12 +11,13 @@ import fcntl
 import os
 import secrets
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, cast
 
 import orjson
+from pydantic import BaseModel
 
-from rollout_ft.config import Config, load
+from rollout_ft.config import Config, known_keys, load
 from rollout_ft.errors import ConfigError
 from rollout_ft.trial.tasks import read_tasks
 from rollout_ft.types import JSON
@@ -97,21 +98,13 @@ def reopen(path: Path, config: Config) -> Directory:
 
 
 def differences(one: Config, other: Config) -> list[str]:
-    """The keys, dotted, in which two configs differ."""
-    a, b = _flat(one.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
-    return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
+    """The keys, dotted, whose values differ; a section is its keys."""
+    values = [(key, attrgetter(key)) for key in known_keys()]
+    return [key for key, value in values if value(one) != value(other) and not isinstance(value(one), BaseModel)]
 
 
 def _within(key: str, prefixes: tuple[str, ...]) -> bool:
     return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
-
-
-def _flat(data: JSON, prefix: str = "") -> JSON:
-    flat: JSON = {}
-    for name, value in data.items():
-        inner: dict[str, Any] = _flat(cast(JSON, value), f"{prefix}{name}.") if isinstance(value, dict) else {}
-        flat |= inner or {prefix + name: value}
-    return flat
 
 
 def _secret(path: Path) -> str:

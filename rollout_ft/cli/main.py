@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="RL rollouts that survive their faults.")
 config_app = typer.Typer(no_args_is_help=True, help="The config: what it is, what it may be.")
 app.add_typer(config_app, name="config")
+trial_app = typer.Typer(no_args_is_help=True, help="The trials of a directory that `run` wrote to, with no cluster.")
+app.add_typer(trial_app, name="trial")
 bench_app = typer.Typer(no_args_is_help=True, help="Measurements of this machine.")
 app.add_typer(bench_app, name="bench")
 
@@ -89,6 +91,62 @@ def resume(
 
     code = _run(command(directory, overrides, Console(stderr=True)))
     raise typer.Exit(1 if code is None else code)
+
+
+RunDirectory = Annotated[Path, typer.Argument(help="what `run` wrote to")]
+
+
+@trial_app.command("list")
+def trial_list(directory: RunDirectory, json: AsJson = False) -> None:
+    """Every trial: its state, outcome, reward, attempts and turns. Exits with 1 when something cannot be read."""
+    from rich.table import Table
+
+    from rollout_ft.cli.trials import COLUMNS, Past
+
+    listed = Past(directory).listed()
+    damaged = [f"{row['trial_id']}: {row['cause']}" for row in listed["trials"] if row["state"] == "damaged"]
+    if json:
+        print(orjson.dumps(listed).decode())
+    else:
+        table = Table(*COLUMNS, box=None)
+        for row in listed["trials"]:
+            table.add_row(*("" if row[name] is None else str(row[name]) for name in COLUMNS))
+        Console().print(table)
+        for why in (*listed["unreadable"], *damaged):
+            Console(stderr=True).print(why, highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(1 if damaged or listed["unreadable"] else 0)
+
+
+@trial_app.command("show")
+def trial_show(directory: RunDirectory, trial_id: Annotated[str, typer.Argument()], json: AsJson = False) -> None:
+    """What was said in a trial, turn by turn, and where each reply came from."""
+    from rollout_ft.cli.trials import Past, lines
+
+    shown = Past(directory).shown(trial_id)
+    print(orjson.dumps(shown).decode() if json else "\n".join(lines(shown)))
+    raise typer.Exit(1 if shown["state"] == "damaged" else 0)
+
+
+@trial_app.command("export")
+def trial_export(
+    directory: RunDirectory,
+    trial_ids: Annotated[list[str] | None, typer.Argument(help="default: all that have an outcome")] = None,
+    *,
+    output: Annotated[Path, typer.Option(help="directory for the trajectories")],
+    unfinished: Annotated[bool, typer.Option("--unfinished", help="also trials without an outcome, as far as they came")] = False,
+    json: AsJson = False,
+) -> None:
+    """Write trajectories as `run` does, one safetensors file a trial. Exits with 1 when one that was named was not written."""
+    from rollout_ft.cli.trials import Past
+
+    done = Past(directory).export(output, trial_ids or [], unfinished=unfinished)
+    if json:
+        print(orjson.dumps(done).decode())
+    else:
+        for trial_id, why in done["skipped"].items():
+            Console(stderr=True).print(f"{trial_id}: {why}", highlight=False, markup=False, soft_wrap=True)
+        print(f"{len(done['exported'])} exported to {output}")
+    raise typer.Exit(1 if trial_ids and done["skipped"] else 0)
 
 
 @config_app.command("show")
