@@ -93,6 +93,25 @@ def resume(
     raise typer.Exit(1 if code is None else code)
 
 
+@app.command()
+def doctor(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    tokens_per_s: Annotated[float, typer.Option(min=0, help="of one generation, to check the clients' patience; 0: unknown")] = 0,
+    json: AsJson = False,
+) -> None:
+    """Whether the cluster is set up for what is promised on it, and what to set. Exits with 1 when there is a problem."""
+    from rollout_ft.cli.doctor.command import code, examine, show
+    from rollout_ft.config import load
+
+    found = examine(load(config, overrides), tokens_per_s)
+    if json:
+        print(orjson.dumps(found).decode())
+    else:
+        show(found, Console())
+    raise typer.Exit(code(found))
+
+
 RunDirectory = Annotated[Path, typer.Argument(help="what `run` wrote to")]
 
 

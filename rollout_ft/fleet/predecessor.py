@@ -35,7 +35,7 @@ class Claim(StrEnum):
 
 def judge(mine: Setup, theirs: Setup, *, ending: bool) -> Claim:
     """Pure. The trials' own settings are the runner's affair: no actor was told of them."""
-    if not hmac.compare_digest(mine.secret, theirs.secret):
+    if not hmac.compare_digest(mine.secret.encode(), theirs.secret.encode()):
         return Claim.OTHER_RUN
     if ending:
         return Claim.ENDING
