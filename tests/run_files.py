@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ray_run import MARK
+from ray_run import MARK, nothing_left
 from safetensors import safe_open
 
 BIN = Path(sys.executable).with_name("rollout-ft")
@@ -35,8 +39,9 @@ def first_tasks(path: Path, count: int) -> Path:
 class Command:
     """A command that runs; killed at the latest when the block is left. `ray` is what it is told of a cluster."""
 
-    def __init__(self, *args: str, mark: str, ray: dict[str, str] | None = None, temporary: str):
-        env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {MARK: mark, "TMPDIR": temporary} | (ray or {})
+    def __init__(self, *args: str, mark: str, ray: dict[str, str] | None = None):
+        self._temporary = tempfile.mkdtemp(prefix="t")  # short: the paths of sockets are
+        env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {MARK: mark, "TMPDIR": self._temporary} | (ray or {})
         self._process = subprocess.Popen([str(BIN), *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
     def __enter__(self) -> Command:
@@ -45,6 +50,7 @@ class Command:
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.communicate()
+        shutil.rmtree(self._temporary, ignore_errors=True)
 
     def until(self, there: Callable[[], Any]) -> None:
         """Returns when something is there, while the command runs."""
@@ -85,3 +91,43 @@ def data(directory: Path) -> dict[str, Any]:
             tensors = {name: np.asarray(file.get_tensor(name)).tobytes() for name in file.keys()}  # noqa: SIM118 - no mapping
         found[line["trial_id"]] = (line["outcome"], line["reward"], tensors)
     return found
+
+
+def started(directory: Path) -> bool:
+    return (directory / "config.json").exists()
+
+
+def serving(directory: Path) -> bool:
+    return bool(events(directory, "engine.up"))
+
+
+def under_way(directory: Path) -> bool:
+    return bool(lines(directory / "trials.jsonl"))
+
+
+def clean(place: Path, tasks: Path) -> dict[str, Any]:
+    """What a run of these tasks gives when nothing disturbs it."""
+    with Command("run", "-c", CONFIG, "--output", str(place), *settings(tasks), mark="clean") as command:
+        code, err = command.ended()
+    assert code == 0, err
+    found = data(place)
+    assert len(found) == len(tasks.read_text().splitlines())
+    return found
+
+
+def kill(point: Callable[[Path], bool], out: Path, *settings: str) -> None:
+    """Runs, and is killed with its whole cluster once `point` is reached."""
+    mark = uuid.uuid4().hex
+    with Command("run", "-c", CONFIG, "--output", str(out), *settings, mark=mark) as command:
+        command.until(lambda: point(out))
+        command.kill()
+    asyncio.run(nothing_left(mark))
+
+
+def goes_on(out: Path, *overrides: str) -> tuple[int, str]:
+    """Resumes; its exit code and what it said."""
+    mark = uuid.uuid4().hex
+    with Command("resume", str(out), *overrides, mark=mark) as command:
+        code, err = command.ended()
+    asyncio.run(nothing_left(mark))
+    return code, err

@@ -1,203 +1,32 @@
-"""A run whose processes are killed goes on, and gives what an undisturbed one gives, to the bit. Real processes, real Ray."""
+"""A run that is killed with its cluster goes on, and gives what an undisturbed one gives, to the bit. Real processes, real
+Ray; the other ways in which a run can end are in `tests/cluster/test_outlived.py`."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import shutil
-import signal
-import tempfile
-import uuid
-from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from ray_run import marked, nothing_left
-from run_files import CONFIG, FAST, SLOW, Command, data, events, first_tasks, lines, settings
+from run_files import SLOW, clean, data, first_tasks, goes_on, kill, lines, settings, under_way
 
 from rollout_ft.cli.trials import Past
-from rollout_ft.cluster import connect
-from rollout_ft.config import RayConfig
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
-TASKS = 6
-TEMPORARY = tempfile.mkdtemp(prefix="t")  # short: sockets' paths are
+TASKS = 5
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _temporary():
-    yield
-    shutil.rmtree(TEMPORARY)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("r")
-
-
-@pytest.fixture(scope="module")
-def tasks(place: Path) -> Path:
-    return first_tasks(place / "tasks.jsonl", TASKS)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(place: Path, tasks: Path) -> dict[str, Any]:
-    with Command("run", "-c", CONFIG, "--output", str(place / "clean"), *settings(tasks), mark="clean", temporary=TEMPORARY) as command:
-        code, err = command.ended()
-    assert code == 0, err
-    found = data(place / "clean")
-    assert len(found) == TASKS
-    return found
-
-
-def started(directory: Path) -> bool:
-    return (directory / "config.json").exists()
-
-
-def serving(directory: Path) -> bool:
-    return bool(events(directory, "engine.up"))
-
-
-def under_way(directory: Path) -> bool:
-    return bool(lines(directory / "trials.jsonl"))
-
-
-def all_ended(directory: Path) -> bool:
-    return len(lines(directory / "trials.jsonl")) == TASKS
-
-
-def kill(point: Callable[[Path], bool], out: Path, *settings: str) -> None:
-    """Runs, and is killed with its whole cluster once `point` is reached."""
-    mark = uuid.uuid4().hex
-    with Command("run", "-c", CONFIG, "--output", str(out), *settings, mark=mark, temporary=TEMPORARY) as command:
-        command.until(lambda: point(out))
-        command.kill()
-    asyncio.run(nothing_left(mark))
-
-
-def goes_on(out: Path, *overrides: str) -> tuple[int, str]:
-    mark = uuid.uuid4().hex
-    with Command("resume", str(out), *overrides, mark=mark, temporary=TEMPORARY) as command:
-        code, err = command.ended()
-    asyncio.run(nothing_left(mark))
-    return code, err
-
-
-@pytest.mark.parametrize("point", [started, serving, under_way, all_ended])
-def test_a_run_that_was_killed_with_its_cluster_gives_what_an_undisturbed_one_gives(
-    point: Callable[[Path], bool], tasks: Path, tmp_path: Path, undisturbed: dict[str, Any]
-):
-    out = tmp_path / "out"
-    kill(point, out, *settings(tasks, speed=SLOW if point is not all_ended else FAST))
-    assert not (out / "summary.json").exists()
-    before = lines(out / "trials.jsonl")
-    listed = Past(out).listed()
-    states = Counter(row["state"] for row in listed["trials"])
-    assert states["collected"] >= len(before)
-    assert not listed["unreadable"]
-    code, err = goes_on(out)
-    assert code == 0, err
-    assert data(out) == undisturbed
-    assert lines(out / "trials.jsonl")[: len(before)] == before, "what had ended is not run again"
-    assert json.loads((out / "summary.json").read_text())["outcomes"] == {"completed": TASKS}
-
-
-def test_a_run_goes_on_twice_with_the_same_command_and_owes_what_is_torn(tasks: Path, tmp_path: Path, undisturbed: dict[str, Any]):
-    mark, out = uuid.uuid4().hex, tmp_path / "out"
-    args = ["run", "-c", CONFIG, "--output", str(out), *settings(tasks, speed=SLOW)]
-    for ended in (1, 3):
-        with Command(*args, mark=mark, temporary=TEMPORARY) as command:
-            command.until(lambda ended=ended: len(lines(out / "trials.jsonl")) >= ended)
-            code, err = command.stop()
-        assert code == 1
-        assert f"rollout-ft resume {out}" in err
-    asyncio.run(nothing_left(mark))
-    *whole, last = (out / "trials.jsonl").read_bytes().splitlines(keepends=True)
-    (out / "trials.jsonl").write_bytes(b"".join(whole) + last[:-20])
-    (out / "events.jsonl").write_bytes((out / "events.jsonl").read_bytes() + b'{"event": "vi')
-    with Command(*args, mark=mark, temporary=TEMPORARY) as command:
-        code, err = command.ended()
-    assert code == 0, err
-    assert data(out) == undisturbed
-    assert len(events(out, "run.resumed")) == 2
-    written = {line["trial_id"]: line for line in lines(out / "trials.jsonl")}
-    owed = json.loads(last)
-    assert written[owed["trial_id"]] | {"seconds": 0} == owed | {"seconds": 0}, "what was owed was read, not played again"
-    before = (out / "trials.jsonl").read_bytes()
-    with Command("resume", str(out), mark=mark, temporary=TEMPORARY) as command:
-        assert command.ended()[0] == 0
-    assert (out / "trials.jsonl").read_bytes() == before
-    asyncio.run(nothing_left(mark))
-
-
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
-    """What a command needs to join a cluster that is not its own."""
-    joined = connect(RayConfig(address="local"))
-    yield {k: v for k, v in os.environ.items() if k.startswith("RAY_")} | {"RAY_ADDRESS": joined.address}
-    joined.leave()
-
-
-def test_actors_that_outlive_their_driver_are_adopted(tasks: Path, tmp_path: Path, undisturbed: dict[str, Any], cluster: dict[str, str]):
-    mark, out = uuid.uuid4().hex, tmp_path / "out"
-    args = ["-c", CONFIG, "--output", str(out), *settings(tasks, speed=SLOW), "ray.address=auto", "store.journal_dir=none"]
-    with Command("run", *args, mark=mark, ray=cluster, temporary=TEMPORARY) as command:
-        command.until(lambda: under_way(out))
-        command.kill()
-    asyncio.run(nothing_left(mark))  # the driver's own: its agents do not outlive it
-    with Command("resume", str(out), mark=mark, ray=cluster, temporary=TEMPORARY) as command:
-        code, err = command.ended()
-    assert code == 0, err
-    assert data(out) == undisturbed
-    assert len(events(out, "run.adopted")) == 1
-    assert len(events(out, "engine.up")) == 2, "no engine was started twice"
-
-
-def test_actors_under_another_config_are_ended_before_the_journal_has_another_writer(
-    tasks: Path, tmp_path: Path, undisturbed: dict[str, Any], cluster: dict[str, str]
-):
-    mark, out = uuid.uuid4().hex, tmp_path / "out"
-    args = ["-c", CONFIG, "--output", str(out), *settings(tasks, speed=SLOW), "ray.address=auto"]
-    with Command("run", *args, mark=mark, ray=cluster, temporary=TEMPORARY) as command:
-        command.until(lambda: under_way(out))
-        command.kill()
-    with Command("resume", str(out), "engine.count=1", "store.replicas=1", mark=mark, ray=cluster, temporary=TEMPORARY) as command:
-        code, err = command.ended()
-    assert code == 0, err
-    assert data(out) == undisturbed
-    assert not events(out, "run.adopted")
-
-
-def test_a_run_without_a_journal_does_not_go_on_after_its_cluster(tasks: Path, tmp_path: Path):
-    kill(under_way, tmp_path / "out", *settings(tasks, speed=SLOW), "store.journal_dir=none")
-    code, err = goes_on(tmp_path / "out")
-    assert code == 1
-    assert "it has no journal (store.journal_dir is none)" in err
-
-
-def test_a_journal_that_is_older_than_what_was_known_is_not_gone_on_from(tasks: Path, tmp_path: Path):
-    out = tmp_path / "out"
+@pytest.mark.ray
+@pytest.mark.timeout(180)
+def test_a_run_that_was_killed_in_the_middle_gives_what_an_undisturbed_one_gives(tmp_path: Path):
+    out, tasks = tmp_path / "out", first_tasks(tmp_path / "tasks.jsonl", TASKS)
     kill(under_way, out, *settings(tasks, speed=SLOW))
-    with (out / "events.jsonl").open("a") as file:
-        file.write('{"event": "view.opened", "number": 9}\n')
+    assert not (out / "summary.json").exists()
+    before = {line["trial_id"]: line for line in lines(out / "trials.jsonl")}
+    states = {row["trial_id"]: row["state"] for row in Past(out).listed()["trials"]}
+    assert {states[trial_id] for trial_id in before} <= {"ended", "collected"}
+    assert "unfinished" in states.values()
     code, err = goes_on(out)
-    assert code == 1
-    assert "no live store has opened view 9" in err
-
-
-def test_a_run_that_loses_every_store_goes_on_from_its_journals(tasks: Path, tmp_path: Path, undisturbed: dict[str, Any]):
-    mark, out = uuid.uuid4().hex, tmp_path / "out"
-    args = ["-c", CONFIG, "--output", str(out), *settings(tasks, speed=SLOW)]
-    with Command("run", *args, mark=mark, temporary=TEMPORARY) as command:
-        command.until(lambda: under_way(out))
-        stores = [p for p in marked(mark) if "ray::StoreActor" in " ".join(p.cmdline())]
-        assert len(stores) == 2
-        for store in stores:
-            store.send_signal(signal.SIGKILL)
-        code, err = command.ended()
     assert code == 0, err
-    assert data(out) == undisturbed
-    assert len(events(out, "store.lost")) == 2
+    assert data(out) == clean(tmp_path / "clean", tasks)
+    after = {line["trial_id"]: line for line in lines(out / "trials.jsonl")}
+    assert after | before == after, "what had ended is not run again"
+    assert json.loads((out / "summary.json").read_text())["outcomes"] == {"completed": TASKS}

@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 import pytest
 from ray_run import MARK, marked, nothing_left
-from run_files import BIN, CONFIG, FAST, SLOW, Command, data, events, first_tasks, lines, settings
+from run_files import BIN, CONFIG, SLOW, clean, data, events, first_tasks, lines, settings
 
 from rollout_ft.config import load
 
@@ -94,19 +94,10 @@ def wait_until(there: Any) -> None:
         time.sleep(0.02)
 
 
-@pytest.fixture
-def undisturbed(tmp_path: Path) -> dict[str, Any]:
-    tasks, temporary = first_tasks(tmp_path / "tasks.jsonl", TASKS), tempfile.mkdtemp(prefix="t")
-    with Command("run", "-c", CONFIG, "--output", str(tmp_path / "clean"), *settings(tasks, speed=FAST), mark="", temporary=temporary) as c:
-        code, err = c.ended()
-    assert code == 0, err
-    shutil.rmtree(temporary)
-    return data(tmp_path / "clean")
-
-
-def test_a_job_that_ray_stopped_goes_on_in_another_job(tmp_path: Path, head: Head, undisturbed: dict[str, Any]):
+def test_a_job_that_ray_stopped_goes_on_in_another_job(tmp_path: Path, head: Head):
+    tasks = first_tasks(tmp_path / "tasks.jsonl", TASKS)
     out, config = tmp_path / "out", tmp_path / "config.json"
-    overrides = [*settings(tmp_path / "tasks.jsonl", speed=SLOW), "ray.address=auto"]
+    overrides = [*settings(tasks, speed=SLOW), "ray.address=auto"]
     config.write_text(load(CONFIG, overrides).model_dump_json())  # what is submitted is a line for a shell
     head.submit("first", str(BIN), "run", "-c", str(config), "--output", str(out), wait=False)
     wait_until(lambda: lines(out / "trials.jsonl"))
@@ -115,6 +106,6 @@ def test_a_job_that_ray_stopped_goes_on_in_another_job(tmp_path: Path, head: Hea
     assert "rollout-ft resume" in head.logs("first")
     before = lines(out / "trials.jsonl")
     head.submit("second", str(BIN), "resume", str(out), wait=True)
-    assert data(out) == undisturbed
+    assert data(out) == clean(tmp_path / "clean", tasks)
     assert lines(out / "trials.jsonl")[: len(before)] == before
     assert len(events(out, "run.resumed")) == 1
