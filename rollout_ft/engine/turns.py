@@ -32,7 +32,7 @@ def begin(session: Session, flight: Flight, renderer: Renderer) -> Generation:
     generation = Generation(
         Order(
             turn_key=session.entry_key(flight.key), request_id=request.request_id, prompt_digest=flight.prompt_digest,
-            input_json=flight.input_json(), sampling=request.engine_sampling, max_new_tokens=flight.max_new_tokens, seed=flight.seed,
+            input_json=flight.input_json, sampling=request.engine_sampling, max_new_tokens=flight.max_new_tokens, seed=flight.seed,
             stop_ids=renderer.stop_ids.union(request.sampling.get("stop_token_ids") or ()), vocab_size=renderer.vocab_size,
         )
     )  # fmt: skip

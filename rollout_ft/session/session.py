@@ -28,6 +28,7 @@ from rollout_ft.session.prompt import prompt
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.request import TurnRequest
 from rollout_ft.session.special import refuse_special_tokens
+from rollout_ft.session.spelling import Spelling
 from rollout_ft.session.tree import Node, Tree, ids_bytes, turn_key
 from rollout_ft.types import JSON, Answered, Ended, Opened, Partial, Recovery, SessionSpec, Turn, session_id
 
@@ -87,7 +88,7 @@ class Session:
         self._renderer, self._context_tokens = renderer, context_tokens
         seed = f"{spec.seed}" if spec.seed is not None else f"{run_seed}|{spec.trial_id}"
         self._seed = blake2b(seed.encode(), digest_size=16).digest()
-        self._seen = Seen(self.key)
+        self._seen, self._spelling = Seen(self.key), Spelling()
         self._order = 0
 
     def restore(self, entries: list[SessionEntry], partials: list[Partial]) -> None:
@@ -182,6 +183,7 @@ class Session:
             on_concurrent=self.config.on_concurrent,
             on_repeat=self.config.on_repeat,
             max_replays=self.config.max_replays,
+            max_vain_replays=self.config.max_vain_replays,
         )
         if not self.survives and (choice.action != "generate" or request.resent):
             raise self.lost("lost_reply" if choice.action != "generate" else "engine_lost")
@@ -216,7 +218,7 @@ class Session:
             new_from=place.new_from,
             trim=new.trim,
             prompt_ids=ids_bytes(new.ids),
-            prompt_json=orjson.dumps(new.ids)[1:-1],
+            input_json=self._spelling.prompt(parent, new.trim, new.ids),
             prompt_tokens=tokens,
             max_new_tokens=min(int(request.sampling["max_new_tokens"]), room),
             seed=int.from_bytes(blake2b(self._seed + key.encode(), digest_size=4).digest(), "little") & 0x7FFFFFFF,
