@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from rollout_ft.checkpoint.journal import Journal
 from rollout_ft.cli.directory import DOUBTFUL, SAMPLED_BY, create, reopen, saved_config, with_journal
 from rollout_ft.cli.output import Output
 from rollout_ft.config import Config, known_keys
@@ -165,3 +166,11 @@ def test_tasks_that_moved_are_the_same_tasks(tmp_path: Path):
     (tmp_path / "same").write_text('{"task_id": "a"}\n\n{"task_id":"b"}\n')
     moved = config(trial={"agent": "a:b", "tasks": str(tmp_path / "same")})
     assert reopen(tmp_path / "run", moved).tasks == TASKS
+
+
+def test_a_new_run_does_not_begin_with_the_journal_of_another(tmp_path: Path):
+    where = {"store": {"journal_dir": str(tmp_path / "j")}}
+    Journal(tmp_path / "j", "run/store-0/1").close()
+    with pytest.raises(ConfigError, match=r"store\.journal_dir: .* of a run called run"):
+        create(tmp_path / "a", config(**where), TASKS)
+    create(tmp_path / "b", config(**where, run="other"), TASKS)

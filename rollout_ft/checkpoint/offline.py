@@ -11,7 +11,7 @@ from pathlib import Path
 from rollout_ft.checkpoint import frames, manifest
 from rollout_ft.checkpoint.log import Entry, Head
 from rollout_ft.checkpoint.reading import Reading, journal_path
-from rollout_ft.checkpoint.records import Damage, JournalDamaged, Place, Torn
+from rollout_ft.checkpoint.records import Damage, JournalDamaged, Opened, Place, Torn
 from rollout_ft.checkpoint.replay import Replay
 from rollout_ft.checkpoint.state import StoreState
 from rollout_ft.checkpoint.view import View
@@ -79,6 +79,13 @@ class Trials:
         if len(payload) != place.length or not frames.intact(payload, place.check):
             raise JournalDamaged(f"{path}: the {place.length} bytes at byte {place.offset} are not what was written there")
         return payload
+
+
+def last_view(journal_dir: str | Path, name: str) -> View | None:
+    """The last view that the store was a member of, without reading its trials. Raises JournalDamaged."""
+    kept = manifest.read(journal_path(journal_dir, name))
+    opened = [each.record for each in kept.carried if isinstance(each.record, Opened)] if kept else []
+    return View(opened[-1].number, opened[-1].members, opened[-1].min_replicas) if opened else None
 
 
 def _manifest_bytes(folder: Path) -> bytes:

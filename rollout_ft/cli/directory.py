@@ -17,6 +17,7 @@ from pathlib import Path
 import orjson
 from pydantic import BaseModel
 
+from rollout_ft.checkpoint.journal import journal_names
 from rollout_ft.config import Config, known_keys, load
 from rollout_ft.errors import ConfigError
 from rollout_ft.trial.tasks import read_tasks
@@ -73,6 +74,9 @@ def create(path: Path, config: Config, tasks: list[JSON]) -> Directory:
     _lock(path)
     if (path / "trials.jsonl").exists():
         raise ConfigError(f"--output: {path} has results and no config.json: no run can go on there; choose an empty directory")
+    where = with_journal(config, path).store.journal_dir
+    if any(name.startswith(f"{config.run}/") for name in journal_names(where)):
+        raise ConfigError(f"store.journal_dir: {where} has the journal of a run called {config.run}; choose another, or another `run`")
     _write(path / "tasks.jsonl", b"".join(orjson.dumps(task) + b"\n" for task in tasks))
     secret = secrets.token_hex(32)
     _write(path / "secret", secret.encode())

@@ -11,9 +11,11 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from rollout_ft.checkpoint.journal import journal_names
 from rollout_ft.checkpoint.log import Head
+from rollout_ft.checkpoint.offline import last_view
 from rollout_ft.checkpoint.ports import RayStore, StorePort, resolve
+from rollout_ft.checkpoint.records import JournalDamaged
 from rollout_ft.checkpoint.view import View, reconfigure, recover_view
-from rollout_ft.config import Config, journalled
+from rollout_ft.config import journalled
 from rollout_ft.errors import DataLost, Fenced, RolloutFTError, StoreUnavailable
 from rollout_ft.fleet.crew import Crew, Gone, Member
 from rollout_ft.telemetry.events import Events
@@ -68,19 +70,31 @@ class Stores:
         """Starts the replicas of an earlier cluster under their old names; False when there are no journals. Raises
         StoreUnavailable when one cannot be read: it may be the one that knows the last view."""
         try:
-            for name in _journalled(self._crew.setup.config):
+            for name in self._journals():
                 _, role, incarnation = name.rsplit("/", 2)
-                self._incarnation[role] = max(self._incarnation.get(role, 0), int(incarnation))
                 self._members[name] = self._crew.store(role, int(incarnation), None)
             asked = [member.ask("standing", timeout_s=LOAD_TIMEOUT_S) for member in self._members.values()]
             standings = await asyncio.gather(*asked)
-        except (Gone, ValueError) as e:  # ValueError: an actor of that name is there and does not answer
+        except (Gone, JournalDamaged, ValueError) as e:  # ValueError: an actor of that name is there and does not answer
             self._forget()
             raise StoreUnavailable(f"a journal of the run cannot be loaded: {e}") from e
         if self._members and not at_least and all(standing.blank for standing in standings):
             founded = View(1, tuple(self._members), self._config.min_replicas)  # the run ended before it could begin
             await asyncio.gather(*(port.install(founded) for port in self.ports().values()))
         return bool(self._members)
+
+    def _journals(self) -> list[str]:
+        """The members of the last view that have a journal; where none ever was opened, every store that has one. Raises
+        JournalDamaged: what cannot be read may be what knows the last view."""
+        config = self._crew.setup.config
+        where = config.store.journal_dir
+        names = [name for name in journal_names(where) if name.startswith(f"{config.run}/store-")] if journalled(config) else []
+        for name in names:
+            _, role, incarnation = name.rsplit("/", 2)
+            self._incarnation[role] = max(self._incarnation.get(role, 0), int(incarnation))
+        views = [view for name in names if (view := last_view(where, name))]
+        last = max(views, key=lambda view: view.number, default=None)
+        return [name for name in names if last is None or name in last.members]
 
     def members(self) -> list[Member]:
         return list(self._members.values())
@@ -219,9 +233,3 @@ class Stores:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _journalled(config: Config) -> list[str]:
-    """The stores of this run that have a journal."""
-    names = journal_names(config.store.journal_dir) if journalled(config) else []
-    return [name for name in names if name.startswith(f"{config.run}/store-")]

@@ -32,6 +32,7 @@ from run_files import (
     under_way,
 )  # fmt: skip
 
+from rollout_ft.cli.trials import Past
 from rollout_ft.cluster import connect
 from rollout_ft.config import RayConfig
 
@@ -145,6 +146,24 @@ def test_a_journal_that_is_older_than_what_was_known_is_not_gone_on_from(tasks: 
     code, err = goes_on(out)
     assert code == 1
     assert "no live store has opened view 9" in err
+
+
+def test_a_trial_that_cannot_be_read_is_named_and_does_not_stop_the_others(tasks: Path, tmp_path: Path, undisturbed: dict[str, Any]):
+    out = tmp_path / "out"
+    kill(under_way, out, *settings(tasks, speed=SLOW))
+    past = Past(out)
+    broken = next(row["trial_id"] for row in past.listed()["trials"] if row["state"] == "unfinished" and row["turns"])
+    reply = next(turn["reply"]["content"] for turn in past.shown(broken)["attempts_made"][0]["turns"]).encode()
+    for file in (out / "journal").glob("*/*.segment"):
+        stored = bytearray(file.read_bytes())
+        stored[stored.index(reply)] ^= 1
+        file.write_bytes(stored)
+    code, err = goes_on(out)
+    assert code == 1
+    assert f"{broken} has no outcome yet" in err
+    assert ".segment" in err
+    assert "byte" in err
+    assert data(out) == {trial_id: made for trial_id, made in undisturbed.items() if trial_id != broken}
 
 
 def test_a_run_that_loses_every_store_goes_on_from_its_journals(tasks: Path, tmp_path: Path, undisturbed: dict[str, Any]):
