@@ -32,9 +32,12 @@ from run_files import (
     under_way,
 )  # fmt: skip
 
+from rollout_ft.cli.directory import saved_config, with_journal
+from rollout_ft.cli.journals import Journals
 from rollout_ft.cli.trials import Past
 from rollout_ft.cluster import connect
 from rollout_ft.config import RayConfig
+from rollout_ft.types import Turn
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 TASKS = 6
@@ -153,7 +156,8 @@ def test_a_trial_that_cannot_be_read_is_named_and_does_not_stop_the_others(tasks
     kill(under_way, out, *settings(tasks, speed=SLOW))
     past = Past(out)
     broken = next(row["trial_id"] for row in past.listed()["trials"] if row["state"] == "unfinished" and row["turns"])
-    reply = next(turn["reply"]["content"] for turn in past.shown(broken)["attempts_made"][0]["turns"]).encode()
+    entries = Journals(with_journal(saved_config(out), out)).trial(broken).entries
+    reply = next(entry.reply for entry in entries if isinstance(entry, Turn))
     for file in (out / "journal").glob("*/*.segment"):
         stored = bytearray(file.read_bytes())
         stored[stored.index(reply)] ^= 1
