@@ -30,6 +30,7 @@ from rollout_ft.checkpoint.view import Standing, View
 from rollout_ft.errors import ConfigError, StoreUnavailable
 from rollout_ft.fleet.lease import Lease, live
 from rollout_ft.line import TOKEN_BYTES, Door, serve
+from rollout_ft.telemetry.events import Events
 from rollout_ft.types import Partial
 
 EXPORT_BYTES = 4 * 1024 * 1024
@@ -55,12 +56,14 @@ class Store:
         self.name, self.incarnation = name, uuid.uuid4().hex
         self._state = StoreState(name, max_partials_per_trial=max_partials_per_trial)
         # Without a journal there is nowhere to leave payloads: the object store spills by itself.
+        self._events = Events(name)
         self._memory = Memory(put, get, limit=None if journal_dir is None else memory_bytes)
         self._bodies: dict[str, Segments] = {}
         self._journal: Journal | None = None
         if journal_dir is not None:
             self._journal = Journal(journal_dir, name)
             Replay(self._state, self._redone, self._drop).run(self._journal.replay())
+            self._report(self._journal)
             self._disk = GroupCommit(self._journal)
             self._memory.load = self._disk.read
         if view is not None and self._state.view is None and not self._state.promised:
@@ -245,8 +248,9 @@ class Store:
         self._living = asyncio.create_task(live(self._lease))
 
     async def renew(self) -> list[Any]:
+        """The run lives; hands over the events since the last call."""
         self._lease.renew()
-        return []
+        return self._events.take()
 
     def close(self) -> None:
         """Give the journal to whoever opens it next."""
@@ -274,6 +278,17 @@ class Store:
         self._drop(trial_id)
         head = self._state.trials[trial_id].head
         return Released(trial_id, head.attempt, head.owner_epoch, head.length, head.chain, self._state.note(trial_id) or b"")
+
+    def _report(self, journal: Journal) -> None:
+        if journal.torn is not None:
+            torn = journal.torn
+            self._events.emit("journal.torn", file=str(torn.file), offset=torn.offset, bytes=torn.length, text=str(torn))
+        for damage in journal.damage:
+            where = {"file": str(damage.file), "offset": damage.offset, "bytes": damage.length, "text": str(damage)}
+            self._events.emit("journal.damaged", trials=sorted(damage.trial_ids), records=damage.last - damage.first + 1, **where)
+        for trial_id, log in self._state.trials.items():
+            if log.damaged:
+                self._events.emit("trial.refused", trial=trial_id, reason=log.damaged)
 
     def _doubt(self, trial_id: str) -> str:
         log = self._state.trials.get(trial_id)
