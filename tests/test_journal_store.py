@@ -135,6 +135,24 @@ def test_a_torn_tail_is_cut_and_reported(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_a_replica_that_joins_knows_of_released_trials_what_the_others_know(tmp_path: Path) -> None:
+    async def main() -> None:
+        await two_trials(tmp_path)
+        stores = start(tmp_path, "a", "b", "c")
+        await stores["a"].release("hurt", b"what is known of it")
+        opened = await reconfigure(await recover_view({name: stores[name] for name in "ab"}), stores, "c")
+        assert opened.members == ("a", "b", "c")
+        for store in stores.values():
+            head = await store.lookup("hurt")
+            assert head is not None
+            assert (head.length, head.released, await store.note("hurt")) == (4, True, b"what is known of it")
+            assert len(await store.read("other")) == 4
+        close(stores)
+        assert Trials(tmp_path, "c").note("hurt") == b"what is known of it"
+
+    asyncio.run(main())
+
+
 def test_commits_that_come_together_share_one_write_and_one_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         store = Store("a", View(1, ("a",), 1), str(tmp_path))

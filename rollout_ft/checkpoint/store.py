@@ -152,7 +152,7 @@ class Store:
                 break
             entries.append(entry)
             limit -= len(entry.payload)
-        return Export(trial_id, from_seq, prior, tuple(entries), head, partials)
+        return Export(trial_id, from_seq, prior, tuple(entries), head, partials, self._state.note(trial_id) or b"")
 
     async def load(self, number: int, exports: list[Export]) -> Refused | None:
         records: list[Record] = []
