@@ -56,7 +56,7 @@ class Store:
         self.name, self.incarnation = name, uuid.uuid4().hex
         self._state = StoreState(name, max_partials_per_trial=max_partials_per_trial)
         # Without a journal there is nowhere to leave payloads: the object store spills by itself.
-        self._events = Events(name)
+        self._events, self._failed = Events(name), False
         self._memory = Memory(put, get, limit=None if journal_dir is None else memory_bytes)
         self._bodies: dict[str, Segments] = {}
         self._journal: Journal | None = None
@@ -309,6 +309,9 @@ class Store:
             places = await self._disk.commit(records)
         except OSError as error:
             # The state already holds what the disk refused: from here on this replica may not acknowledge anything.
+            if not self._failed:
+                self._failed = True
+                self._events.emit("journal.failed", file=str(self._journal.path), reason=str(error))
             raise StoreUnavailable(f"the journal of store {self.name} cannot be written: {error}") from error
         self._placed(slots, places)
 
