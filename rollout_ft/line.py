@@ -14,6 +14,7 @@ import asyncio
 import hmac
 import socket
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -21,12 +22,16 @@ from typing import cast
 from weakref import WeakSet
 
 from rollout_ft.errors import RolloutFTError
+from rollout_ft.types import Raw
 
-Answer = Callable[[int, int, bytes], Awaitable[bytes]]
+Answer = Callable[[int, int, bytearray], Awaitable[Raw]]
 """`(what, argument, payload)` → the payload of the answer."""
 
 _FRAME = struct.Struct("<IIBq")  # bytes of payload, number of the call (0: nobody waits), what, argument
 MAX_FRAME_BYTES = 2**30
+BUFFER_BYTES = 2**16
+TELL_S = 0.02
+MAX_UNREAD_BYTES = 2**28
 TOKEN_BYTES = 32
 _FAILED, _CANCEL = 255, 254
 
@@ -56,38 +61,67 @@ def token_of(secret: str) -> bytes:
     return sha256(secret.encode()).digest()
 
 
-class _Frames(asyncio.Protocol):
-    """Cuts what arrives into frames."""
+class _Frames(asyncio.BufferedProtocol, ABC):
+    """Cuts what arrives into frames: small ones out of one buffer, a large one straight into its own, without a copy."""
 
     def __init__(self) -> None:
-        self._rest = bytearray()
+        self._buffer = bytearray(BUFFER_BYTES)
+        self._filled = 0
+        self._large: bytearray | None = None
+        self._head = (0, 0, 0)
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one, and no instance of the class
 
-    def data_received(self, data: bytes) -> None:
-        self._rest += data
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return memoryview(self._buffer if self._large is None else self._large)[self._filled :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._filled += nbytes
+        if self._large is None:
+            self._cut()
+        elif self._filled == len(self._large):
+            payload, self._large, self._filled = self._large, None, 0
+            self.frame(*self._head, payload)
+
+    def _cut(self) -> None:
         at = 0
-        while len(self._rest) - at >= _FRAME.size:
-            size, number, what, argument = _FRAME.unpack_from(self._rest, at)
+        while self._filled - at >= _FRAME.size:
+            size, *head = _FRAME.unpack_from(self._buffer, at)
             if size > MAX_FRAME_BYTES:
                 return self.close()
-            start = at + _FRAME.size
-            if len(self._rest) - start < size:
+            start, end = at + _FRAME.size, at + _FRAME.size + size
+            if end > self._filled:
+                if end - at > BUFFER_BYTES:
+                    return self._expect(size, (head[0], head[1], head[2]), self._buffer[start : self._filled])
                 break
-            at = start + size
-            with memoryview(self._rest) as view:
-                payload = bytes(view[start:at])
-            self.frame(number, what, argument, payload)
-        del self._rest[:at]
+            at = end
+            self.frame(head[0], head[1], head[2], self._buffer[start:end])
+        self._drop(at)
 
-    def frame(self, number: int, what: int, argument: int, payload: bytes) -> None:
-        raise NotImplementedError
+    def _expect(self, size: int, head: tuple[int, int, int], begun: bytearray) -> None:
+        """The rest of this frame is read to where it belongs."""
+        self._large, self._filled, self._head = bytearray(size), len(begun), head
+        self._large[: len(begun)] = begun
 
-    def send(self, number: int, what: int, argument: int, payload: bytes) -> None:
-        if self._transport is not None:
-            self._transport.writelines([_FRAME.pack(len(payload), number, what, argument), payload])
+    def _drop(self, count: int) -> None:
+        """The first bytes of the buffer were taken."""
+        rest = self._buffer[count : self._filled]
+        self._buffer[: len(rest)], self._filled = rest, len(rest)
+
+    @abstractmethod
+    def frame(self, number: int, what: int, argument: int, payload: bytearray) -> None:
+        """One frame has arrived whole."""
+
+    def send(self, number: int, what: int, argument: int, *pieces: Raw) -> None:
+        """One frame; its payload may come in pieces."""
+        if self._transport is None:
+            return
+        if self._transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+            return self.close()  # who reads nothing for so long is as good as gone
+        size = sum(map(len, pieces))
+        self._transport.writelines([_FRAME.pack(size, number, what, argument), *pieces])
 
     def close(self) -> None:
         if self._transport is not None:
@@ -103,19 +137,17 @@ class _Served(_Frames):
         self._known = False
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
-    def data_received(self, data: bytes) -> None:
+    def _cut(self) -> None:
         if not self._known:
-            self._rest += data
-            if len(self._rest) < TOKEN_BYTES:
+            if self._filled < TOKEN_BYTES:
                 return
-            self._known = hmac.compare_digest(bytes(self._rest[:TOKEN_BYTES]), self._token)
+            self._known = hmac.compare_digest(bytes(self._buffer[:TOKEN_BYTES]), self._token)
             if not self._known:
                 return self.close()
-            del self._rest[:TOKEN_BYTES]
-            data = b""
-        super().data_received(data)
+            self._drop(TOKEN_BYTES)
+        super()._cut()
 
-    def frame(self, number: int, what: int, argument: int, payload: bytes) -> None:
+    def frame(self, number: int, what: int, argument: int, payload: bytearray) -> None:
         if what == _CANCEL:
             task = self._tasks.get(argument)
             if task is not None and self._cancels:
@@ -126,7 +158,7 @@ class _Served(_Frames):
             self._tasks[number] = task
             task.add_done_callback(lambda _: self._tasks.pop(number, None))
 
-    async def _run(self, number: int, what: int, argument: int, payload: bytes) -> None:
+    async def _run(self, number: int, what: int, argument: int, payload: bytearray) -> None:
         work = self._answer(what, argument, payload)
         del payload  # not to be kept for as long as an answer takes
         try:
@@ -179,8 +211,9 @@ class Line(_Frames):
 
     def __init__(self) -> None:
         super().__init__()
-        self._waiting: dict[int, asyncio.Future[bytes]] = {}
+        self._waiting: dict[int, asyncio.Future[bytearray]] = {}
         self._numbers = 0
+        self._told: list[tuple[int, int, bytes]] = []
         self.open = True
 
     @classmethod
@@ -193,33 +226,41 @@ class Line(_Frames):
         transport.write(door.token)
         return line
 
-    def call(self, what: int, argument: int, payload: bytes) -> asyncio.Future[bytes]:
+    def call(self, what: int, argument: int, *pieces: Raw) -> asyncio.Future[bytearray]:
         """The answer, once it is there: LineBroken or CallFailed when there is none. Cancel it to wait no more."""
-        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[bytearray] = asyncio.get_running_loop().create_future()
         if not self.open:
             answer.set_exception(LineBroken("the line is closed"))
             return answer
         self._numbers = self._numbers % 0xFFFFFFFF + 1
         number = self._numbers
-        if len(payload) > MAX_FRAME_BYTES:
+        if sum(map(len, pieces)) > MAX_FRAME_BYTES:
             answer.set_exception(CallFailed(f"more than {MAX_FRAME_BYTES} bytes do not go over a line"))
             return answer
         self._waiting[number] = answer
         answer.add_done_callback(lambda done: self._done(number, done))
-        self.send(number, what, argument, payload)
+        self._tell()
+        self.send(number, what, argument, *pieces)
         return answer
 
     def tell(self, what: int, argument: int, payload: bytes) -> None:
-        """A call without an answer; lost in silence when the line breaks."""
-        if self.open:
+        """A call without an answer; lost in silence when the line breaks. It waits a little, for a call to travel with:
+        the other end is woken once for both. It arrives before whatever is called later."""
+        if not self._told:
+            asyncio.get_running_loop().call_later(TELL_S, self._tell)
+        self._told.append((what, argument, payload))
+
+    def _tell(self) -> None:
+        told, self._told = self._told, []
+        for what, argument, payload in told if self.open else ():
             self.send(0, what, argument, payload)
 
-    def _done(self, number: int, answer: asyncio.Future[bytes]) -> None:
+    def _done(self, number: int, answer: asyncio.Future[bytearray]) -> None:
         self._waiting.pop(number, None)
         if answer.cancelled() and self.open:
             self.send(0, _CANCEL, number, b"")
 
-    def frame(self, number: int, what: int, argument: int, payload: bytes) -> None:
+    def frame(self, number: int, what: int, argument: int, payload: bytearray) -> None:
         answer = self._waiting.get(number)
         if answer is None or answer.done():
             return

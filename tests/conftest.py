@@ -79,8 +79,8 @@ def begin(session: Session, request: TurnRequest) -> Flight:
 
 
 def commit(session: Session, flight: Flight, text: str) -> Node:
-    for request in list(flight.joined):
-        session.leave(flight, request)
+    for request_id in flight.joined:
+        session.leave(flight, request_id)
     return session.committed(turn_of(flight, text, session))
 
 

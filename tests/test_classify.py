@@ -32,7 +32,7 @@ def test_a_retry_of_what_is_in_flight_attaches(session: Session):
 def test_a_repeat_attaches_when_every_earlier_caller_is_gone(session: Session):
     first = ask(user("a"))
     flight = begin(session, first)
-    assert session.leave(flight, first)
+    assert session.leave(flight, first.request_id)
     assert session.decide(ask(user("a"))) == Attach(flight)
 
 
@@ -208,7 +208,7 @@ def test_a_turn_that_nobody_waited_for_is_a_phantom_until_somebody_is_given_it(s
     served = play(session, ask(user("a")), "x")
     request = ask(user("another"))
     flight = begin(session, request)
-    session.leave(flight, request)
+    session.leave(flight, request.request_id)
     phantom = session.committed(replace(turn_of(flight, "y", session), unheard=True))
     assert last_answered(session) is served
     again = ask(user("another"), retry=True)
@@ -266,6 +266,16 @@ def test_replays_of_a_reply_that_did_not_arrive_do_not_count(session: Session):
     assert session.decide(ask(user("a"), retry=True)) == Replay(node, first=False)
 
 
+def test_a_reply_that_breaks_its_connection_every_time_is_not_sent_for_ever():
+    session = make_session(SessionConfig(max_vain_replays=3))
+    node = play(session, ask(user("a")), "x", delivered=False)
+    for _ in range(3):
+        again = ask(user("a"))
+        assert session.decide(again) == Replay(node, first=False)
+        session.replayed(node, again)
+    assert begin(session, ask(user("a"))).number == 1
+
+
 def test_an_idempotency_key_that_was_answered_with_a_replay_means_that_turn_from_then_on(session: Session):
     node = play(session, ask(user("a")), "x", delivered=False)
     first = ask(user("a"), idempotency_key="k")
@@ -279,9 +289,9 @@ def test_one_of_two_attached_callers_leaving_changes_nothing(session: Session):
     first, second = ask(user("a")), ask(user("a"), retry=True)
     flight = begin(session, first)
     session.join(flight, second)
-    assert not session.leave(flight, first)
+    assert not session.leave(flight, first.request_id)
     assert session.decide(ask(user("a"), retry=True)) == Attach(flight)
-    assert session.leave(flight, second)
+    assert session.leave(flight, second.request_id)
 
 
 def test_two_clients_that_race_are_two_branches(session: Session):

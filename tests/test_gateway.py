@@ -83,9 +83,9 @@ class Owner:
         answer = self.answers.pop(0) if self.answers else plain
         await answer(x)
 
-    async def answer(self, what: int, _: int, payload: bytes) -> bytes:
+    async def answer(self, what: int, argument: int, payload: bytearray) -> bytes:
         if what == Call.REQUEST:
-            exchange, sent = received(payload)
+            exchange, sent = received(argument, payload)
             await self.handle(exchange)
             return sent.encoded()
         self.log.append("reports")

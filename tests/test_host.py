@@ -19,6 +19,7 @@ from rollout_ft.engine.port import Chunk, EngineInfo
 from rollout_ft.errors import EngineRefused, MatcherFailed, SessionClosed
 from rollout_ft.faultpoints import Inert
 from rollout_ft.samples.trajectory import metadata, trajectory
+from rollout_ft.session.known import MOST_KEYS
 from rollout_ft.session.request import TurnRequest
 from rollout_ft.session.session import Replay
 from rollout_ft.telemetry.events import Events
@@ -399,3 +400,39 @@ def test_the_next_owner_knows_the_idempotency_keys_of_all_who_got_a_turn():
             assert decision.node.turn.key == node.turn.key
 
     played(play, session__on_concurrent="attach")
+
+
+def test_a_failure_is_recorded_once_however_often_and_by_however_many_it_is_met():
+    async def play(w: World) -> None:
+        request = ask(user("a"))
+        await asyncio.gather(*(w.host.failed(SID, request) for _ in range(5)))
+        await w.host.failed(SID, request)
+        await w.answered(ask(user("b")))
+        after = await w.another_host().adopt(SID, 2)
+        assert list(after.evidence.failed.values()) == [True]
+        assert len(await w.cluster.stores["a"].read("t1")) == 3, "opened, failed, one turn"
+
+    played(play)
+
+
+def test_an_adoption_that_is_repeated_leaves_the_session_and_what_runs_in_it_alone():
+    async def play(w: World) -> None:
+        running = w.ask(ask(user("a")))
+        call = await w.engine.call(0)
+        session = w.host.session(SID)
+        assert await w.host.adopt(SID, 1) is session
+        call.go.set()
+        assert (await running).served == Served.FRESH
+
+    played(play)
+
+
+def test_more_idempotency_keys_than_are_kept_do_not_make_the_log_grow():
+    async def play(w: World) -> None:
+        reply = await w.answered(ask(user("a")), delivered=False)
+        for i in range(MOST_KEYS + 10):
+            await w.host.serve(SID, ask(user("a"), idempotency_key=f"k{i}"))
+        assert (await w.host.serve(SID, ask(user("a"), idempotency_key="one more"))).node is reply.node
+        assert len(await w.cluster.stores["a"].read("t1")) <= MOST_KEYS + 3
+
+    played(play, session__max_vain_replays=10**6)

@@ -9,7 +9,7 @@ import struct
 
 import pytest
 
-from rollout_ft.line import TOKEN_BYTES, CallFailed, Door, Line, LineBroken, NobodyThere, serve
+from rollout_ft.line import BUFFER_BYTES, TOKEN_BYTES, CallFailed, Door, Line, LineBroken, NobodyThere, serve
 
 TOKEN = bytes(range(TOKEN_BYTES))
 SAY = 1
@@ -23,7 +23,8 @@ class Echo:
         self.gates: dict[bytes, asyncio.Event] = {}
         self.left: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
-    async def answer(self, what: int, argument: int, payload: bytes) -> bytes:
+    async def answer(self, what: int, argument: int, raw: bytearray) -> bytes:
+        payload = bytes(raw)
         self.seen.append(payload)
         try:
             if payload in self.gates:
@@ -108,6 +109,36 @@ async def test_frames_are_whole_however_they_arrive(piece: int) -> None:
     answer = struct.pack("<IIBq", 7, 1, SAY, 3) + b"3:hello"
     assert await reader.readexactly(2 * len(answer)) == answer + answer
     writer.close()
+
+
+@pytest.mark.parametrize("piece", [1000, 65_536, 100_000])
+async def test_frames_of_all_sizes_are_whole_in_whatever_pieces_they_arrive(piece: int) -> None:
+    echo = Echo()
+    door = await opened(echo)
+    sizes = [0, 5, BUFFER_BYTES - 18, BUFFER_BYTES - 17, BUFFER_BYTES - 16, BUFFER_BYTES, 3 * BUFFER_BYTES, 1]
+    sent = [bytes([65 + i]) * size for i, size in enumerate(sizes)]
+    data = door.token + b"".join(struct.pack("<IIBq", len(p), i + 1, SAY, 3) + p for i, p in enumerate(sent))
+    reader, writer = await asyncio.open_connection(door.host, door.port)
+    for at in range(0, len(data), piece):
+        writer.write(data[at : at + piece])
+        await asyncio.sleep(0)
+    for payload in sent:
+        _, _, _, argument = struct.unpack("<IIBq", await reader.readexactly(17))
+        assert await reader.readexactly(2 + len(payload)) == b"%d:" % argument + payload
+    assert echo.seen == sent
+    writer.close()
+
+
+async def test_what_is_told_arrives_without_a_call() -> None:
+    echo = Echo()
+    line = await Line.to(await opened(echo))
+    line.tell(SAY, 1, b"one")
+    line.tell(SAY, 1, b"two")
+    async with asyncio.timeout(10):
+        while len(echo.seen) < 2:
+            await asyncio.sleep(0.01)
+    assert echo.seen == [b"one", b"two"]
+    line.close()
 
 
 async def test_a_frame_that_claims_to_be_endless_closes_the_line() -> None:

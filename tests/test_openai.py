@@ -399,7 +399,7 @@ def test_token_ids_are_what_the_engine_was_given_and_what_it_gave():
     flight = begin(session, ask(user("a"), {"role": "assistant", "content": "x"}, user("b")))
     node = commit(session, flight, "yes")
     choice = orjson.loads(reply_body(node, chat(return_token_ids=True), RENDERER))["choices"][0]
-    assert choice["prompt_token_ids"] == orjson.loads(b"[" + flight.input_json() + b"]")
+    assert choice["prompt_token_ids"] == orjson.loads(b"[" + flight.input_json + b"]")
     assert choice["response_token_ids"] == [*b"yes", 257]
     assert "prompt_token_ids" not in orjson.loads(reply_body(node, chat(), RENDERER))["choices"][0]
 

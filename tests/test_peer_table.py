@@ -58,7 +58,7 @@ def replayed(session: Session, request: TurnRequest) -> Node:
 def time_out(session: Session, request: TurnRequest) -> Flight:
     """The client gives up; the generation goes on."""
     flight = begin(session, request)
-    session.leave(flight, request)
+    session.leave(flight, request.request_id)
     return flight
 
 
@@ -109,7 +109,7 @@ def test_an_sdk_that_times_out_twice_costs_one_generation(session: Session):
     first = ask(user("a"))
     flight = begin(session, first)
     for _ in (1, 2):
-        session.leave(flight, first)
+        session.leave(flight, first.request_id)
         first = ask(user("a"), retry=True)
         assert session.decide(first) == Attach(flight)
         session.join(flight, first)
@@ -146,7 +146,7 @@ def test_a_generation_that_broke_leaves_nothing_and_its_retry_begins(session: Se
     history, nodes = history_of(session, 1)
     request = ask(*history)
     flight = begin(session, request)
-    session.leave(flight, request)
+    session.leave(flight, request.request_id)
     session.drop(flight)
     retried = begin(session, ask(*history, retry=True))
     assert (retried.key, retried.parent, len(session.tree.nodes)) == (flight.key, nodes[0], 1)
@@ -155,12 +155,12 @@ def test_a_generation_that_broke_leaves_nothing_and_its_retry_begins(session: Se
 def test_a_thousand_clients_that_give_up_on_a_turn_hold_one_generation(session: Session):
     first = ask(user("a"))
     flight = begin(session, first)
-    session.leave(flight, first)
+    session.leave(flight, first.request_id)
     for _ in range(1030):
         again = ask(user("a"), retry=True)
         assert session.decide(again) == Attach(flight)
         session.join(flight, again)
-        session.leave(flight, again)
+        session.leave(flight, again.request_id)
     assert len(session.flights) == 1
     begin(session, ask(user("somebody else")))
 
@@ -256,10 +256,10 @@ def six_turns(session: Session, spelled: Any) -> None:
     history = [user("start")]
     for i in range(6):
         flight = begin(session, ask(*history, digests=session.digests(b"", history)))
-        (request,) = flight.joined
-        session.leave(flight, request)
+        (request_id,) = flight.joined
+        session.leave(flight, request_id)
         session.committed(replace(turn_of(flight, f"t{i}", session), reply=orjson.dumps(said(i))))
-        session.delivered(request.request_id)
+        session.delivered(request_id)
         history = [*history, spelled(said(i)), {"role": "tool", "tool_call_id": "x", "content": f"out {i}"}]
 
 

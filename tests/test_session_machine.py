@@ -27,6 +27,7 @@ from rollout_ft.testing.plain import STOP
 from rollout_ft.types import JSON, Answered, Opened
 
 MAX_REPLAYS = 2
+MAX_VAIN_REPLAYS = 3
 
 
 @dataclass
@@ -117,7 +118,7 @@ class Reference:
             return "attach", left[-1]
         if flying and request.retry:
             return "attach", flying[-1]
-        unknown = [s for s in recorded if not s.answered]
+        unknown = [s for s in recorded if not s.answered and s.replays < MAX_VAIN_REPLAYS]
         if unknown:
             return "replay", unknown[0]
         if recorded and request.retry and recorded[-1].replays < MAX_REPLAYS:
@@ -127,6 +128,7 @@ class Reference:
     def acknowledge(self, request: TurnRequest) -> None:
         sample, _ = self.parent(request)
         while sample is not None:
+            sample.replays = sample.replays if sample.answered else 0
             sample.acknowledged = True
             sample = sample.parent
 
@@ -173,7 +175,9 @@ class Sessions(RuleBasedStateMachine):
         self.log.append(encode_entry(entry))
 
     def owner(self) -> None:
-        self.session: Session = make_session(SessionConfig(max_replays=MAX_REPLAYS, max_in_flight=10_000), context_tokens=10**6)
+        self.session: Session = make_session(
+            SessionConfig(max_replays=MAX_REPLAYS, max_vain_replays=MAX_VAIN_REPLAYS, max_in_flight=10_000), context_tokens=10**6
+        )
         self.session.restore([decode_entry(*e) for e in self.log], [])
 
     # -- requests: a conversation that somebody might send, spelled in one way or another
@@ -207,7 +211,7 @@ class Sessions(RuleBasedStateMachine):
                 assert (what, expected) == ("generate", flight.number)
                 assert (flight.parent.turn.key if flight.parent else None) == (parent.key if parent else None)
                 self.order += 1
-                prompt = [int(i) for i in flight.input_json().split(b",")]
+                prompt = [int(i) for i in flight.input_json.split(b",")]
                 if request.input_ids is not None:
                     assert prompt == ids_of(request.input_ids)
                 else:
@@ -235,7 +239,7 @@ class Sessions(RuleBasedStateMachine):
                 self.session.replayed(node, request, entry)
                 self.order += entry is None
                 expected.unheard = False
-                expected.replays += expected.answered
+                expected.replays += 1
                 expected.got.add(request.request_id)
         assert shared >= 0
 
@@ -251,8 +255,8 @@ class Sessions(RuleBasedStateMachine):
         COMMITS.append(turn.key)
         node = self.session.committed(turn)
         sample.reply, sample.unheard, sample.got = text, not sample.waiting, sample.got | sample.waiting
-        for request in flight.joined:
-            self.session.leave(flight, request)
+        for request_id in flight.joined:
+            self.session.leave(flight, request_id)
         assert ids_of(path_ids(node)) == sample.tokens
 
     @precondition(lambda self: any(s.got and not s.delivered for s in self.reference.samples))
@@ -260,6 +264,7 @@ class Sessions(RuleBasedStateMachine):
     def a_reply_arrives(self, data: st.DataObject) -> None:
         sample = data.draw(st.sampled_from([s for s in self.reference.samples if s.got and not s.delivered]))
         self.session.delivered(data.draw(st.sampled_from(sorted(sample.got))))
+        sample.replays = sample.replays if sample.answered else 0
         sample.delivered = True
 
     @precondition(lambda self: any(s.waiting and s.reply is None for s in self.reference.samples))
@@ -269,7 +274,7 @@ class Sessions(RuleBasedStateMachine):
         who = data.draw(st.sampled_from(sorted(sample.waiting)))
         sample.waiting.discard(who)
         flight = self.flights[sample.key]
-        self.session.leave(flight, next(r for r in flight.joined if r.request_id == who))
+        self.session.leave(flight, who)
 
     @rule()
     def the_owner_is_replaced(self) -> None:

@@ -280,9 +280,9 @@ def test_what_was_thrown_away_and_asked_for_again_can_be_exported_with_a_mark():
 def test_votes_that_were_not_built_upon_are_resampled(session: Session):
     votes = [begin(session, ask(user("a"))) for _ in range(3)]
     for i, flight in enumerate(votes):
-        (request,) = flight.joined
+        (request_id,) = flight.joined
         commit(session, flight, f"v{i}")
-        session.delivered(request.request_id)
+        session.delivered(request_id)
     after = play(session, ask(user("a"), assistant("v0"), user("b")), "x", delivered=False)
     assert turns_of(trajectory(session)) == [[votes[0].key, after.turn.key]]
     assert metadata(session)["resampled"] == 2

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rollout_ft.checkpoint.log import Entry, Head, Refused
     from rollout_ft.checkpoint.state import Export
     from rollout_ft.checkpoint.view import Standing, View
-    from rollout_ft.types import Partial
+    from rollout_ft.types import Partial, Raw
 
 
 class Call(IntEnum):
@@ -33,11 +33,11 @@ class Call(IntEnum):
 class StorePort(Protocol):
     """One store replica. `append_many` and `put_partials` take and give what `wire` encodes."""
 
-    async def append_many(self, view_number: int, batch: bytes) -> bytes: ...
+    async def append_many(self, view_number: int, batch: Raw) -> Raw: ...
     async def fence(self, view_number: int, trial_id: str, attempt: int, owner_epoch: int) -> Head | Refused: ...
     async def read(self, trial_id: str, from_seq: int = 0) -> list[Entry]: ...
     async def partials(self, trial_id: str) -> list[Partial]: ...
-    async def put_partials(self, view_number: int, batch: bytes) -> int: ...
+    async def put_partials(self, view_number: int, batch: Raw) -> int: ...
     async def lookup(self, trial_id: str) -> Head | None: ...
     async def trials(self) -> list[str]: ...
     async def heads(self) -> dict[str, Head]: ...
@@ -65,7 +65,7 @@ class RayStore:
         self._line: Line | None = None
         self._connecting = asyncio.Lock()
 
-    async def append_many(self, view_number: int, batch: bytes) -> bytes:
+    async def append_many(self, view_number: int, batch: Raw) -> Raw:
         return await self._send(Call.APPEND, view_number, batch)
 
     async def fence(self, view_number: int, trial_id: str, attempt: int, owner_epoch: int) -> Head | Refused:
@@ -77,7 +77,7 @@ class RayStore:
     async def partials(self, trial_id: str) -> list[Partial]:
         return await self._call("partials", trial_id)
 
-    async def put_partials(self, view_number: int, batch: bytes) -> int:
+    async def put_partials(self, view_number: int, batch: Raw) -> int:
         return int(await self._send(Call.PARTIALS, view_number, batch))
 
     async def lookup(self, trial_id: str) -> Head | None:
@@ -116,7 +116,7 @@ class RayStore:
     async def ping(self) -> int:
         return await self._call("ping")
 
-    async def _send(self, what: Call, view_number: int, batch: bytes) -> bytes:
+    async def _send(self, what: Call, view_number: int, batch: Raw) -> Raw:
         try:
             return await (await self._open_line()).call(what, view_number, batch)
         except (CallFailed, LineBroken, NobodyThere) as error:

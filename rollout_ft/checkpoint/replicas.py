@@ -18,6 +18,7 @@ from rollout_ft.checkpoint.log import Refused
 from rollout_ft.checkpoint.ports import StorePort
 from rollout_ft.checkpoint.view import View
 from rollout_ft.errors import CommitRefused, Fenced, RolloutFTError
+from rollout_ft.types import Raw
 
 T = TypeVar("T")
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.01, 0.5
@@ -126,7 +127,7 @@ class Replicas:
             yield pause
             pause = min(2 * pause, LAST_PAUSE_S)
 
-    def judge(self, answers: Mapping[str, bytes | BaseException], count: int) -> list[Refused | None]:
+    def judge(self, answers: Mapping[str, Raw | BaseException], count: int) -> list[Refused | None]:
         """What the replicas together say of each append of a batch; None where all accepted."""
         together: list[Refused | None] = [None] * count
         for name, answer in answers.items():

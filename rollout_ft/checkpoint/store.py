@@ -31,7 +31,7 @@ from rollout_ft.errors import ConfigError, StoreUnavailable
 from rollout_ft.fleet.lease import Lease, live
 from rollout_ft.line import TOKEN_BYTES, Door, serve
 from rollout_ft.telemetry.events import Events
-from rollout_ft.types import Partial
+from rollout_ft.types import Partial, Raw
 
 EXPORT_BYTES = 4 * 1024 * 1024
 
@@ -73,7 +73,7 @@ class Store:
             if self._journal is not None:
                 self._journal.write([Opened(view.number, view.members, view.min_replicas)])
 
-    async def append_many(self, view_number: int, batch: bytes) -> bytes:
+    async def append_many(self, view_number: int, batch: Raw) -> bytes:
         results: list[Refused | None] = []
         records: list[Record] = []
         slots: list[Slot | None] = []
@@ -110,7 +110,7 @@ class Store:
     async def partials(self, trial_id: str) -> list[Partial]:
         return self._state.partials(trial_id)
 
-    async def put_partials(self, view_number: int, batch: bytes) -> int:
+    async def put_partials(self, view_number: int, batch: Raw) -> int:
         """How many were kept. Partials are not journalled: what they lose is tokens, which can be sampled again."""
         return sum(self._state.put_partial(view_number, *item) for item in wire.decode_partials(batch))
 
@@ -237,7 +237,7 @@ class Store:
         self._line = await serve(self._answer, sock, door.token)
         return door
 
-    async def _answer(self, what: int, view_number: int, payload: bytes) -> bytes:
+    async def _answer(self, what: int, view_number: int, payload: Raw) -> bytes:
         if what == Call.APPEND:
             return await self.append_many(view_number, payload)
         return str(await self.put_partials(view_number, payload)).encode()

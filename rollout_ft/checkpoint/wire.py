@@ -15,7 +15,7 @@ from typing import cast
 import msgspec
 
 from rollout_ft.checkpoint.log import Append, Entry, Reason, Refused
-from rollout_ft.types import Partial
+from rollout_ft.types import Partial, Raw
 
 CALL_BYTES = 96_000
 
@@ -56,14 +56,14 @@ def split(encoded: Sequence[bytes], limit: int = CALL_BYTES) -> Iterable[list[by
         yield run
 
 
-def decode_appends(batch: bytes) -> list[Append]:
+def decode_appends(batch: Raw) -> list[Append]:
     return [
         Append(trial_id, attempt, owner_epoch, seq, Entry(kind, key, payload))
         for trial_id, attempt, owner_epoch, seq, kind, key, payload in _appends.decode(batch)
     ]
 
 
-def decode_partials(batch: bytes) -> list[PartialItem]:
+def decode_partials(batch: Raw) -> list[PartialItem]:
     return _partials.decode(batch)
 
 
@@ -72,5 +72,5 @@ def encode_results(results: Iterable[Refused | None]) -> bytes:
     return _encoder.encode([None if each is None else (each.reason, each.current) for each in results])
 
 
-def decode_results(answer: bytes) -> list[Refused | None]:
+def decode_results(answer: Raw) -> list[Refused | None]:
     return [None if each is None else Refused(cast("Reason", each[0]), each[1]) for each in _results.decode(answer)]

@@ -33,6 +33,8 @@ class Held:
     gone: bool = False
     ending: bool = False
     log: asyncio.Lock = field(default_factory=asyncio.Lock)
+    failing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Of those who record a failure: a second of the same would take no place in the log, and leave a gap."""
     tasks: dict[str, asyncio.Task[Node]] = field(default_factory=dict[str, "asyncio.Task[Node]"])
     generations: dict[str, Generation] = field(default_factory=dict[str, Generation])
     graces: dict[str, asyncio.TimerHandle] = field(default_factory=dict[str, asyncio.TimerHandle])

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import uuid
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -96,6 +95,8 @@ class SessionHost:
         trial_id, attempt = parts
         self._refuse_if_losing()
         old = self._held.get(sid)
+        if old is not None and old.epoch == epoch:
+            return old.session  # the call that made it so was repeated
         if old is not None and old.epoch < epoch:
             await self.retire(sid)  # before the fence, so that what it has so far counts
         adopted = await self._mirror.takeover(trial_id, attempt, epoch)
@@ -110,6 +111,8 @@ class SessionHost:
         now = self._held.get(sid)
         if now is not None and now.epoch > epoch:
             raise Fenced("stale_owner", trial_id, now.epoch)
+        if now is not None and now.epoch == epoch:
+            return now.session
         self._held[sid] = Held(session, epoch, len(entries), self._mirror, self._left)
         return session
 
@@ -188,13 +191,15 @@ class SessionHost:
 
     async def _heard(self, held: Held, node: Node, request: TurnRequest) -> Node:
         """A turn that was committed while nobody waited for it counts as asked for once somebody gets it."""
-        if node.turn.key in held.session.evidence.unheard:
+        key = request.idempotency_key
+        new_key = key and key != node.turn.idempotency_key and all(key != other for _, other in node.turn.also)
+        if node.turn.key in held.session.evidence.unheard or (new_key and held.session.known.has_room):
             await _whole(self._hear(held, node, request))
         return node
 
     async def _hear(self, held: Held, node: Node, request: TurnRequest) -> None:
         key = f"answer/{held.session.attempt}/{node.turn.key}/{request.request_id}"
-        await held.commit(key, Answered(node.turn.key, request.request_id))
+        await held.commit(key, Answered(node.turn.key, request.request_id, idempotency_key=request.idempotency_key))
         held.session.evidence.unheard.discard(node.turn.key)
 
     def report(self, sid: str, delivered: str) -> None:
@@ -215,12 +220,19 @@ class SessionHost:
 
     async def unreadable(self, sid: str) -> None:
         """A request ended in a 5xx before anybody knew what it asked for: nothing that comes later can answer it."""
-        held = self._get(sid)
-        held.session.evidence.failed["unreadable"] = True
-        await self._record_failure(held, "unreadable")
+        await self._record_failure(self._get(sid), "unreadable")
 
-    async def _record_failure(self, held: Held, base: str) -> None:
-        await held.commit(f"fail/{held.session.attempt}/{base}/{uuid.uuid4().hex}", Answered(failed=base))
+    async def _record_failure(self, held: Held, what: str) -> None:
+        """Once is enough: an agent that has it happen again and again must not make the log grow."""
+        await _whole(self._fail(held, what))
+
+    async def _fail(self, held: Held, what: str) -> None:
+        failed = held.session.evidence.failed
+        async with held.failing:
+            if not failed.get(what):
+                failed[what] = False
+                await held.commit(f"fail/{held.session.attempt}/{what}", Answered(failed=what))
+                failed[what] = True
 
     async def _wait(self, held: Held, flight: Flight, request: TurnRequest) -> Node:
         task = held.tasks[flight.key]
@@ -235,7 +247,7 @@ class SessionHost:
                 raise SessionMoved(held.session.id, in_flight=True) from None
             raise
         finally:
-            if held.session.leave(flight, request) and not task.done():
+            if held.session.leave(flight, request.request_id) and not task.done():
                 after_s = self._config.session.grace_s
                 held.graces[flight.key] = asyncio.get_running_loop().call_later(after_s, self._give_up, held, flight)
 

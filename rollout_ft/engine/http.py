@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -21,10 +22,11 @@ from rollout_ft.errors import BadRequest, EngineRefused, MatcherFailed, SessionC
 from rollout_ft.gateway.asgi import Disconnected, Exchange, Headers
 from rollout_ft.gateway.dialects import COUNT, DIALECTS, Asked, Dialect, Evidence, Rules
 from rollout_ft.gateway.dialects.sampling import session_sampling
+from rollout_ft.gateway.reading import Reading
 from rollout_ft.samples.trajectory import records_of, trajectory_of
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.session import Session
-from rollout_ft.types import JSON
+from rollout_ft.types import JSON, Raw
 
 OWNER, REQUEST, RESENT, DEPTH = b"x-rft-owner", b"x-request-id", b"x-rft-resent", b"x-rft-depth"
 RETRY = [(b"x-should-retry", b"true")]
@@ -33,15 +35,23 @@ ARRAY_STEP = 8192
 FINAL = [(b"x-should-retry", b"false")]
 
 
+@dataclass(frozen=True, slots=True)
+class _Spoken:
+    """What is kept of a session's requests: its own sampling parameters, and the body that was read last."""
+
+    sampling: JSON
+    reading: Reading
+
+
 class OwnerHTTP:
     def __init__(self, host: SessionHost, config: Config, renderer: Renderer):
         self._host, self._config, self._renderer = host, config, renderer
-        self._sampling: WeakKeyDictionary[Session, JSON] = WeakKeyDictionary()
+        self._spoken: WeakKeyDictionary[Session, _Spoken] = WeakKeyDictionary()
 
-    async def answer(self, what: int, _: int, payload: bytes) -> bytes:
+    async def answer(self, what: int, argument: int, payload: bytearray) -> bytes:
         """A call that came over the line."""
         if what == Call.REQUEST:
-            exchange, sent = received(payload)
+            exchange, sent = received(argument, payload)
             del payload
             await self.handle(exchange)
             return sent.encoded()
@@ -74,6 +84,9 @@ class OwnerHTTP:
             await x.reply(204, b"")
         except Disconnected:
             return
+        except Exception:
+            _log.exception("%s", x.path)  # not the owner's end: it answers, and keeps its sessions
+            await x.reply(500, b"", RETRY)
 
     async def _turn(self, x: Exchange, sid: str, dialect: Dialect, headers: Headers) -> None:
         body = await x.body(self._config.gateway.max_body_bytes)
@@ -125,22 +138,23 @@ class OwnerHTTP:
             return await x.reply(e.status, COUNT.error(str(e), e.code, e.status, e.param))
         await x.reply(200, orjson.dumps({"input_tokens": tokens}))
 
-    def _parse(self, sid: str, dialect: Dialect, body: bytes, evidence: Evidence) -> Asked:
+    def _parse(self, sid: str, dialect: Dialect, body: Raw, evidence: Evidence) -> Asked:
         session, config = self._host.session(sid), self._config
+        spoken = self._spoken_by(session)
         rules = Rules(
-            session_id=sid, sampling=self._sampling_of(session), force=config.sampling.policy == "force", model=config.model.name,
+            session_id=sid, sampling=spoken.sampling, force=config.sampling.policy == "force", model=config.model.name,
             max_messages=config.session.max_messages, max_output_tokens=config.session.max_output_tokens,
             vocab_size=self._renderer.vocab_size, digests=session.digests, max_tools=config.session.max_tools,
-            max_json_depth=config.gateway.max_json_depth,
+            load=spoken.reading.load,
         )  # fmt: skip
         return dialect.parse(body, evidence, rules)
 
-    def _sampling_of(self, session: Session) -> JSON:
-        """Read once a session."""
-        sampling = self._sampling.get(session)
-        if sampling is None:
-            sampling = self._sampling[session] = session_sampling(self._config.sampling.parameters, session.spec.sampling)
-        return sampling
+    def _spoken_by(self, session: Session) -> _Spoken:
+        spoken = self._spoken.get(session)
+        if spoken is None:
+            sampling = session_sampling(self._config.sampling.parameters, session.spec.sampling)
+            spoken = self._spoken[session] = _Spoken(sampling, Reading(self._config.gateway.max_json_depth))
+        return spoken
 
     async def _send(self, x: Exchange, reply: Reply, request: Asked) -> None:
         turn = reply.node.turn

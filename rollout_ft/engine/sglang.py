@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import aiohttp
 import orjson
+from aiohttp.abc import AbstractStreamWriter
 
 from rollout_ft.engine.port import Chunk, EngineInfo
 from rollout_ft.errors import EngineLost, EngineRefused
@@ -31,9 +32,9 @@ class SGLang:
 
     async def generate(self, rid: str, input_json: bytes, sampling: JSON) -> AsyncIterator[Chunk]:
         head = orjson.dumps({"rid": rid, "sampling_params": sampling, "return_logprob": True, "stream": True})
-        body = head[:-1] + b',"input_ids":[' + input_json + b"]}"
+        body = _Body(head[:-1] + b',"input_ids":[', input_json, b"]}")
         try:
-            async with self._http.post(f"{self.url}/generate", data=body, headers=_JSON) as response:
+            async with self._http.post(f"{self.url}/generate", data=body) as response:
                 if response.status != 200:
                     raise EngineRefused(response.status, (await response.text())[:500])
                 seen = 0
@@ -110,6 +111,21 @@ class SGLang:
 
 
 _JSON = {"content-type": "application/json"}
+
+
+class _Body(aiohttp.Payload):
+    """JSON in pieces, which are not joined to be sent: the ids of a long prompt are most of it."""
+
+    def __init__(self, *pieces: bytes):
+        super().__init__(pieces, content_type="application/json")
+        self._pieces, self._size = pieces, sum(map(len, pieces))
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return b"".join(self._pieces).decode(encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        for piece in self._pieces:
+            await writer.write(piece)
 
 
 async def _events(content: aiohttp.StreamReader) -> AsyncIterator[list[Any]]:

@@ -21,6 +21,8 @@ from rollout_ft.session.session import Session
 from rollout_ft.session.tree import ids_bytes
 from rollout_ft.types import JSON, Served, Turn
 
+MAX_ALSO = 64
+"""Callers with a key of their own that a turn is recorded with."""
 _log = logging.getLogger("rollout_ft")
 
 
@@ -30,7 +32,7 @@ def begin(session: Session, flight: Flight, renderer: Renderer) -> Generation:
     generation = Generation(
         Order(
             turn_key=session.entry_key(flight.key), request_id=request.request_id, prompt_digest=flight.prompt_digest,
-            input_json=flight.input_json(), sampling=request.engine_sampling, max_new_tokens=flight.max_new_tokens, seed=flight.seed,
+            input_json=flight.input_json, sampling=request.engine_sampling, max_new_tokens=flight.max_new_tokens, seed=flight.seed,
             stop_ids=renderer.stop_ids.union(request.sampling.get("stop_token_ids") or ()), vocab_size=renderer.vocab_size,
         )
     )  # fmt: skip
@@ -73,7 +75,7 @@ def turn_of(session: Session, flight: Flight, g: Generation, message: JSON) -> T
         reply=compact(orjson.dumps(message)), created=int(wall()), generations=g.calls, tokens_wasted=g.wasted,
         tokens_reused=g.reused, idempotency_key=request.idempotency_key, acknowledged=acks, delivered=deliveries,
         unheard=not flight.callers, trim=flight.trim, order=flight.order,
-        also=tuple((r.request_id, r.idempotency_key) for r in flight.joined if r is not request and r.idempotency_key),
+        also=tuple((rid, key) for rid, key in flight.joined.items() if key and rid != request.request_id)[:MAX_ALSO],
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ import msgspec
 
 from rollout_ft.errors import RolloutFTError
 from rollout_ft.gateway.asgi import Exchange
+from rollout_ft.types import Raw
 
 Reply = tuple[int, dict[str, str], bytes]
 """`(status, headers in lower case, body)`."""
@@ -27,7 +28,7 @@ class Call(IntEnum):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_request = msgspec.msgpack.Decoder(tuple[str, str, dict[bytes, bytes], bytes])
+_request = msgspec.msgpack.Decoder(tuple[str, str, dict[bytes, bytes]])
 _reply = msgspec.msgpack.Decoder(tuple[int, dict[str, str], bytes])
 _delivered = msgspec.msgpack.Decoder(tuple[str, str])
 
@@ -36,11 +37,12 @@ class IncompleteReply(RolloutFTError):
     """The handler ended before its reply was whole."""
 
 
-def encode_request(method: str, path: str, headers: dict[bytes, bytes], body: bytes) -> bytes:
-    return _encode((method, path, headers, body))
+def encode_request(method: str, path: str, headers: dict[bytes, bytes]) -> bytes:
+    """What comes before the body; the call's argument is its length, so that no body is copied to be sent."""
+    return _encode((method, path, headers))
 
 
-def decode_reply(data: bytes) -> Reply:
+def decode_reply(data: Raw) -> Reply:
     return _reply.decode(data)
 
 
@@ -49,7 +51,7 @@ def encode_delivered(sid: str, request_id: str) -> bytes:
     return _encode((sid, request_id))
 
 
-def decode_delivered(data: bytes) -> tuple[str, str]:
+def decode_delivered(data: Raw) -> tuple[str, str]:
     return _delivered.decode(data)
 
 
@@ -77,11 +79,13 @@ class Sent:
         return _encode((self.status, self.headers, b"".join(self.body)))
 
 
-def received(request: bytes) -> tuple[Exchange, Sent]:
+def received(head_bytes: int, request: bytearray) -> tuple[Exchange, Sent]:
     """A call as an HTTP exchange, and where its reply gathers. A caller that leaves is a cancellation."""
-    method, path, headers, body = _request.decode(request)
-    unread = [{"type": "http.request", "body": body, "more_body": False}]
-    del body, request
+    with memoryview(request)[:head_bytes] as head:
+        method, path, headers = _request.decode(head)
+    del request[:head_bytes]  # what stays is the body, where it is
+    unread = [{"type": "http.request", "body": request, "more_body": False}]
+    del request
     sent = Sent()
 
     async def receive() -> MutableMapping[str, Any]:

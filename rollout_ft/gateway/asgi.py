@@ -18,6 +18,7 @@ import uvicorn
 from rollout_ft.config import GatewayConfig
 from rollout_ft.errors import BadRequest
 from rollout_ft.gateway.connection import Connection
+from rollout_ft.types import Raw
 
 INTERNAL = GatewayConfig(max_connections=2**20)
 """For ports that only our own actors know: as patient as a gateway, and open to all of them."""
@@ -51,7 +52,7 @@ class Exchange:
     def headers(self) -> Headers:
         return dict(self.scope["headers"])
 
-    async def body(self, limit_bytes: int) -> bytes:
+    async def body(self, limit_bytes: int) -> Raw:
         """The whole body. Raises BadRequest (413 over the limit, 415 for what is compressed), Disconnected when the client left."""
         headers = self.headers()
         encoding = headers.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
@@ -61,7 +62,7 @@ class Exchange:
         declared = headers.get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > limit_bytes:
             raise BadRequest(_too_large(limit_bytes), status=413, code="body_too_large")
-        parts: list[bytes] = []
+        parts: list[Raw] = []
         size = 0
         while True:
             message = await self.receive()
@@ -72,7 +73,7 @@ class Exchange:
             if size > limit_bytes:
                 raise BadRequest(_too_large(limit_bytes), status=413, code="body_too_large")
             if not message.get("more_body"):
-                return b"".join(parts)
+                return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def disconnected(self) -> None:
         """Returns when the client is gone."""

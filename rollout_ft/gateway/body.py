@@ -19,7 +19,7 @@ from typing import Any, cast
 import orjson
 
 from rollout_ft.errors import BadRequest
-from rollout_ft.types import JSON
+from rollout_ft.types import JSON, Raw
 
 MAX_DEPTH = 64
 _SPACES = (b" ", b"\t", b"\r", b"\n")
@@ -28,7 +28,7 @@ _MAX_BACKSLASHES = 8
 _CONTAINERS = frozenset({dict, list})
 
 
-def load_json(body: bytes, max_depth: int = MAX_DEPTH) -> JSON:
+def load_json(body: Raw, max_depth: int = MAX_DEPTH) -> JSON:
     """The object in a body. Raises BadRequest saying what is wrong with it."""
     try:
         value: Any = orjson.loads(body)
@@ -45,8 +45,8 @@ def check_id(value: str, name: str, limit: int) -> str:
     """A name that a client gave, as from a header: short, and of characters that can be seen."""
     if len(value) > limit:
         raise BadRequest(f"{name} is longer than {limit} characters (gateway.max_id_chars)", code="id_too_long", param=name)
-    if value and not value.isprintable():
-        raise BadRequest(f"{name} contains characters that cannot be printed", code="invalid_id", param=name)
+    if not value.isascii() or not value.isprintable():
+        raise BadRequest(f"{name} contains characters other than those of ASCII that can be printed", code="invalid_id", param=name)
     return value
 
 
@@ -90,7 +90,7 @@ def _count_keys(value: Any) -> int:
     return keys
 
 
-def _written_keys(body: bytes) -> int:
+def _written_keys(body: Raw) -> int:
     """How many keys are written in a valid JSON text; -1 where that is not cheap to say.
 
     A key ends in `":`, and so does text in which a quote is escaped, by an odd number of backslashes. Of those with
@@ -107,7 +107,7 @@ def _written_keys(body: bytes) -> int:
     return -1
 
 
-def _refuse_duplicates(body: bytes) -> None:
+def _refuse_duplicates(body: Raw) -> None:
     def check(pairs: list[tuple[str, Any]]) -> None:
         seen: set[str] = set()
         for key, _ in pairs:

@@ -28,7 +28,7 @@ from rollout_ft.gateway.dialects.openai_reply import models_body
 from rollout_ft.gateway.keys import Keys, session_of
 from rollout_ft.gateway.openapi import document
 from rollout_ft.gateway.owners import Owner, OwnerLost, Owners
-from rollout_ft.types import split_session_id
+from rollout_ft.types import Raw, split_session_id
 
 _log = logging.getLogger("rollout_ft")
 MAX_LOSSES = 6
@@ -167,7 +167,7 @@ class Gateway:
         if status == 200 and not gone.done():
             call.report_delivered()
 
-    async def _not_yet(self, x: Exchange, call: _TurnCall, answer: asyncio.Task[_Answer], gone: asyncio.Task[None], body: bytes) -> None:
+    async def _not_yet(self, x: Exchange, call: _TurnCall, answer: asyncio.Task[_Answer], gone: asyncio.Task[None], body: Raw) -> None:
         """Shortly before the client gives up: a stream begins and is kept alive, a plain request comes again."""
         if load_json(body, self._config.max_json_depth).get("stream") is not True:
             answer.cancel()
@@ -223,7 +223,7 @@ _Answer = tuple[int, dict[str, str], bytes]
 class _TurnCall:
     """One request on its way to whoever owns its session, as often as it takes."""
 
-    def __init__(self, owners: Owners, sid: str, dialect: str, body: bytes, headers: Headers):
+    def __init__(self, owners: Owners, sid: str, dialect: str, body: Raw, headers: Headers):
         self._owners, self.sid, self._body = owners, sid, body
         self._where = f"{sid}/{dialect}"
         self.dialect = DIALECTS[dialect]

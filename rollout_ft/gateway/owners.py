@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from rollout_ft.engine.wire import Call, Reply, decode_reply, encode_delivered, encode_request
 from rollout_ft.errors import SessionClosed
 from rollout_ft.line import CallFailed, Door, Line, LineBroken, NobodyThere
-from rollout_ft.types import JSON
+from rollout_ft.types import JSON, Raw
 
 LOCATE_PAUSE_S = 0.1
 RELOCATE_PAUSE_S = 0.01
@@ -91,7 +91,7 @@ class Owners:
     def forget(self, sid: str) -> None:
         self._by_session.pop(sid, None)
 
-    async def call(self, owner: Owner, method: str, path: str, body: bytes, headers: dict[bytes, bytes]) -> Reply:
+    async def call(self, owner: Owner, method: str, path: str, body: Raw, headers: dict[bytes, bytes]) -> Reply:
         """One call to an owner: `(status, headers, body)`. Raises OwnerLost."""
         owner.in_flight += 1
         try:
@@ -99,10 +99,11 @@ class Owners:
         finally:
             owner.in_flight -= 1
 
-    async def _call(self, owner: Owner, method: str, path: str, body: bytes, headers: dict[bytes, bytes]) -> Reply:
+    async def _call(self, owner: Owner, method: str, path: str, body: Raw, headers: dict[bytes, bytes]) -> Reply:
         line = await self._line(owner)
         try:
-            reply = decode_reply(await line.call(Call.REQUEST, 0, encode_request(method, path, headers, body)))
+            head = encode_request(method, path, headers)
+            reply = decode_reply(await line.call(Call.REQUEST, len(head), head, body))
         except (LineBroken, CallFailed) as e:
             raise OwnerLost(owner, in_flight=True) from e
         moved = reply[1].get("x-rft-owner")

@@ -8,13 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from rollout_ft.session.request import TurnRequest
-from rollout_ft.session.tree import Node, digest_tokens, pieces
+from rollout_ft.session.tree import Node, digest_tokens
 from rollout_ft.types import Partial
 
 
 @dataclass(slots=True, eq=False)
 class Flight:
-    """`callers` are the requests that wait for it now, `joined` all that ever did; `order` is the number of the first."""
+    """`input_json` are all ids before the output, as JSON without brackets. `callers` are the ids of the requests that
+    wait for it now, `joined` of all that ever did, with their Idempotency-Keys; `order` is the number of the first."""
 
     key: str
     base: str
@@ -25,23 +26,14 @@ class Flight:
     new_from: int
     trim: int
     prompt_ids: bytes
-    prompt_json: bytes
+    input_json: bytes
     prompt_tokens: int
     max_new_tokens: int
     seed: int
     partial: Partial | None = None
     callers: set[str] = field(default_factory=set[str])
-    joined: list[TurnRequest] = field(default_factory=list[TurnRequest])
+    joined: dict[str, str] = field(default_factory=dict[str, str])
 
     @property
     def prompt_digest(self) -> str:
         return digest_tokens(self.parent.token_digest if self.parent else b"", self.prompt_ids, self.trim).hex()
-
-    def input_json(self) -> bytes:
-        """All ids before the output, as JSON without brackets: joined, never encoded again."""
-        parts = [self.prompt_json] if self.prompt_json else []
-        for node, kept in pieces(self.parent, self.trim):
-            if kept:
-                parts.append(node.ids_json if kept == node.own else node.ids_json.rsplit(b",", node.own - kept)[0])
-        parts.reverse()
-        return b",".join(parts)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from rollout_ft.errors import BadRequest
 
 MOST = 65536
+MOST_KEYS = 4096
+"""Idempotency-Keys of a session that its next owner is told of; a key costs its sender nothing, and us an entry."""
 
 
 class Known:
@@ -22,6 +24,12 @@ class Known:
             del self._requests[next(iter(self._requests))]
         if idempotency_key:
             self._idempotent[idempotency_key] = (base, key)
+            if len(self._idempotent) > MOST:
+                del self._idempotent[next(iter(self._idempotent))]
+
+    @property
+    def has_room(self) -> bool:
+        return len(self._idempotent) < MOST_KEYS
 
     def forget(self, request_id: str, idempotency_key: str) -> None:
         self._requests.pop(request_id, None)

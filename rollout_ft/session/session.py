@@ -28,6 +28,7 @@ from rollout_ft.session.prompt import prompt
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.request import TurnRequest
 from rollout_ft.session.special import refuse_special_tokens
+from rollout_ft.session.spelling import Spelling
 from rollout_ft.session.tree import Node, Tree, ids_bytes, turn_key
 from rollout_ft.types import JSON, Answered, Ended, Opened, Partial, Recovery, SessionSpec, Turn, session_id
 
@@ -85,7 +86,7 @@ class Session:
         self._renderer, self._context_tokens = renderer, context_tokens
         seed = f"{spec.seed}" if spec.seed is not None else f"{run_seed}|{spec.trial_id}"
         self._seed = blake2b(seed.encode(), digest_size=16).digest()
-        self._seen = Seen(self.key)
+        self._seen, self._spelling = Seen(self.key), Spelling()
         self._order = 0
 
     def restore(self, entries: list[SessionEntry], partials: list[Partial]) -> None:
@@ -162,7 +163,7 @@ class Session:
         flight = self.flights.get(key)
         if flight is not None:
             return Attach(flight)
-        first = key not in self.evidence.asked or key in self.evidence.unheard or new_key
+        first = key not in self.evidence.asked or key in self.evidence.unheard or (new_key and self.known.has_room)
         return Replay(self.tree.nodes[key], first)
 
     def _choose(self, base: str, request: TurnRequest) -> Choice:
@@ -179,6 +180,7 @@ class Session:
             on_concurrent=self.config.on_concurrent,
             on_repeat=self.config.on_repeat,
             max_replays=self.config.max_replays,
+            max_vain_replays=self.config.max_vain_replays,
         )
         if not self.survives and (choice.action != "generate" or request.resent):
             raise self.lost("lost_reply" if choice.action != "generate" else "engine_lost")
@@ -213,7 +215,7 @@ class Session:
             new_from=place.new_from,
             trim=new.trim,
             prompt_ids=ids_bytes(new.ids),
-            prompt_json=orjson.dumps(new.ids)[1:-1],
+            input_json=self._spelling.prompt(parent, new.trim, new.ids),
             prompt_tokens=tokens,
             max_new_tokens=min(int(request.sampling["max_new_tokens"]), room),
             seed=int.from_bytes(blake2b(self._seed + key.encode(), digest_size=4).digest(), "little") & 0x7FFFFFFF,
@@ -253,12 +255,12 @@ class Session:
     def join(self, flight: Flight, request: TurnRequest) -> None:
         """The request waits for this flight from now on."""
         flight.callers.add(request.request_id)
-        flight.joined.append(request)
+        flight.joined[request.request_id] = request.idempotency_key
         self.known.remember(flight.key, flight.base, request.request_id, request.idempotency_key)
 
-    def leave(self, flight: Flight, request: TurnRequest) -> bool:
+    def leave(self, flight: Flight, request_id: str) -> bool:
         """The request does not wait any more; True when nobody does."""
-        flight.callers.discard(request.request_id)
+        flight.callers.discard(request_id)
         return not flight.callers
 
     def take_off(self, flight: Flight) -> None:
@@ -268,8 +270,8 @@ class Session:
         """The flight ended without a turn; what it had stays as its partial."""
         if self.flights.get(flight.key) is flight:
             del self.flights[flight.key]
-        for request in flight.joined:
-            self.known.forget(request.request_id, request.idempotency_key)
+        for request_id, idempotency_key in flight.joined.items():
+            self.known.forget(request_id, idempotency_key)
 
     def give_up(self, flight: Flight, partial: Partial) -> None:
         """Nobody waits for it any more; a later request for the same goes on from here."""
@@ -317,7 +319,7 @@ class Session:
     def failed(self, request: TurnRequest) -> str:
         """A client was told 5xx: what it asked for, to be recorded."""
         base = self._place(request).base
-        self.evidence.failed[base] = True
+        self.evidence.failed.setdefault(base, False)
         return base
 
     def unanswered(self) -> list[str]:

@@ -23,8 +23,7 @@ from rollout_ft.types import JSON, Turn
 class Node:
     """`end` is where the conversation stands with the reply; None for a turn that was asked for in tokens.
 
-    `ids_json` is what this turn adds to an engine's `input_ids`, as JSON without brackets; `own` counts those tokens,
-    `tokens` the whole path; `token_digest` names all its tokens.
+    `own` counts the tokens that this turn adds, `tokens` the whole path; `token_digest` names all its tokens.
     """
 
     turn: Turn
@@ -34,7 +33,6 @@ class Node:
     own: int
     tokens: int
     token_digest: bytes
-    ids_json: bytes
     last_id: int
 
 
@@ -84,20 +82,19 @@ class Tree:
             return known
         parent = self.nodes[turn.parent] if turn.parent else None
         asked, end = self._conversation(turn, parent)
-        prompt, output = ids_of(turn.prompt_ids), ids_of(turn.output_ids)
+        own = (len(turn.prompt_ids) + len(turn.output_ids)) // 4
         node = Node(
             turn=turn,
             parent=parent,
             base=base_key(turn.parent, asked, turn.sampling),
             end=end,
-            own=len(prompt) + len(output),
-            tokens=(parent.tokens if parent else 0) - turn.trim + len(prompt) + len(output),
+            own=own,
+            tokens=(parent.tokens if parent else 0) - turn.trim + own,
             token_digest=digest_tokens(parent.token_digest if parent else b"", turn.prompt_ids + turn.output_ids, turn.trim),
-            ids_json=orjson.dumps(prompt + output)[1:-1],
-            last_id=output[-1] if output else -1,
+            last_id=int.from_bytes(turn.output_ids[-4:], "little") if turn.output_ids else -1,
         )
         self.nodes[turn.key] = node
-        self.tokens += len(prompt) + len(output)
+        self.tokens += own
         if end is not None:
             self._by_end.setdefault(end.digest, []).append(node)
         self._by_base.setdefault(node.base, []).append(node)

@@ -10,13 +10,12 @@ from __future__ import annotations
 from typing import Any, cast
 
 from rollout_ft.errors import BadRequest
-from rollout_ft.gateway.body import load_json
 from rollout_ft.gateway.dialects.anthropic_reply import RAW_ARGUMENTS, MessagesRequest
 from rollout_ft.gateway.dialects.base import Evidence, Rules
 from rollout_ft.gateway.dialects.conversation import Conversation, ToolChoice, turn_request
 from rollout_ft.gateway.dialects.fields import dumped, objects, own_session, refuse_unknown, typed
 from rollout_ft.gateway.dialects.sampling import MESSAGES, read
-from rollout_ft.types import JSON
+from rollout_ft.types import JSON, Raw
 
 _KNOWN = frozenset({
     "model", "messages", "system", "tools", "tool_choice", "thinking", "stream", "session_id", "metadata", "service_tier", *MESSAGES,
@@ -25,9 +24,9 @@ _TOOL = frozenset({"name", "description", "input_schema", "type", "cache_control
 _CHOICES = {"auto": "auto", "none": "none", "any": "required", "tool": "named"}
 
 
-def parse_messages(body: bytes, evidence: Evidence, rules: Rules, *, counting: bool = False) -> MessagesRequest:
+def parse_messages(body: Raw, evidence: Evidence, rules: Rules, *, counting: bool = False) -> MessagesRequest:
     """Raises BadRequest naming the field and the remedy; only a request to count may leave out `max_tokens`."""
-    data = load_json(body, rules.max_json_depth)
+    data = rules.load(body)
     refuse_unknown(data, _KNOWN)
     own_session(data, rules.session_id)
     if data.get("max_tokens") is None and not counting:

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from rollout_ft.gateway.body import load_json
 from rollout_ft.session.canonical import running_digests
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.request import TurnRequest
 from rollout_ft.session.tree import Node
-from rollout_ft.types import JSON
+from rollout_ft.types import JSON, Raw
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,8 @@ class Rules:
     vocab_size: int = 2**31
     digests: Callable[[bytes, list[JSON]], list[bytes]] = running_digests
     """What the session knows messages by: `(tools, messages)`."""
-    max_json_depth: int = 64
+    load: Callable[[Raw], JSON] = load_json
+    """A body to the object in it."""
 
 
 class Asked(Protocol):
@@ -61,7 +63,7 @@ class Dialect(Protocol):
     keep_alive: bytes
     """Said in a stream that has begun and has nothing to say yet."""
 
-    def parse(self, body: bytes, evidence: Evidence, rules: Rules) -> Asked:
+    def parse(self, body: Raw, evidence: Evidence, rules: Rules) -> Asked:
         """Raises BadRequest naming the field and the remedy."""
         ...
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 from typing import Any, cast
 
 from rollout_ft.errors import BadRequest
-from rollout_ft.gateway.body import load_json
 from rollout_ft.gateway.dialects.base import Evidence, Rules
 from rollout_ft.gateway.dialects.conversation import Conversation, ToolChoice, turn_request
 from rollout_ft.gateway.dialects.fields import objects, own_session, refuse_unknown, refuse_unless, typed
 from rollout_ft.gateway.dialects.openai_reply import ChatRequest
 from rollout_ft.gateway.dialects.sampling import CHAT, read
-from rollout_ft.types import JSON
+from rollout_ft.types import JSON, Raw
 
 _IGNORED = frozenset({
     "model", "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
@@ -32,9 +31,9 @@ _OWN_KWARGS = ("add_generation_prompt", "continue_final_message", "messages", "t
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 
 
-def parse_chat(body: bytes, evidence: Evidence, rules: Rules) -> ChatRequest:
+def parse_chat(body: Raw, evidence: Evidence, rules: Rules) -> ChatRequest:
     """Raises BadRequest naming the field and the remedy."""
-    data = load_json(body, rules.max_json_depth)
+    data = rules.load(body)
     refuse_unknown(data, _KNOWN)
     refuse_unless(data, _ONLY)
     own_session(data, rules.session_id)

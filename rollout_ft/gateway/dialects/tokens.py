@@ -12,7 +12,6 @@ from typing import Any, cast
 import orjson
 
 from rollout_ft.errors import BadRequest
-from rollout_ft.gateway.body import load_json
 from rollout_ft.gateway.dialects import turns
 from rollout_ft.gateway.dialects.base import Evidence, Rules
 from rollout_ft.gateway.dialects.fields import own_session, refuse_unknown, refuse_unless, typed
@@ -20,7 +19,7 @@ from rollout_ft.gateway.dialects.sampling import TOKENS, read, settle
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.request import TurnRequest
 from rollout_ft.session.tree import Node, ids_bytes, ids_of
-from rollout_ft.types import JSON
+from rollout_ft.types import JSON, Raw
 
 _ONLY: dict[str, tuple[Any, ...]] = {
     "text": (), "image_data": (), "video_data": (), "audio_data": (), "logprob_start_len": (-1,), "top_logprobs_num": (0,),
@@ -50,9 +49,9 @@ class TokensRequest:
         return b"data: " + body + b"\n\ndata: [DONE]\n\n" if self.stream else body
 
 
-def parse_generate(body: bytes, evidence: Evidence, rules: Rules) -> TokensRequest:
+def parse_generate(body: Raw, evidence: Evidence, rules: Rules) -> TokensRequest:
     """Raises BadRequest naming the field and the remedy."""
-    data = load_json(body, rules.max_json_depth)
+    data = rules.load(body)
     refuse_unknown(data, _KNOWN)
     refuse_unless(data, _ONLY)
     own_session(data, rules.session_id)
