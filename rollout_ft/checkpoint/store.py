@@ -59,6 +59,7 @@ class Store:
         self._events, self._failed = Events(name), False
         self._memory = Memory(put, get, limit=None if journal_dir is None else memory_bytes)
         self._bodies: dict[str, Segments] = {}
+        self._compacting: set[asyncio.Task[None]] = set()
         self._journal: Journal | None = None
         if journal_dir is not None:
             self._journal = Journal(journal_dir, name)
@@ -84,6 +85,9 @@ class Store:
                 slots.append(self._keep(append.trial_id, append.entry))
                 records.append(_appended(append.trial_id, append.attempt, append.owner_epoch, append.seq, append.entry))
         await self._durable(records, slots)
+        for bodies, _ in [slot for slot, record in zip(slots, records, strict=True) if slot and _ends(record)]:
+            self._compacting.add(task := asyncio.create_task(bodies.compact()))
+            task.add_done_callback(self._compacting.discard)
         return wire.encode_results(results)
 
     async def fence(self, view_number: int, trial_id: str, attempt: int, owner_epoch: int) -> Head | Refused:
@@ -314,6 +318,10 @@ class Store:
                 self._events.emit("journal.failed", file=str(self._journal.path), reason=str(error))
             raise StoreUnavailable(f"the journal of store {self.name} cannot be written: {error}") from error
         self._placed(slots, places)
+
+
+def _ends(record: Record) -> bool:
+    return isinstance(record, Appended) and record.kind == OUTCOME
 
 
 def _appended(trial_id: str, attempt: int, owner_epoch: int, seq: int, entry: Entry) -> Appended:
