@@ -1,7 +1,8 @@
 """A store that commits, releases and says what was acknowledged, until it is killed; run by the journal's kill tests.
 
 `python journal_child.py FOLDER SEED [POINT NUMBER]`: ends itself with SIGKILL when the journal reaches POINT (or, with
-`any`, some point) for the NUMBERth time. Every line that it prints was acknowledged before.
+`any`, some point) for the NUMBERth time; with `torn`, in the middle of the NUMBERth write to a file, at a byte that the
+seed chooses. Every line that it prints was acknowledged before.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import os
 import random
 import signal
 import sys
+from collections.abc import Callable
 
-from rollout_ft.checkpoint import journal, wire
+from rollout_ft import disk
+from rollout_ft.checkpoint import journal, manifest, wire
 from rollout_ft.checkpoint.log import Append, Entry
 from rollout_ft.checkpoint.store import Store
 from rollout_ft.checkpoint.view import View
@@ -45,6 +48,21 @@ class Killer:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
+def tear(rng: random.Random, number: int) -> Callable[[int, bytes], None]:
+    """Writes whole, but for the one in whose middle the process ends."""
+    left = number
+
+    def write_all(file: int, data: bytes) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            os.write(file, data[: rng.randrange(len(data))])
+            os.kill(os.getpid(), signal.SIGKILL)
+        disk.write_all(file, data)
+
+    return write_all
+
+
 async def live(store: Store, rng: random.Random, name: int) -> None:
     """One trial after the other: a few entries each, and most of them collected."""
     number = 0
@@ -72,5 +90,8 @@ async def main(folder: str, seed: int) -> None:
 if __name__ == "__main__":
     journal.SEGMENT_BYTES = SEGMENT_BYTES
     if len(sys.argv) > 3:
-        journal.Journal.reached = staticmethod(Killer(sys.argv[3], int(sys.argv[4])))
+        point, number = sys.argv[3], int(sys.argv[4])
+        journal.Journal.reached = staticmethod(Killer(point, number))
+        if point == "torn":
+            journal.write_all = manifest.write_all = tear(random.Random(int(sys.argv[2])), number)
     asyncio.run(main(sys.argv[1], int(sys.argv[2])))

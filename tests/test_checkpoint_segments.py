@@ -94,6 +94,44 @@ def test_the_outcome_of_a_trial_seals_what_is_left_of_it() -> None:
     asyncio.run(main())
 
 
+def test_a_trial_that_has_ended_is_one_object_and_its_large_payloads() -> None:
+    async def main() -> None:
+        shelf = Shelf()
+        segments = Segments(Memory(shelf.put, shelf.get))
+        payloads = [str(number).encode() * (LARGE_BYTES if number == 100 else 1) for number in range(3 * SEAL_ENTRIES)]
+        for payload in payloads:
+            segments.append(payload)
+        segments.seal()
+        before = len(shelf.kept)
+        await segments.compact()
+        assert len(shelf.kept[-1]) == len(payloads) - 1
+        assert await segments.read() == payloads
+        await segments.compact()
+        assert len(shelf.kept) == before + 1
+
+    asyncio.run(main())
+
+
+def test_a_trial_that_is_released_while_it_is_compacted_takes_nothing() -> None:
+    async def main() -> None:
+        shelf = Shelf()
+        memory = Memory(shelf.put, shelf.get, limit=2**30)
+        segments = Segments(memory)
+
+        async def released(ref: Any) -> list[bytes]:
+            segments.release()
+            return await shelf.get(ref)
+
+        memory.get = released
+        for _ in range(2 * SEAL_ENTRIES):
+            segments.append(b"x")
+        before = len(shelf.kept)
+        await segments.compact()
+        assert (len(shelf.kept), memory.used, len(segments)) == (before, 0, 0)
+
+    asyncio.run(main())
+
+
 def turn_of(trial_id: str, seq: int, size: int) -> bytes:
     entry = Entry("turn", f"key-{seq}", f"{trial_id} {seq} ".encode().ljust(size, b"."))
     return wire.encode_append(Append(trial_id, 1, 1, seq, entry))

@@ -106,6 +106,12 @@ def test_what_was_acknowledged_survives_a_kill_at_any_point_again_and_again(tmp_
     asyncio.run(check(folder, killed))
 
 
+@pytest.mark.parametrize("seed", range(SEED, SEED + 12))
+def test_what_was_acknowledged_survives_a_kill_in_the_middle_of_a_write(tmp_path: Path, seed: int) -> None:
+    killed = Killed(tmp_path, seed, "torn", str(random.Random(seed).randint(1, 150)))
+    asyncio.run(check(tmp_path, killed))
+
+
 @pytest.mark.parametrize("seed", range(SEED, SEED + 4))
 def test_what_was_acknowledged_survives_a_kill_at_any_moment(tmp_path: Path, seed: int) -> None:
     asyncio.run(check(tmp_path, Killed(tmp_path, seed, acks=random.Random(seed).randrange(LONGEST))))

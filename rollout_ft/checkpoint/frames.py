@@ -14,7 +14,6 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from struct import Struct as Layout
-from typing import Any
 
 import msgspec
 
@@ -70,8 +69,8 @@ def encode(mark: bytes, number: int, batch: int, echo: str, record: Record) -> t
     return b"".join((head, _CHECK.pack(zlib.crc32(meta, zlib.crc32(head))), meta)), payload, check
 
 
-def scan(data: Any, mark: bytes, start: int = 0) -> Iterator[Frame | Gap]:
-    """Everything from `start` to the end of `data` (bytes or an mmap), in order and without overlap."""
+def scan(data: bytes, mark: bytes, start: int = 0) -> Iterator[Frame | Gap]:
+    """Everything from `start` to the end of `data`, in order and without overlap."""
     at, size = start, len(data)
     while at < size:
         frame = _frame_at(data, mark, at)
@@ -87,7 +86,7 @@ def scan(data: Any, mark: bytes, start: int = 0) -> Iterator[Frame | Gap]:
         at = end
 
 
-def _frame_at(data: Any, mark: bytes, at: int) -> Frame | None:
+def _frame_at(data: bytes, mark: bytes, at: int) -> Frame | None:
     meta_at = at + HEAD_BYTES
     if meta_at > len(data) or data[at : at + MARK_BYTES] != mark:
         return None

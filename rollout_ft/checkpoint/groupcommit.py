@@ -28,11 +28,11 @@ class GroupCommit:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._waiting: list[tuple[Sequence[Record], asyncio.Future[list[Place]]]] = []
         self._writing: asyncio.Task[None] | None = None
-        self.broken: OSError | None = None
+        self.broken: Exception | None = None
         self.writes = 0
 
     async def commit(self, records: Sequence[Record]) -> list[Place]:
-        """Where they are, now that they are on disk. Raises OSError: from then on nothing is."""
+        """Where they are, now that they are on disk. Raises what the journal raised (OSError): from then on nothing is."""
         if self.broken is not None:
             raise self.broken
         idle = self._writing is None or self._writing.done()
@@ -54,7 +54,7 @@ class GroupCommit:
             records = [record for some, _ in batch for record in some]
             try:
                 places = await self._in_thread(lambda records=records: self._journal.write(records)) if records else []
-            except OSError as error:
+            except Exception as error:
                 self.broken = error
                 for _, done in [*batch, *self._waiting]:
                     _fail(done, error)
@@ -75,7 +75,7 @@ class GroupCommit:
         self._journal.close()
 
 
-def _fail(done: asyncio.Future[list[Place]], error: OSError) -> None:
+def _fail(done: asyncio.Future[list[Place]], error: Exception) -> None:
     if not done.done():
         done.set_exception(error)
         done.exception()  # a caller that was cancelled does not look at it

@@ -10,7 +10,6 @@ After an OSError from `write` the end of the file is unknown, and the journal ta
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -40,8 +39,6 @@ __all__ = ["Journal", "journal_names", "journal_path"]
 SEGMENT_BYTES = 64 * 1024 * 1024
 MAX_RELEASED = 4096
 
-_log = logging.getLogger("rollout_ft")
-
 
 def _inert(point: str) -> None:
     """Nothing happens at the points that are named to `reached`."""
@@ -62,7 +59,9 @@ class Journal:
         self._number, self._echo, self._mark = 1, "", b""
         self._readers: dict[int, int] = {}
         self.torn: Torn | None = None
+        """What `replay` cut."""
         self.damage: list[Damage] = []
+        """What it could not read."""
         self._lock = self._locked()
 
     def _locked(self) -> int:
@@ -94,8 +93,6 @@ class Journal:
         else:
             self._mark, self._segments = reading.manifest.mark, list(reading.manifest.segments)
             self._continue()
-        for found in (*self.damage, *([self.torn] if self.torn else [])):
-            _log.warning("journal.%s %s", "torn" if isinstance(found, Torn) else "damaged", found)
 
     def _create(self) -> None:
         self._mark = os.urandom(frames.MARK_BYTES)

@@ -9,7 +9,6 @@ when nothing that another write put there is good behind them; everything else w
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,15 +85,15 @@ class Reading:
                 if not segment.end:  # nobody knows how much it held: one record more than is known from elsewhere
                     self.next_number = max(self._recovered | {self.next_number}) + 2
             elif size:
-                with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                    yield from self._segment(segment, path, data, kept.mark)
+                # Not mapped: a writer that starts meanwhile may cut the file, and a mapped page that is gone kills the process.
+                yield from self._segment(segment, path, path.read_bytes(), kept.mark)
             if segment.end > self.next_number:
                 self._note(path, size or 0, size or 0)
                 self.next_number = segment.end
             self._close()
         yield from self._judged()
 
-    def _segment(self, segment: SegmentFile, path: Path, data: mmap.mmap, mark: bytes) -> Iterator[Located | Damage]:
+    def _segment(self, segment: SegmentFile, path: Path, data: bytes, mark: bytes) -> Iterator[Located | Damage]:
         try:
             items = list(frames.scan(data, mark))
         except msgspec.DecodeError as error:
@@ -149,7 +148,7 @@ class Reading:
             self.damage.append(damage)
             yield damage
 
-    def _located(self, segment: SegmentFile, frame: Frame, data: mmap.mmap) -> Located:
+    def _located(self, segment: SegmentFile, frame: Frame, data: bytes) -> Located:
         record, at = frame.meta.record, frame.payload_at
         self.next_number, self.last_trial = frame.meta.number + 1, trial_of(record)
         if isinstance(record, Appended):

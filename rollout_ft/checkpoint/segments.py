@@ -14,6 +14,7 @@ from array import array
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import chain
 from typing import Any
 
 from rollout_ft.checkpoint.records import Place
@@ -125,7 +126,7 @@ class Segments:
 
     def leave(self, segment: _Sealed) -> bool:
         """Give its memory up; False when it is not on disk yet."""
-        if self.released:
+        if self.released or not segment.numbers:
             return True
         if 4 * segment.numbers[-1] >= len(self._places):
             return False
@@ -143,6 +144,30 @@ class Segments:
         self._hold(-self._held)
         self.released = True
         self._memory.released(len(segments))
+
+    async def compact(self) -> None:
+        """One segment instead of several, of a trial that has ended. Large payloads stay by themselves."""
+        several = list({id(slot): slot for slot in self._slots if isinstance(slot, _Sealed)}.values())
+        several = [segment for segment in several if len(segment.numbers) > 1 or segment.size <= LARGE_BYTES]
+        if len(several) < 2:
+            return
+        refs = [segment.ref for segment in several]
+        found = [number for segment in several for number in segment.numbers]
+        payloads = dict(zip(found, chain(*[await self._memory.get(ref) for ref in refs]), strict=True))
+        if any(self.released or self._slots[segment.numbers[0]] is not segment for segment in several):
+            return  # it was released meanwhile, or left to the journal
+        numbers = sorted(payloads)
+        try:
+            ref = self._memory.put([payloads[number] for number in numbers])
+        except Exception:
+            _log.exception("%d segments could not be joined and stay as they are", len(several))
+            return
+        whole = _Sealed(ref, numbers, sum(map(len, payloads.values())))
+        for number in numbers:
+            self._slots[number] = whole
+        for segment in several:
+            segment.ref, segment.numbers = None, []
+        self._memory.sealed(self, whole)
 
     async def read(self, from_seq: int = 0, to_seq: int | None = None) -> list[bytes]:
         slots = list(enumerate(self._slots))[from_seq:to_seq]

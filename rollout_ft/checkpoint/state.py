@@ -29,6 +29,8 @@ class Export:
     entries: tuple[Entry, ...]
     head: Head
     partials: tuple[Partial, ...] = ()
+    note: bytes = b""
+    """Of a released trial, which has no entries any more."""
 
 
 def further(a: Partial, b: Partial) -> Partial:
@@ -149,8 +151,9 @@ class StoreState:
                 log.damaged = (log.damaged or DAMAGED_ELSEWHERE) if export.head.damaged else ""
         log.fence = max(log.fence, (export.head.attempt, export.head.owner_epoch))
         self.trials[export.trial_id] = log
-        if export.head.released:
-            self.release(export.trial_id)
+        if export.head.released and not log.released:
+            log.release(max(log.length, export.head.length), export.head.chain)
+            self._forget_entries(export.trial_id, export.note)
         return new
 
     def release(self, trial_id: str, note: bytes = b"") -> bool:
@@ -162,8 +165,7 @@ class StoreState:
         if log is None or log.released:
             return log is not None
         log.release()
-        self._partials.pop(trial_id, None)
-        self._released[trial_id] = note
+        self._forget_entries(trial_id, note)
         return True
 
     def restore_released(self, trial_id: str, head: Head, note: bytes) -> None:
@@ -171,6 +173,10 @@ class StoreState:
         log = self.log(trial_id)
         log.fence = max(log.fence, (head.attempt, head.owner_epoch))
         log.release(head.length, head.chain)
+        self._forget_entries(trial_id, note)
+
+    def _forget_entries(self, trial_id: str, note: bytes) -> None:
+        self._partials.pop(trial_id, None)
         self._released[trial_id] = note
 
     def renew(self, trial_id: str) -> TrialLog:

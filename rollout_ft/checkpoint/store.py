@@ -43,6 +43,7 @@ from rollout_ft.clock import monotonic
 from rollout_ft.errors import ConfigError, StoreUnavailable
 from rollout_ft.fleet.lease import Lease, live
 from rollout_ft.line import TOKEN_BYTES, Door, serve
+from rollout_ft.telemetry.events import Events
 from rollout_ft.types import Partial, Raw
 
 EXPORT_BYTES = 4 * 1024 * 1024
@@ -69,12 +70,15 @@ class Store:
         self.name, self.incarnation = name, uuid.uuid4().hex
         self._state = StoreState(name, max_partials_per_trial=max_partials_per_trial)
         # Without a journal there is nowhere to leave payloads: the object store spills by itself.
+        self._events, self._failed = Events(name), False
         self._memory = Memory(put, get, limit=None if journal_dir is None else memory_bytes)
         self._bodies: dict[str, Segments] = {}
+        self._compacting: set[asyncio.Task[None]] = set()
         self._journal: Journal | None = None
         if journal_dir is not None:
             self._journal = Journal(journal_dir, name)
             Replay(self._state, self._redone, self._drop).run(self._journal.replay())
+            self._report(self._journal)
             self._disk = GroupCommit(self._journal)
             self._memory.load = self._disk.read
         if view is not None and self._state.view is None and not self._state.promised:
@@ -95,6 +99,9 @@ class Store:
                 slots.append(self._keep(append.trial_id, append.entry))
                 records.append(_appended(append.trial_id, append.attempt, append.owner_epoch, append.seq, append.entry))
         await self._durable(records, slots)
+        for bodies, _ in [slot for slot, record in zip(slots, records, strict=True) if slot and _ends(record)]:
+            self._compacting.add(task := asyncio.create_task(bodies.compact()))
+            task.add_done_callback(self._compacting.discard)
         return wire.encode_results(results)
 
     async def fence(self, view_number: int, trial_id: str, attempt: int, owner_epoch: int) -> Head | Refused:
@@ -163,7 +170,7 @@ class Store:
                 break
             entries.append(entry)
             limit -= len(entry.payload)
-        return Export(trial_id, from_seq, prior, tuple(entries), head, partials)
+        return Export(trial_id, from_seq, prior, tuple(entries), head, partials, self._state.note(trial_id) or b"")
 
     async def load(self, number: int, exports: list[Export]) -> Refused | None:
         records: list[Record] = []
@@ -259,8 +266,9 @@ class Store:
         self._living = asyncio.create_task(live(self._lease))
 
     async def renew(self) -> list[Any]:
+        """The run lives; hands over the events since the last call."""
         self._lease.renew()
-        return []
+        return self._events.take()
 
     def close(self) -> None:
         """Give the journal to whoever opens it next."""
@@ -289,6 +297,17 @@ class Store:
         head = self._state.trials[trial_id].head
         return Released(trial_id, head.attempt, head.owner_epoch, head.length, head.chain, self._state.note(trial_id) or b"")
 
+    def _report(self, journal: Journal) -> None:
+        if journal.torn is not None:
+            torn = journal.torn
+            self._events.emit("journal.torn", file=str(torn.file), offset=torn.offset, bytes=torn.length, text=str(torn))
+        for damage in journal.damage:
+            where = {"file": str(damage.file), "offset": damage.offset, "bytes": damage.length, "text": str(damage)}
+            self._events.emit("journal.damaged", trials=sorted(damage.trial_ids), records=damage.last - damage.first + 1, **where)
+        for trial_id, log in self._state.trials.items():
+            if log.damaged:
+                self._events.emit("trial.refused", trial=trial_id, reason=log.damaged)
+
     def _doubt(self, trial_id: str) -> str:
         log = self._state.trials.get(trial_id)
         return log.damaged if log is not None else ""
@@ -308,8 +327,15 @@ class Store:
             places = await self._disk.commit(records)
         except OSError as error:
             # The state already holds what the disk refused: from here on this replica may not acknowledge anything.
+            if not self._failed:
+                self._failed = True
+                self._events.emit("journal.failed", file=str(self._journal.path), reason=str(error))
             raise StoreUnavailable(f"the journal of store {self.name} cannot be written: {error}") from error
         self._placed(slots, places)
+
+
+def _ends(record: Record) -> bool:
+    return isinstance(record, Appended) and record.kind == OUTCOME
 
 
 def _appended(trial_id: str, attempt: int, owner_epoch: int, seq: int, entry: Entry) -> Appended:

@@ -110,11 +110,12 @@ def plan_copies(heads: Mapping[str, Mapping[str, Head]], voters: Sequence[str]) 
     for trial_id in dict.fromkeys(trial_id for name in voters for trial_id in heads[name]):
         holders = {name: heads[name][trial_id] for name in voters if trial_id in heads[name]}
         goal = goal_of(holders.values())
-        source = max(holders, key=lambda name: (not holders[name].released, holders[name].length))
+        source = max(holders, key=lambda name: (holders[name].released == goal.released, holders[name].length))
         for target, theirs in heads.items():
             have = theirs.get(trial_id, _NOTHING)
             if trial_id not in theirs or not same(have, goal):
-                copies.append(Copy(trial_id, source, target, min(have.length, goal.length), goal))
+                from_seq = 0 if goal.released else min(have.length, goal.length)
+                copies.append(Copy(trial_id, source, target, from_seq, goal))
     return copies
 
 
@@ -124,9 +125,7 @@ async def run_copies(control: Control, copies: Iterable[Copy], number: int) -> N
     for copy in copies:
         pairs.setdefault((copy.source, copy.target), []).append(copy)
     for (source, target), some in pairs.items():
-        gone = [Export(copy.trial_id, 0, GENESIS, (), copy.goal) for copy in some if copy.goal.released]
-        await _load(control, target, number, gone)
-        owed = {copy.trial_id: copy for copy in some if not copy.goal.released}
+        owed = {copy.trial_id: copy for copy in some}
         while owed:
             wanted = [(copy.trial_id, copy.from_seq) for copy in owed.values()][:TRIALS_A_CALL]
             exports = await control.ask(source, lambda port, wanted=wanted: port.export(wanted))

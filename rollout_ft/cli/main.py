@@ -228,6 +228,29 @@ def bench_session(
     _bench(Scale(Sizes(sessions, turns, tokens_in, tokens_out), wide, long, paced), profile, json)
 
 
+@bench_app.command("store")
+def bench_store(
+    seconds: Annotated[float, typer.Option(min=0.1, help="of each load")] = 2,
+    sessions: Annotated[str, typer.Option(help="loads of so many sessions at once")] = "1,32,256",
+    resumed: Annotated[int, typer.Option(min=1, help="sessions that are written and had back")] = 1000,
+    tokens: Annotated[int, typer.Option(min=2000, help="of each of them")] = 32_768,
+    journal_dir: Annotated[Path | None, typer.Option(help="where journals are written (default: the temporary directory)")] = None,
+    json: AsJson = False,
+) -> None:
+    """Commits into the checkpoint store, against a plain dictionary actor and full snapshots; what is kept; how long it
+    takes to have sessions back."""
+    from rollout_ft.cli.bench.store import Scale, bench
+
+    if not all(each.isdigit() and int(each) for each in sessions.split(",")):
+        raise typer.BadParameter("write numbers, as 1,32,256", param_hint="--sessions")
+    scale = Scale(seconds, tuple(map(int, sessions.split(","))), resumed, tokens, journal_dir)
+    figures = _run(bench(scale, Console(stderr=json)))
+    if figures is None:
+        raise typer.Exit(1)
+    if json:
+        print(orjson.dumps(figures).decode())
+
+
 def _bench(scale: Scale, profile: Path | None, json: bool) -> None:
     from rollout_ft.cli.bench.command import bench
 
