@@ -7,6 +7,8 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,8 +37,6 @@ from run_files import (
 from rollout_ft.cli.directory import saved_config, with_journal
 from rollout_ft.cli.journals import Journals
 from rollout_ft.cli.trials import Past
-from rollout_ft.cluster import connect
-from rollout_ft.config import RayConfig
 from rollout_ft.types import Turn
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -96,12 +96,26 @@ def test_a_run_goes_on_twice_with_the_same_command_and_owes_what_is_torn(tasks: 
     asyncio.run(nothing_left(mark))
 
 
+CLUSTER = """
+import json, os, sys
+from rollout_ft.cluster import connect
+from rollout_ft.config import RayConfig
+
+joined = connect(RayConfig(address="local"))
+print(json.dumps({k: v for k, v in os.environ.items() if k.startswith("RAY_")} | {"RAY_ADDRESS": joined.address}), flush=True)
+sys.stdin.read()
+joined.leave()
+"""
+
+
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+def cluster() -> Iterator[dict[str, str]]:
     """What a command needs to join a cluster that is not its own."""
-    joined = connect(RayConfig(address="local"))
-    yield {k: v for k, v in os.environ.items() if k.startswith("RAY_")} | {"RAY_ADDRESS": joined.address}
-    joined.leave()
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    with subprocess.Popen([sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env) as process:
+        assert process.stdout is not None
+        yield json.loads(process.stdout.readline())
+        process.communicate(timeout=60)
 
 
 def test_actors_that_outlive_their_driver_are_adopted(tasks: Path, tmp_path: Path, undisturbed: dict[str, Any], cluster: dict[str, str]):
