@@ -71,12 +71,14 @@ def test_wherever_a_run_is_killed_it_goes_on(point: Callable[[Path], bool], task
 def test_a_run_goes_on_twice_with_the_same_command_and_owes_what_is_torn(tasks: Path, tmp_path: Path, undisturbed: dict[str, Any]):
     mark, out = uuid.uuid4().hex, tmp_path / "out"
     args = ["run", "-c", CONFIG, "--output", str(out), *settings(tasks, speed=SLOW)]
-    for ended in (1, 3):
-        with Command(*args, mark=mark) as command:
-            command.until(lambda ended=ended: len(lines(out / "trials.jsonl")) >= ended)
-            code, err = command.stop()
-        assert code == 1
-        assert f"rollout-ft resume {out}" in err
+    with Command(*args, mark=mark) as command:
+        command.until(lambda: under_way(out))
+        code, err = command.stop()
+    assert code == 1
+    assert f"rollout-ft resume {out}" in err
+    with Command(*args, mark=mark) as command:
+        command.until(lambda: len(lines(out / "trials.jsonl")) >= 3)
+        command.kill()
     asyncio.run(nothing_left(mark))
     *whole, last = (out / "trials.jsonl").read_bytes().splitlines(keepends=True)
     (out / "trials.jsonl").write_bytes(b"".join(whole) + last[:-20])

@@ -6,6 +6,7 @@ environment that counts is the one that its raylet, and on the head the GCS, was
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import subprocess
@@ -91,5 +92,7 @@ def _gcs() -> dict[str, str] | None:
     session = str(ray._private.worker._global_node.session_name)
     for process in psutil.process_iter(["name", "cmdline"]):
         if process.info["name"] == "gcs_server" and any(session in part for part in process.info["cmdline"] or ()):
-            return {key: value for key, value in process.environ().items() if key.startswith("RAY_")}
+            with contextlib.suppress(psutil.Error):
+                return {key: value for key, value in process.environ().items() if key.startswith("RAY_")}
+            return {}  # another user's: taken for Ray's defaults
     return None
