@@ -45,9 +45,10 @@ async def refusal(stage: Stage, method: str, path: str, body: dict[str, Any] | N
 
 
 async def test_a_collected_trial_takes_nothing_and_can_still_be_asked_about(stage: Stage, journals: Path) -> None:
+    before = await kept(stage)
     result, trajectory = await stage.play("collected", TASK, release=True)
     assert len(trajectory["paths"]) == 1
-    assert await kept(stage) == [(0, 0), (0, 0)]
+    assert await kept(stage) == before
     trial = await stage.run.client.trial("collected-q")
     assert (trial["state"], trial["outcome"], trial["reward"]) == ("released", "completed", result.reward)
     assert (trial["turns"], trial["metadata"]["turns_committed"]) == (3, 3)

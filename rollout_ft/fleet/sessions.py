@@ -26,6 +26,8 @@ from rollout_ft.types import JSON, Ended, Outcome, SessionSpec, session_id, spli
 
 ADOPT_TIMEOUT_S = 15.0
 TRIES = 4
+MAX_ENDED = 1024
+"""Summaries of trials that have just ended: a trial is released soon, and need not be read again for it."""
 MAX_NOTE_BYTES = 4096
 """Of the summary that is left of a trial; its parts are small unless its `cause` is long."""
 
@@ -40,6 +42,7 @@ class Sessions:
     def __init__(self, engines: Engines, stores: Stores, events: Events):
         self._engines, self._stores, self._events = engines, stores, events
         self._places: dict[str, Place] = {}
+        self._ended: dict[str, JSON] = {}
         self._coming: Counter[str] = Counter()
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
@@ -138,6 +141,9 @@ class Sessions:
             except SessionClosed:
                 break
             self._places.pop(sid, None)
+            self._ended[trial_id] = result
+            if len(self._ended) > MAX_ENDED:
+                del self._ended[next(iter(self._ended))]
             self._events.emit("trial.ended", trial=trial_id, outcome=outcome.value, reward=reward, cause=cause)
             return result
         trial = await self.read(trial_id)
@@ -172,7 +178,7 @@ class Sessions:
 
     async def release(self, trial_id: str) -> JSON:
         """The stores forget a trial that has ended, but for its summary; whoever asks has what it wants of it. Idempotent."""
-        trial = await self.read(trial_id)
+        trial = self._ended.pop(trial_id, None) or await self.read(trial_id)
         if trial["state"] == "running":
             raise BadRequest(f"trial {trial_id} is running: give it an outcome, or delete its session, first", 409, "trial_running")
         if trial["state"] == "ended":
