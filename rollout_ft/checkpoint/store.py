@@ -21,6 +21,7 @@ from typing import Any, cast
 from rollout_ft.checkpoint import wire
 from rollout_ft.checkpoint.journal import Appended, Journal, Opened, Promised, Raised, Record, Released
 from rollout_ft.checkpoint.log import Accepted, Entry, Head, Refused, mark
+from rollout_ft.checkpoint.payloads import Shelf, decode_label
 from rollout_ft.checkpoint.ports import Call
 from rollout_ft.checkpoint.segments import Get, Put, Segments, keep, kept
 from rollout_ft.checkpoint.state import Export, StoreState
@@ -31,6 +32,7 @@ from rollout_ft.line import TOKEN_BYTES, Door, serve
 from rollout_ft.types import Partial, Raw
 
 EXPORT_BYTES = 4 * 1024 * 1024
+PAYLOAD_BYTES = 4 * 1024**3
 
 
 class Store:
@@ -45,11 +47,13 @@ class Store:
         put: Put = keep,
         get: Get = kept,
         max_partials_per_trial: int = 64,
+        payload_bytes: int = PAYLOAD_BYTES,
     ) -> None:
         self.name, self.incarnation = name, uuid.uuid4().hex
         self._put, self._get = put, get
         self._state = StoreState(name, max_partials_per_trial=max_partials_per_trial)
         self._bodies: dict[str, Segments] = {}
+        self._shelf = Shelf(put, get, payload_bytes)
         self._journal: Journal | None = None
         self._broken: OSError | None = None
         if journal_dir is not None:
@@ -96,6 +100,17 @@ class Store:
     async def put_partials(self, view_number: int, batch: Raw) -> int:
         """How many were kept. Partials are not journalled: what they lose is tokens, which can be sampled again."""
         return sum(self._state.put_partial(view_number, *item) for item in wire.decode_partials(batch))
+
+    async def put_payload(self, label: bytes, payload: bytes) -> bool:
+        """Whether it is kept: brought by the owner, before its entry is in the log, and there was room."""
+        said = decode_label(label)
+        fixed = self._state.fixes_payload(said.trial_id, said.attempt, said.owner_epoch, said.key)
+        if fixed is None or self._shelf.has(said.trial_id, said.key, said.digest):
+            return fixed is not None
+        return not fixed and await self._shelf.keep(said, payload)
+
+    async def payload(self, trial_id: str, key: str, digest: str) -> bytes | None:
+        return await self._shelf.read(trial_id, key, digest)
 
     async def lookup(self, trial_id: str) -> Head | None:
         log = self._state.trials.get(trial_id)
@@ -152,6 +167,7 @@ class Store:
             records.append(Raised(trial_id, head.attempt, head.owner_epoch))
             if head.released:
                 self._bodies.pop(trial_id, None)
+                self._shelf.release(trial_id)
                 records.append(Released(trial_id))
         await self._durable(records)
         return refused
@@ -169,6 +185,7 @@ class Store:
     async def release(self, trial_id: str) -> bool:
         known = self._state.release(trial_id)
         self._bodies.pop(trial_id, None)
+        self._shelf.release(trial_id)
         await self._durable([Released(trial_id)] if known else [])
         return known
 
@@ -190,6 +207,7 @@ class Store:
             "trials": len(self._state.trials),
             "entries": sum(len(each) for each in self._bodies.values()),
             "bytes": sum(each.total_bytes for each in self._bodies.values()),
+            "payload_bytes": self._shelf.used,
             "journal": str(self._journal.path) if self._journal else None,
         }
 
@@ -211,7 +229,13 @@ class Store:
     async def _answer(self, what: int, view_number: int, payload: Raw) -> bytes:
         if what == Call.APPEND:
             return await self.append_many(view_number, payload)
+        if what == Call.PAYLOAD:
+            return await self._shelve(view_number, payload)
         return str(await self.put_partials(view_number, payload)).encode()
+
+    async def _shelve(self, label_bytes: int, received: Raw) -> bytes:
+        label, payload = bytes(received[:label_bytes]), bytes(memoryview(received)[label_bytes:])
+        return b"1" if await self.put_payload(label, payload) else b"0"
 
     async def live(self, lease_s: float) -> None:
         """End this process, as an actor, when `renew` is not called for so long."""
@@ -274,8 +298,9 @@ def _appended(trial_id: str, attempt: int, owner_epoch: int, entry: Entry) -> Ap
 
 
 def create_store_actor(
-    name: str, namespace: str | None, view: View | None, journal_dir: str | None = None, *, loopback: bool = True, **options: Any
-) -> Any:
+    name: str, namespace: str | None, view: View | None, journal_dir: str | None = None, *, loopback: bool = True,
+    payload_bytes: int = PAYLOAD_BYTES, **options: Any,
+) -> Any:  # fmt: skip
     """A detached store actor; the handle may still be starting. With `loopback` it listens for this machine alone;
     `options` are Ray's (placement, runtime_env …).
 
@@ -294,8 +319,8 @@ def create_store_actor(
         ping = api.method(concurrency_group="health")(Store.ping)
         forever = api.method(concurrency_group="watch")(Store.forever)
 
-        def __init__(self, name: str, view: View | None, journal_dir: str | None, loopback: bool) -> None:
-            Store.__init__(self, name, view, journal_dir, put=api.put, get=get)
+        def __init__(self, name: str, view: View | None, journal_dir: str | None, loopback: bool, payload_bytes: int) -> None:
+            Store.__init__(self, name, view, journal_dir, put=api.put, get=get, payload_bytes=payload_bytes)
             self._loopback = loopback
             self._door: asyncio.Task[Door] | None = None
 
@@ -308,4 +333,6 @@ def create_store_actor(
 
     fixed = {"name": name, "namespace": namespace, "max_restarts": 0, "max_task_retries": 0}
     actor = api.remote(concurrency_groups={"health": 2, "watch": 16})(StoreActor)
-    return actor.options(**{"num_cpus": 0, "lifetime": "detached"} | options | fixed).remote(name, view, journal_dir, loopback)
+    return actor.options(**{"num_cpus": 0, "lifetime": "detached"} | options | fixed).remote(
+        name, view, journal_dir, loopback, payload_bytes
+    )

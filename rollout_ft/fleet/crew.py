@@ -95,8 +95,9 @@ class Crew:
         from rollout_ft.checkpoint.store import create_store_actor
 
         name = actor_name(self._run, role, incarnation)
-        journal = self.setup.config.store.journal_dir or None
-        handle = create_store_actor(name, self._namespace, view, journal, loopback=self.setup.loopback)
+        config = self.setup.config.store
+        journal = config.journal_dir or None
+        handle = create_store_actor(name, self._namespace, view, journal, loopback=self.setup.loopback, payload_bytes=config.payload_bytes)
         handle.live.remote(self.setup.config.orphan_s)
         return Member(role, incarnation, name, handle)
 
