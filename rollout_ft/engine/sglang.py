@@ -212,8 +212,8 @@ def _tokens(event: JSON, meta: JSON, seen: int) -> Chunk:
     spans = tuple(VersionSpan(str(s["version"]), int(s["start"]), int(s["end"])) for s in meta.get("weight_versions") or ())
     if not spans:
         spans = (VersionSpan(str(meta.get("weight_version", "")), 0, seen + new),)
-    routed: Any = meta.get("routed_experts", b"") if finish else b""
-    if isinstance(routed, str):
-        routed = routed.encode(errors="replace")
+    routed: Any = meta.get("routed_experts") if finish else None
+    if not isinstance(routed, memoryview):  # what a large event was read without
+        routed = routed.encode(errors="replace") if isinstance(routed, str) else b""
     recaptured = bool(meta.get("num_retractions"))
-    return Chunk(ids[take], [t[0] for t in triples[len(triples) - new :]], spans, finish, routed or b"", recaptured)
+    return Chunk(ids[take], [t[0] for t in triples[len(triples) - new :]], spans, finish, cast("bytes | memoryview", routed), recaptured)
