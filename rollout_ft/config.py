@@ -154,6 +154,9 @@ class SessionConfig(Settings):
     on_repeat: Literal["sibling", "replay_once"] = "sibling"
     max_replays: int = Field(default=2, ge=0)
     """How often a retry gets a reply that its client has in all likelihood; then it gets another sample."""
+    max_vain_replays: int = Field(default=32, ge=1)
+    """How often a reply that was never delivered whole is sent again; then a repeat gets another sample. Harnesses repeat
+    up to 30 times when a network loses replies."""
     matcher: str = "canonical"
     """When two messages are the same: `canonical`, `strict`, or `module:function` from a message to bytes."""
     max_turns: int = Field(default=10_000, ge=1)

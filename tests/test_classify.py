@@ -266,6 +266,16 @@ def test_replays_of_a_reply_that_did_not_arrive_do_not_count(session: Session):
     assert session.decide(ask(user("a"), retry=True)) == Replay(node, first=False)
 
 
+def test_a_reply_that_breaks_its_connection_every_time_is_not_sent_for_ever():
+    session = make_session(SessionConfig(max_vain_replays=3))
+    node = play(session, ask(user("a")), "x", delivered=False)
+    for _ in range(3):
+        again = ask(user("a"))
+        assert session.decide(again) == Replay(node, first=False)
+        session.replayed(node, again)
+    assert begin(session, ask(user("a"))).number == 1
+
+
 def test_an_idempotency_key_that_was_answered_with_a_replay_means_that_turn_from_then_on(session: Session):
     node = play(session, ask(user("a")), "x", delivered=False)
     first = ask(user("a"), idempotency_key="k")

@@ -246,6 +246,7 @@ async def test_control_characters_in_a_text_are_text(text: str):
 IDS = {
     "a long Idempotency-Key": b"idempotency-key: " + b"k" * 300,
     "an Idempotency-Key with control characters": b"idempotency-key: a\x85b",
+    "an Idempotency-Key with letters beyond ASCII": b"idempotency-key: caf\xe9",
 }
 
 

@@ -163,7 +163,7 @@ class Promises(RuleBasedStateMachine):
         callers = [w for w in self.waiting if w[0] is owner and w[2] is flight]
         self.waiting = [w for w in self.waiting if w not in callers]
         for _, request, _ in callers:
-            owner.session.leave(flight, request)
+            owner.session.leave(flight, request.request_id)
         if not self.commit(owner, owner.session.entry_key(turn.key), turn, reach):
             owner.session.drop(flight)
             self.lost = True
@@ -179,7 +179,7 @@ class Promises(RuleBasedStateMachine):
     @rule()
     def the_client_gives_up_waiting(self) -> None:
         for owner, request, flight in self.waiting:
-            owner.session.leave(flight, request)
+            owner.session.leave(flight, request.request_id)
         self.lost = self.lost or bool(self.waiting)
         self.waiting = []
 

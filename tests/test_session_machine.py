@@ -27,6 +27,7 @@ from rollout_ft.testing.plain import STOP
 from rollout_ft.types import JSON, Answered, Opened
 
 MAX_REPLAYS = 2
+MAX_VAIN_REPLAYS = 3
 
 
 @dataclass
@@ -117,7 +118,7 @@ class Reference:
             return "attach", left[-1]
         if flying and request.retry:
             return "attach", flying[-1]
-        unknown = [s for s in recorded if not s.answered]
+        unknown = [s for s in recorded if not s.answered and s.replays < MAX_VAIN_REPLAYS]
         if unknown:
             return "replay", unknown[0]
         if recorded and request.retry and recorded[-1].replays < MAX_REPLAYS:
@@ -127,6 +128,7 @@ class Reference:
     def acknowledge(self, request: TurnRequest) -> None:
         sample, _ = self.parent(request)
         while sample is not None:
+            sample.replays = sample.replays if sample.answered else 0
             sample.acknowledged = True
             sample = sample.parent
 
@@ -173,7 +175,9 @@ class Sessions(RuleBasedStateMachine):
         self.log.append(encode_entry(entry))
 
     def owner(self) -> None:
-        self.session: Session = make_session(SessionConfig(max_replays=MAX_REPLAYS, max_in_flight=10_000), context_tokens=10**6)
+        self.session: Session = make_session(
+            SessionConfig(max_replays=MAX_REPLAYS, max_vain_replays=MAX_VAIN_REPLAYS, max_in_flight=10_000), context_tokens=10**6
+        )
         self.session.restore([decode_entry(*e) for e in self.log], [])
 
     # -- requests: a conversation that somebody might send, spelled in one way or another
@@ -235,7 +239,7 @@ class Sessions(RuleBasedStateMachine):
                 self.session.replayed(node, request, entry)
                 self.order += entry is None
                 expected.unheard = False
-                expected.replays += expected.answered
+                expected.replays += 1
                 expected.got.add(request.request_id)
         assert shared >= 0
 
@@ -260,6 +264,7 @@ class Sessions(RuleBasedStateMachine):
     def a_reply_arrives(self, data: st.DataObject) -> None:
         sample = data.draw(st.sampled_from([s for s in self.reference.samples if s.got and not s.delivered]))
         self.session.delivered(data.draw(st.sampled_from(sorted(sample.got))))
+        sample.replays = sample.replays if sample.answered else 0
         sample.delivered = True
 
     @precondition(lambda self: any(s.waiting and s.reply is None for s in self.reference.samples))

@@ -45,8 +45,8 @@ def check_id(value: str, name: str, limit: int) -> str:
     """A name that a client gave, as from a header: short, and of characters that can be seen."""
     if len(value) > limit:
         raise BadRequest(f"{name} is longer than {limit} characters (gateway.max_id_chars)", code="id_too_long", param=name)
-    if value and not value.isprintable():
-        raise BadRequest(f"{name} contains characters that cannot be printed", code="invalid_id", param=name)
+    if not value.isascii() or not value.isprintable():
+        raise BadRequest(f"{name} contains characters other than those of ASCII that can be printed", code="invalid_id", param=name)
     return value
 
 

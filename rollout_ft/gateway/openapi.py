@@ -33,7 +33,7 @@ _FLAG: JSON = {"type": ["boolean", "null"]}
 _OBJECT: JSON = {"type": "object"}
 _SESSION: JSON = {"name": "session_id", "in": "path", "required": True, "schema": _TEXT, "description": "`{trial_id}~{attempt}`"}
 _TRIAL: JSON = {"name": "trial_id", "in": "path", "required": True, "schema": {"type": "string", "pattern": f"^{TRIAL_ID.pattern}$"}}
-_IDEMPOTENCY: JSON = {"name": "Idempotency-Key", "in": "header", "schema": {"type": "string", "pattern": "^[!-~]{0,256}$"}}
+_IDEMPOTENCY: JSON = {"name": "Idempotency-Key", "in": "header", "schema": {"type": "string", "pattern": "^[ -~]{0,256}$"}}
 _NAMED: JSON = {"name": "X-Session-ID", "in": "header", "schema": _TEXT, "description": "The session, where the key is not to name it."}
 
 

@@ -22,7 +22,7 @@ class Sample:
     asked: bool = True
     answered: bool = False
     replays: int = 0
-    """How often it was given again to who has it."""
+    """How often it was given again: to who has it, or until now in vain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +39,12 @@ def choose(
     on_concurrent: Literal["sample", "attach"],
     on_repeat: Literal["sibling", "replay_once"],
     max_replays: int,
+    max_vain_replays: int,
 ) -> Choice:
     """What the next request for this body gets. `samples` are in the order of their numbers.
 
-    A client that cannot read a reply repeats it for ever: after `max_replays` its retries get another sample.
+    A client that cannot read a reply repeats its request for ever. After `max_replays` its retries get another sample, and
+    after `max_vain_replays` where the reply never seems to arrive, for it may be the reply that breaks the connection.
     """
     fresh = Choice("generate", samples[-1].number + 1 if samples else 0)
     flights = [s for s in samples if s.in_flight]
@@ -53,7 +55,7 @@ def choose(
         return Choice("attach", flights[-1].number)
     recorded = [s for s in samples if not s.in_flight]
     for s in recorded:
-        if s.asked and not s.answered:
+        if s.asked and not s.answered and s.replays < max_vain_replays:
             return Choice("replay", s.number)
     asked = [s for s in recorded if s.asked]
     if asked and retry and not new_idempotency_key and asked[-1].replays < max_replays:

@@ -22,7 +22,7 @@ class Evidence:
     unheard: set[str] = field(default_factory=set[str])
     """Turns that were committed while nobody waited, and that nobody was given since."""
     replays: dict[str, int] = field(default_factory=dict[str, int])
-    """How often a turn was given again to a client that had it; what this owner saw."""
+    """How often a turn was given again: since it is known to have arrived, or so far without arriving. What this owner saw."""
     _unsaved_acks: list[str] = field(default_factory=list[str])
     _unsaved_deliveries: list[str] = field(default_factory=list[str])
 
@@ -40,6 +40,7 @@ class Evidence:
         for each in path(node):
             if each.turn.key in self.acknowledged:
                 break
+            self._arrive(each.turn.key)
             self.acknowledged.add(each.turn.key)
             self.asked.setdefault(each.turn.key, 0)
             self._unsaved_acks.append(each.turn.key)
@@ -50,13 +51,17 @@ class Evidence:
         """The recorded reply goes out again."""
         self.asked.setdefault(key, order)
         self.unheard.discard(key)
-        if self.answered(key):
-            self.replays[key] = self.replays.get(key, 0) + 1
+        self.replays[key] = self.replays.get(key, 0) + 1
 
     def deliver(self, key: str) -> None:
         if key not in self.delivered:
+            self._arrive(key)
             self.delivered.add(key)
             self._unsaved_deliveries.append(key)
+
+    def _arrive(self, key: str) -> None:
+        if not self.answered(key):
+            self.replays.pop(key, None)
 
     def take_unsaved(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """`(acknowledged, delivered)` that the next commit must carry."""

@@ -180,6 +180,7 @@ class Session:
             on_concurrent=self.config.on_concurrent,
             on_repeat=self.config.on_repeat,
             max_replays=self.config.max_replays,
+            max_vain_replays=self.config.max_vain_replays,
         )
         if not self.survives and (choice.action != "generate" or request.resent):
             raise self.lost("lost_reply" if choice.action != "generate" else "engine_lost")
