@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -13,16 +14,18 @@ import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import numpy as np
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rollout_ft.engine.port import Chunk
 from rollout_ft.engine.process import free_port
-from rollout_ft.engine.sglang import SGLang, _chunk, _joined
+from rollout_ft.engine.sglang import SGLang, _chunk, _events, _joined
 from rollout_ft.errors import EngineLost, EngineRefused
 from rollout_ft.gateway.asgi import Exchange, Server
 from rollout_ft.testing.small_engine.routed import Experts
@@ -337,6 +340,23 @@ async def saying(body: bytes, status: int = 200, *, cut: bool = False) -> AsyncI
     finally:
         await engine.aclose()
         await server.aclose()
+
+
+@given(data=st.data(), count=st.integers(1, 4))
+def test_events_are_the_same_however_their_bytes_come(data: st.DataObject, count: int):
+    whole = b"".join(b"data: %d\n\n" % n for n in range(count)) + b"data: [DONE]\n\n"
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=8)))
+    parts = [whole[a:b] for a, b in itertools.pairwise([0, *cuts, len(whole)])]
+
+    class Content:
+        async def iter_any(self) -> AsyncIterator[bytes]:
+            for part in parts:
+                yield part
+
+    async def read() -> list[Any]:
+        return [event async for events in _events(cast(Any, Content())) for event in events]
+
+    assert asyncio.run(read()) == list(range(count))
 
 
 @pytest.mark.parametrize("kind", ["large", "small", "spaced"])

@@ -118,6 +118,7 @@ class RayStore:
             except asyncio.CancelledError:
                 if self._broad is not None:
                     self._broad.close()  # what is not sent yet is of no use to anybody
+                    self._broad = None
                 raise
         return bytes(answer) == b"1"
 

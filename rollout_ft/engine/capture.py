@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from rollout_ft.types import RoutedExperts
 
-CHARS = 2**20
+CHARS = 2**18
 """Of base64 at a time, a multiple of what an int32 needs: other threads get their turn in between."""
 DIGEST_BYTES = 32
 

@@ -135,22 +135,27 @@ class _Body(aiohttp.Payload):
 
 async def _events(content: aiohttp.StreamReader) -> AsyncIterator[list[Any]]:
     """The JSON of the server-sent events that came together, up to `[DONE]`."""
-    parts: list[bytes] = []
+    begun: list[bytes] = []  # of an event that is not whole: it may have hundreds of megabytes, and is looked through once
     async for data in content.iter_any():
-        # What came of an event is joined once it is whole: one with routed experts may have hundreds of megabytes.
-        whole = b"\n\n" in data or (data.startswith(b"\n") and bool(parts) and parts[-1].endswith(b"\n"))
-        parts.append(data)
-        if not whole:
+        if begun and data.startswith(b"\n") and begun[-1].endswith(b"\n"):
+            data, begun[-1] = b"\n" + data, begun[-1][:-1]  # an end that came in two
+        first, *more = data.split(b"\n\n")
+        begun += [first] if first else []
+        if not more:
             continue
-        *events, rest = b"".join(parts).split(b"\n\n")
-        parts = [rest]
-        payloads = [event[5:].strip() for event in events if event.startswith(b"data:")]
+        events, begun = [b"".join(begun), *more[:-1]], [more[-1]]
+        payloads = [_payload(event) for event in events if event.startswith(b"data:")]
         done = b"[DONE]" in payloads
         parsed = [_parsed(payload) for payload in (payloads[: payloads.index(b"[DONE]")] if done else payloads)]
         if parsed:
             yield parsed
         if done:
             return
+
+
+def _payload(event: bytes) -> bytes:
+    """Copied once: it may be large."""
+    return event[6 if event.startswith(b"data: ") else 5 :].strip()
 
 
 def _parsed(payload: bytes) -> Any:
