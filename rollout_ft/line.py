@@ -30,7 +30,6 @@ Answer = Callable[[int, int, bytearray], Awaitable[Raw]]
 _FRAME = struct.Struct("<IIBq")  # bytes of payload, number of the call (0: nobody waits), what, argument
 MAX_FRAME_BYTES = 2**30
 BUFFER_BYTES = 2**16
-TELL_S = 0.02
 MAX_UNREAD_BYTES = 2**28
 TOKEN_BYTES = 32
 _FAILED, _CANCEL = 255, 254
@@ -213,7 +212,6 @@ class Line(_Frames):
         super().__init__()
         self._waiting: dict[int, asyncio.Future[bytearray]] = {}
         self._numbers = 0
-        self._told: list[tuple[int, int, bytes]] = []
         self.open = True
 
     @classmethod
@@ -239,20 +237,12 @@ class Line(_Frames):
             return answer
         self._waiting[number] = answer
         answer.add_done_callback(lambda done: self._done(number, done))
-        self._tell()
         self.send(number, what, argument, *pieces)
         return answer
 
     def tell(self, what: int, argument: int, payload: bytes) -> None:
-        """A call without an answer; lost in silence when the line breaks. It waits a little, for a call to travel with:
-        the other end is woken once for both. It arrives before whatever is called later."""
-        if not self._told:
-            asyncio.get_running_loop().call_later(TELL_S, self._tell)
-        self._told.append((what, argument, payload))
-
-    def _tell(self) -> None:
-        told, self._told = self._told, []
-        for what, argument, payload in told if self.open else ():
+        """A call without an answer; lost in silence when the line breaks."""
+        if self.open:
             self.send(0, what, argument, payload)
 
     def _done(self, number: int, answer: asyncio.Future[bytearray]) -> None:

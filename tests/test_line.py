@@ -129,18 +129,6 @@ async def test_frames_of_all_sizes_are_whole_in_whatever_pieces_they_arrive(piec
     writer.close()
 
 
-async def test_what_is_told_arrives_without_a_call() -> None:
-    echo = Echo()
-    line = await Line.to(await opened(echo))
-    line.tell(SAY, 1, b"one")
-    line.tell(SAY, 1, b"two")
-    async with asyncio.timeout(10):
-        while len(echo.seen) < 2:
-            await asyncio.sleep(0.01)
-    assert echo.seen == [b"one", b"two"]
-    line.close()
-
-
 async def test_a_frame_that_claims_to_be_endless_closes_the_line() -> None:
     door = await opened(Echo())
     reader, writer = await asyncio.open_connection(door.host, door.port)
