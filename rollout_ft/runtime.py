@@ -17,6 +17,7 @@ from rollout_ft import config as configs
 from rollout_ft.clock import monotonic
 from rollout_ft.cluster import Cluster, connect, restore_signals
 from rollout_ft.config import Config, TrialConfig
+from rollout_ft.engine.experts import shape_of
 from rollout_ft.engine.parsers import check_names
 from rollout_ft.errors import BadRequest, ConfigError
 from rollout_ft.fleet import predecessor
@@ -113,6 +114,7 @@ def check(config: Config) -> None:
     """Everything that can be refused before anything is started. Raises ConfigError."""
     load_renderer(config)
     load_matcher(config.session.matcher)
+    shape_of(config)
     check_names(config.model)
     try:
         check_sampling(config.sampling.parameters, config.session.max_output_tokens)

@@ -51,7 +51,7 @@ class Engine:
     aborted: list[str] = field(default_factory=list[str])
     answer_bytes: int = 0
 
-    async def generate(self, rid: str, input_json: bytes, sampling: JSON) -> AsyncIterator[Chunk]:
+    async def generate(self, rid: str, input_json: bytes, sampling: JSON, routed_from: int | None = None) -> AsyncIterator[Chunk]:
         self.calls += 1
         await self.go.wait()
         said = hashlib.sha256(input_json).hexdigest()[:6].encode() + b"." * self.answer_bytes

@@ -106,6 +106,14 @@ class StoreState:
             del kept[next(iter(kept))]
         return True
 
+    def fixes_payload(self, trial_id: str, attempt: int, owner_epoch: int, key: str) -> bool | None:
+        """None when this writer may bring no payload: it is not the owner, or the trial is gone. True when the entry is
+        in the log, so that its payload is what it is; False when it may still be another."""
+        log = self.trials.get(trial_id)
+        if log is None or log.released or log.fence != (attempt, owner_epoch):
+            return None
+        return log.has_key(key)
+
     def partials(self, trial_id: str) -> list[Partial]:
         return list(self._partials.get(trial_id, {}).values())
 

@@ -22,6 +22,7 @@ from rollout_ft.checkpoint import wire
 from rollout_ft.checkpoint.groupcommit import GroupCommit
 from rollout_ft.checkpoint.journal import MAX_RELEASED, Journal
 from rollout_ft.checkpoint.log import Accepted, Entry, Head, Refused
+from rollout_ft.checkpoint.payloads import Shelf, decode_label
 from rollout_ft.checkpoint.ports import Call
 from rollout_ft.checkpoint.records import (
     Appended,
@@ -47,6 +48,7 @@ from rollout_ft.telemetry.events import Events
 from rollout_ft.types import Partial, Raw
 
 EXPORT_BYTES = 4 * 1024 * 1024
+PAYLOAD_BYTES = 4 * 1024**3
 LOCK_PAUSE_S = 0.2
 
 Slot = tuple[Segments, int]
@@ -66,6 +68,7 @@ class Store:
         get: Get = kept,
         memory_bytes: int | None = None,
         max_partials_per_trial: int = 64,
+        payload_bytes: int = PAYLOAD_BYTES,
     ) -> None:
         self.name, self.incarnation = name, uuid.uuid4().hex
         self._state = StoreState(name, max_partials_per_trial=max_partials_per_trial)
@@ -74,6 +77,7 @@ class Store:
         self._memory = Memory(put, get, limit=None if journal_dir is None else memory_bytes)
         self._bodies: dict[str, Segments] = {}
         self._compacting: set[asyncio.Task[None]] = set()
+        self._shelf = Shelf(put, get, payload_bytes)
         self._journal: Journal | None = None
         if journal_dir is not None:
             self._journal = Journal(journal_dir, name)
@@ -131,6 +135,17 @@ class Store:
     async def put_partials(self, view_number: int, batch: Raw) -> int:
         """How many were kept. Partials are not journalled: what they lose is tokens, which can be sampled again."""
         return sum(self._state.put_partial(view_number, *item) for item in wire.decode_partials(batch))
+
+    async def put_payload(self, label: bytes, payload: bytes) -> bool:
+        """Whether it is kept: brought by the owner, before its entry is in the log, and there was room."""
+        said = decode_label(label)
+        fixed = self._state.fixes_payload(said.trial_id, said.attempt, said.owner_epoch, said.key)
+        if fixed is None or self._shelf.has(said.trial_id, said.key, said.digest):
+            return fixed is not None
+        return not fixed and await self._shelf.keep(said, payload)
+
+    async def payload(self, trial_id: str, key: str, digest: str) -> bytes | None:
+        return await self._shelf.read(trial_id, key, digest)
 
     async def lookup(self, trial_id: str) -> Head | None:
         log = self._state.trials.get(trial_id)
@@ -237,6 +252,7 @@ class Store:
             "entries": sum(len(each) for each in self._bodies.values()),
             "bytes": sum(each.total_bytes for each in self._bodies.values()),
             "bytes_in_memory": self._memory.used,
+            "payload_bytes": self._shelf.used,
             "journal": str(self._journal.path) if self._journal else None,
         }
 
@@ -258,7 +274,13 @@ class Store:
     async def _answer(self, what: int, view_number: int, payload: Raw) -> bytes:
         if what == Call.APPEND:
             return await self.append_many(view_number, payload)
+        if what == Call.PAYLOAD:
+            return await self._shelve(view_number, payload)
         return str(await self.put_partials(view_number, payload)).encode()
+
+    async def _shelve(self, label_bytes: int, received: Raw) -> bytes:
+        label, payload = bytes(received[:label_bytes]), bytes(memoryview(received)[label_bytes:])
+        return b"1" if await self.put_payload(label, payload) else b"0"
 
     async def live(self, lease_s: float) -> None:
         """End this process, as an actor, when `renew` is not called for so long."""
@@ -288,6 +310,7 @@ class Store:
         self._placed([self._keep(trial_id, entry)], [place])
 
     def _drop(self, trial_id: str) -> None:
+        self._shelf.release(trial_id)
         bodies = self._bodies.pop(trial_id, None)
         if bodies is not None:
             bodies.release()
@@ -344,7 +367,7 @@ def _appended(trial_id: str, attempt: int, owner_epoch: int, seq: int, entry: En
 
 def create_store_actor(
     name: str, namespace: str | None, view: View | None, journal_dir: str | None = None, *,
-    memory_bytes: int | None = None, loopback: bool = True, patience_s: float = 0.0, **options: Any,
+    memory_bytes: int | None = None, payload_bytes: int = PAYLOAD_BYTES, loopback: bool = True, patience_s: float = 0.0, **options: Any,
 ) -> Any:  # fmt: skip
     """A detached store actor; the handle may still be starting. With `loopback` it listens for this machine alone;
     `patience_s` is how long it waits for a journal that another process still writes; `options` are Ray's (placement,
@@ -366,12 +389,12 @@ def create_store_actor(
         forever = api.method(concurrency_group="watch")(Store.forever)
 
         def __init__(
-            self, name: str, view: View | None, journal_dir: str | None, memory_bytes: int | None, loopback: bool, patience_s: float
+            self, name: str, view: View | None, journal_dir: str | None, loopback: bool, patience_s: float, limits: dict[str, Any]
         ) -> None:
             until = monotonic() + patience_s
             while True:
                 try:
-                    Store.__init__(self, name, view, journal_dir, put=api.put, get=get, memory_bytes=memory_bytes)
+                    Store.__init__(self, name, view, journal_dir, put=api.put, get=get, **limits)
                     break
                 except JournalInUse:  # the store of that name in a cluster that was killed ends when its lease does
                     if monotonic() > until:
@@ -390,4 +413,5 @@ def create_store_actor(
     fixed = {"name": name, "namespace": namespace, "max_restarts": 0, "max_task_retries": 0}
     actor = api.remote(concurrency_groups={"health": 2, "watch": 16})(StoreActor)
     settings = {"num_cpus": 0, "lifetime": "detached"} | options | fixed
-    return actor.options(**settings).remote(name, view, journal_dir, memory_bytes, loopback, patience_s)
+    limits = {"memory_bytes": memory_bytes, "payload_bytes": payload_bytes}
+    return actor.options(**settings).remote(name, view, journal_dir, loopback, patience_s, limits)

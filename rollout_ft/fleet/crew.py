@@ -109,8 +109,8 @@ class Crew:
         store = self.setup.config.store
         journal = store.journal_dir if journalled(self.setup.config) else None
         handle = create_store_actor(
-            name, self._namespace, view, journal, memory_bytes=store.memory_bytes, loopback=self.setup.loopback,
-            patience_s=self.setup.config.orphan_s + LOCK_MARGIN_S,
+            name, self._namespace, view, journal, memory_bytes=store.memory_bytes, payload_bytes=store.payload_bytes,
+            loopback=self.setup.loopback, patience_s=self.setup.config.orphan_s + LOCK_MARGIN_S,
         )  # fmt: skip
         handle.live.remote(self.setup.config.orphan_s)
         return Member(role, incarnation, name, handle)

@@ -36,7 +36,7 @@ class Session:
     client: Client
 
     async def trajectory(self) -> JSON:
-        """Token-exact paths: `GET /sessions/{id}/trajectory`."""
+        """Token-exact paths: `GET /sessions/{id}/trajectory`. `samples.routed.array_of` reads their `routed_experts`."""
         return await self.client.trajectory(self.session_id, self.api_key)
 
     async def records(self) -> JSON:
