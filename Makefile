@@ -16,7 +16,8 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(ARGS)
 
-# Faults of actors, nodes and the network on several nodes of Ray, under load, judged afterwards; prints what each cost.
+# Faults of actors, nodes and the network on several nodes of Ray, under load, judged afterwards; jobs; clusters that are
+# killed: minutes. Prints what each fault cost.
 test-cluster: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/cluster $(ARGS)
 

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
+import orjson
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -37,6 +38,14 @@ class RayConfig(Settings):
     dashboard: bool = False
 
 
+class ExpertsConfig(Settings):
+    """What routes a token: in each of `layers` layers `topk` of `count` experts."""
+
+    layers: int = Field(ge=1)
+    topk: int = Field(ge=1)
+    count: int = Field(ge=1, le=2**16)
+
+
 class ModelConfig(Settings):
     path: str = "small"
     """Directory with tokenizer, chat template and weights; `small` is the shipped small model."""
@@ -51,6 +60,8 @@ class ModelConfig(Settings):
     """File with a chat template that stands in for the model's own."""
     chat_template_kwargs: dict[str, Any] = {}
     """Given to the chat template with every request; a request's own win."""
+    experts: ExpertsConfig | None = None
+    """For `samples.routed_experts`, where the model's config.json does not tell."""
     on_template_drift: Literal["refuse", "splice", "rerender"] = "refuse"
     """What to do at start about a template that changes what it wrote before when messages are appended: `splice` keeps
     the tokens as they were, `rerender` renders the whole conversation for every turn and trains on what stayed."""
@@ -125,12 +136,24 @@ class StoreConfig(Settings):
     """`spread`: replicas stand on distinct nodes where there are several, and on the head last; `distinct`: never two on
     one node, however few replicas that leaves; `any`: where Ray puts them."""
     journal_dir: str = ""
-    """Where commits are journalled on disk; empty: only in the memory of the replicas."""
+    """Where commits are journalled on disk, a directory that every node with a replica sees; `none`: only in the memory of
+    the replicas. Empty: `journal` in the directory that `run` writes to, elsewhere none."""
+    memory_bytes: int = Field(default=4 * 2**30, ge=2**20)
+    """What one replica keeps of its trials in memory and in Ray's object store. Past it the oldest sealed segments are
+    in the journal alone, and are read back from there; without a journal the object store spills them to Ray's disk.
+    Trials that were collected and released take nothing."""
+
+    payload_copies: int = Field(default=1, ge=1)
+    """On how many replicas the routed experts of a turn are kept; with the last of them they are lost, and no turn is."""
+    payload_bytes: int = Field(default=4 * 2**30, ge=0)
+    """Of routed experts on one replica, all trials together; what comes beyond is not kept. Ray may spill it to disk."""
 
     @model_validator(mode="after")
     def _min_fits(self) -> StoreConfig:
         if self.min_replicas > self.replicas:
             raise ValueError("store.min_replicas is larger than store.replicas: no commit could ever succeed")
+        if self.payload_copies > self.replicas:
+            raise ValueError("store.payload_copies is larger than store.replicas")
         return self
 
 
@@ -174,6 +197,9 @@ class SamplingConfig(Settings):
 class SamplesConfig(Settings):
     resampled: Literal["drop", "export"] = "drop"
     """Samples that a harness received, threw away and asked for again; exported paths say `"resampled": true`."""
+    routed_experts: bool = False
+    """Engines are asked which experts routed each token (SGLang: it is started with --enable-return-routed-experts), and
+    paths say it. In memory and on the wire it is the largest part of a turn: layers times topk bytes a token."""
 
 
 class TrialConfig(Settings):
@@ -235,6 +261,11 @@ def load(path: str | Path | None = None, overrides: list[str] | dict[str, Any] |
         raise ConfigError("; ".join(_explain(err) for err in e.errors())) from None
 
 
+def journalled(config: Config) -> bool:
+    """Whether commits are on disk before they are acknowledged."""
+    return config.store.journal_dir not in ("", "none")
+
+
 def model_dir(config: Config) -> str:
     """The directory of the model, checked to be there."""
     path = Path(config.model.path)
@@ -247,7 +278,8 @@ def model_dir(config: Config) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        data: Any = yaml.safe_load(path.read_text())
+        text = path.read_text()
+        data: Any = orjson.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except OSError as e:
         raise ConfigError(f"config file {path}: {os.strerror(e.errno or 0)}") from None
     except (yaml.YAMLError, ValueError) as e:

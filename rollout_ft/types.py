@@ -59,6 +59,24 @@ class VersionSpan:
 
 
 @dataclass(frozen=True, slots=True)
+class RoutedExperts:
+    """Which experts routed the tokens of a turn: rows `start` to `start + rows` of its path, kept beside the log.
+
+    Row i is what routed token i when token i + 1 was made, so that a path has one row less than tokens. The payload that
+    `digest` names has `layers` times `topk` ids a row, as `dtype` (uint8 or uint16, little-endian). `substituted` are
+    ranges of rows that made a sampled token in one engine call and were captured in another, by a prefill.
+    """
+
+    start: int
+    rows: int
+    layers: int
+    topk: int
+    dtype: str
+    digest: str
+    substituted: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
     """One committed turn: what is new since its parent, and nothing that the parent already holds.
 
@@ -96,6 +114,7 @@ class Turn:
     """Nobody waited for it any more when it was committed: a phantom until somebody asks for it."""
     order: int = 0
     """Which of the session's requests asked for it: the order of asking, which is not the order of commits."""
+    routed: RoutedExperts | None = None
 
 
 @dataclass(frozen=True, slots=True)

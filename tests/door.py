@@ -38,7 +38,7 @@ class Engine:
     asked: list[tuple[list[int], JSON]] = field(default_factory=list[Any])
     hold: asyncio.Event | None = None
 
-    async def generate(self, rid: str, input_json: bytes, sampling: JSON) -> AsyncIterator[Chunk]:
+    async def generate(self, rid: str, input_json: bytes, sampling: JSON, routed_from: int | None = None) -> AsyncIterator[Chunk]:
         self.asked.append((orjson.loads(b"[" + input_json + b"]"), sampling))
         if self.hold is not None:
             await self.hold.wait()

@@ -51,7 +51,7 @@ class Engine:
     aborted: list[str] = field(default_factory=list[str])
     answer_bytes: int = 0
 
-    async def generate(self, rid: str, input_json: bytes, sampling: JSON) -> AsyncIterator[Chunk]:
+    async def generate(self, rid: str, input_json: bytes, sampling: JSON, routed_from: int | None = None) -> AsyncIterator[Chunk]:
         self.calls += 1
         await self.go.wait()
         said = hashlib.sha256(input_json).hexdigest()[:6].encode() + b"." * self.answer_bytes
@@ -122,6 +122,9 @@ class Supervisor:
                 return known
             raise BadRequest(f"trial {trial_id} has ended", 409, "trial_ended")
         return summary(await self.host.end(known["session_id"], Ended(outcome, reward, cause, int(wall()))))
+
+    async def release_trial(self, trial_id: str) -> JSON:
+        return {**await self.trial(trial_id), "state": "released"}
 
     async def trial(self, trial_id: str) -> JSON:
         if trial_id not in self.attempts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollout_ft.config import Config, known_keys, load, model_dir
+from rollout_ft.engine.experts import shape_of
+from rollout_ft.engine.launch import command
 from rollout_ft.errors import ConfigError
 from rollout_ft.trial.tasks import quickstart, read_tasks
 from rollout_ft.types import Recovery
@@ -146,6 +149,7 @@ def test_a_directory_in_place_of_a_file_is_refused_with_its_name(tmp_path: Path)
         (["gateway.tls_cert=a"], ["gateway.tls_cert", "gateway.tls_key"]),
         (["gateway.tls_key=a"], ["gateway.tls_cert", "gateway.tls_key"]),
         (["store.min_replicas=3"], ["store.min_replicas", "store.replicas"]),
+        (["store.payload_copies=3"], ["store.payload_copies", "store.replicas"]),
         (["engine.kind=sglang"], ["engine.kind", "model.path"]),
         (["model.context_tokens=4096"], ["session.max_output_tokens", "model.context_tokens"]),
         (["session.max_output_tokens=32768"], ["session.max_output_tokens", "model.context_tokens"]),
@@ -273,3 +277,45 @@ def test_the_sessions_sampling_is_forced_or_a_default(policy: str):
 def test_another_policy_of_sampling_is_refused():
     with pytest.raises(ConfigError, match=r"sampling\.policy"):
         load(overrides=["sampling.policy=ask"])
+
+
+def written(directory: Path, config: dict[str, Any]) -> str:
+    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "tokenizer.json").write_text("{}")
+    return str(directory)
+
+
+QWEN = {"num_hidden_layers": 48, "num_experts_per_tok": 8, "num_experts": 128}
+DEEPSEEK = {"num_hidden_layers": 61, "num_experts_per_tok": 8, "n_routed_experts": 257}
+
+
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [(QWEN, (48, 8, 128)), (DEEPSEEK, (61, 8, 257)), ({"text_config": QWEN, "num_hidden_layers": 1}, (48, 8, 128))],
+    ids=["qwen", "deepseek", "inside text_config"],
+)
+def test_what_a_row_of_routed_experts_is_stands_in_the_models_config(tmp_path: Path, config: dict[str, Any], shape: tuple[int, ...]):
+    overrides = ["engine.kind=sglang", f"model.path={written(tmp_path, config)}", "samples.routed_experts=true"]
+    loaded = load(None, overrides)
+    found = shape_of(loaded)
+    assert found is not None
+    assert (found.layers, found.topk, found.experts) == shape
+    assert "--enable-return-routed-experts" in command(loaded, "e0", 1)
+
+
+def test_what_the_config_says_of_experts_wins_and_a_small_engine_is_told():
+    loaded = load(None, ["samples.routed_experts=true", "model.experts={layers: 2, topk: 3, count: 64}"])
+    arguments = command(loaded, "e0", 1)
+    assert arguments[arguments.index("--routed-experts") + 1] == "2,3,64"
+
+
+@pytest.mark.parametrize("config", [{"num_hidden_layers": 2}, {"num_experts": 8, "num_hidden_layers": 2}, [1], {"text_config": 3}])
+def test_a_model_without_experts_is_refused_with_the_key_to_set(tmp_path: Path, config: Any):
+    loaded = load(None, ["engine.kind=sglang", f"model.path={written(tmp_path, config)}", "samples.routed_experts=true"])
+    with pytest.raises(ConfigError, match=r"model\.experts"):
+        shape_of(loaded)
+
+
+def test_without_the_switch_nothing_is_asked_of_engine_or_model():
+    assert shape_of(load()) is None
+    assert not any("routed-experts" in argument for argument in command(load(), "e0", 1))

@@ -40,7 +40,7 @@ class Script:
     calls: list[Call] = field(default_factory=list[Call])
     open: int = 0
 
-    async def generate(self, rid: str, input_json: bytes, sampling: JSON) -> AsyncIterator[Chunk]:
+    async def generate(self, rid: str, input_json: bytes, sampling: JSON, routed_from: int | None = None) -> AsyncIterator[Chunk]:
         self.calls.append(Call(rid, input_json, sampling))
         self.open += 1
         try:

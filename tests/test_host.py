@@ -47,7 +47,7 @@ class Engine:
     calls: list[Call] = field(default_factory=list[Call])
     arrived: asyncio.Condition = field(default_factory=asyncio.Condition)
 
-    async def generate(self, rid: str, input_json: bytes, sampling: JSON) -> AsyncIterator[Chunk]:
+    async def generate(self, rid: str, input_json: bytes, sampling: JSON, routed_from: int | None = None) -> AsyncIterator[Chunk]:
         call = Call(rid, input_json)
         self.calls.append(call)
         async with self.arrived:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -12,17 +14,21 @@ import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
+import numpy as np
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rollout_ft.engine.port import Chunk
 from rollout_ft.engine.process import free_port
-from rollout_ft.engine.sglang import SGLang, _chunk, _joined
+from rollout_ft.engine.sglang import SGLang, _chunk, _events, _joined
 from rollout_ft.errors import EngineLost, EngineRefused
 from rollout_ft.gateway.asgi import Exchange, Server
+from rollout_ft.testing.small_engine.routed import Experts
 from rollout_ft.types import VersionSpan
 
 ROOT = Path(__file__).parents[1]
@@ -70,6 +76,22 @@ def test_chunks_add_up_whether_events_are_cumulative_or_deltas(events: list[dict
     assert [i for c in chunks for i in c.ids] == [1, 2, 3, 4]
     assert [p for c in chunks for p in c.logprobs] == [-1, -2, -3, -4]
     assert [c.finish for c in chunks] == ["", "", "stop"]
+
+
+def test_routed_experts_come_with_the_last_chunk_as_they_were_sent():
+    chunks = read(event([1, 2], 2, routed_experts="AAAA"), event([3], 3, {"type": "stop"}, routed_experts="BBBB"))
+    assert [bytes(c.routed) for c in chunks] == [b"", b"BBBB"]
+
+
+@pytest.mark.parametrize("sent", [None, 3, [1], {}])
+def test_routed_experts_of_any_other_form_are_none(sent: Any):
+    (chunk,) = read(event([1], 1, {"type": "stop"}, routed_experts=sent))
+    assert chunk.routed == b""
+
+
+def test_a_request_that_was_retracted_says_so():
+    (chunk,) = read(event([1], 1, {"type": "stop"}, num_retractions=1))
+    assert chunk.recaptured
 
 
 def test_an_abort_that_repeats_the_last_id_adds_nothing():
@@ -189,6 +211,28 @@ async def test_a_stream_is_the_generation_without_a_stream(server: Process, engi
     assert chunks[-1].spans == (VersionSpan("v0", 0, 50),)
 
 
+@pytest.mark.parametrize("start", [0, 7, 20])
+async def test_routed_experts_are_those_of_all_tokens_but_the_last_from_where_they_are_wanted(start: int):
+    process = await asyncio.to_thread(Process, "--routed-experts", "2,2,64")
+    engine = SGLang("e0", process.url)
+    try:
+        chunks = [c async for c in engine.generate(uuid.uuid4().hex, orjson.dumps(PROMPT)[1:-1], SAMPLING, start)]
+        ids = np.array([*PROMPT, *(i for c in chunks for i in c.ids)], np.int32)
+        rows = np.frombuffer(base64.b64decode(bytes(chunks[-1].routed)), "<i4").reshape(-1, 2, 2)
+        assert np.array_equal(rows, Experts(2, 2, 64).rows(ids)[start:-1])
+        assert not any(len(c.routed) for c in chunks[:-1])
+        with pytest.raises(EngineRefused, match="routed_experts_start_len"):
+            [c async for c in engine.generate(uuid.uuid4().hex, orjson.dumps(PROMPT)[1:-1], SAMPLING, 21)]
+    finally:
+        await engine.aclose()
+        process.close()
+
+
+async def test_an_engine_that_has_no_routed_experts_sends_none(engine: SGLang):
+    chunks = [c async for c in engine.generate(uuid.uuid4().hex, orjson.dumps(PROMPT)[1:-1], SAMPLING, 0)]
+    assert not len(chunks[-1].routed)
+
+
 async def test_a_generation_that_stops_by_itself_says_so(server: Process, engine: SGLang):
     sampling = {**SAMPLING, "stop_token_ids": [(await reference(server.url))["output_ids"][20]]}
     whole = await reference(server.url, sampling)
@@ -296,6 +340,35 @@ async def saying(body: bytes, status: int = 200, *, cut: bool = False) -> AsyncI
     finally:
         await engine.aclose()
         await server.aclose()
+
+
+@given(data=st.data(), count=st.integers(1, 4))
+def test_events_are_the_same_however_their_bytes_come(data: st.DataObject, count: int):
+    whole = b"".join(b"data: %d\n\n" % n for n in range(count)) + b"data: [DONE]\n\n"
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=8)))
+    parts = [whole[a:b] for a, b in itertools.pairwise([0, *cuts, len(whole)])]
+
+    class Content:
+        async def iter_any(self) -> AsyncIterator[bytes]:
+            for part in parts:
+                yield part
+
+    async def read() -> list[Any]:
+        return [event async for events in _events(cast(Any, Content())) for event in events]
+
+    assert asyncio.run(read()) == list(range(count))
+
+
+@pytest.mark.parametrize("kind", ["large", "small", "spaced"])
+async def test_an_event_of_any_size_is_read_and_its_routed_experts_with_it(kind: str):
+    routed = base64.b64encode(bytes(3 * (100 if kind == "small" else 2_000_000)))
+    text = '"routed_experts":"' + "\\" + "\n" * 3
+    body = orjson.dumps({**event([1, 2], 2, {"type": "stop"}, routed_experts=routed.decode()), "text": text})
+    if kind == "spaced":
+        body = body.replace(b'"routed_experts":"', b'"routed_experts": "')
+    async with saying(b"data: " + body + b"\n\ndata: [DONE]\n\n") as engine:
+        (chunk,) = [c async for c in ask(engine)]
+    assert (chunk.ids, chunk.finish, bytes(chunk.routed) == routed) == ([1, 2], "stop", True)
 
 
 GOOD = b"data: " + orjson.dumps(event([1, 2], 2)) + b"\n\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import itertools
 import json
@@ -89,7 +90,8 @@ class Server:
 
 def generate_body(prompt: list[int], **changes: Any) -> JSON:
     """A request whose top-level fields and sampling parameters `changes` names alike."""
-    top = {key: changes.pop(key) for key in ("rid", "stream", "return_logprob") if key in changes}
+    named = ("rid", "stream", "return_logprob", "return_routed_experts", "routed_experts_start_len")
+    top = {key: changes.pop(key) for key in named if key in changes}
     sampling = {"max_new_tokens": 40, "sampling_seed": 7, "temperature": 1.0, "ignore_eos": True} | changes
     return {"input_ids": prompt, "sampling_params": sampling, "return_logprob": True} | top
 
@@ -824,3 +826,41 @@ def test_arguments_that_are_a_string_are_printed_as_they_stand() -> None:
     answer = {"role": "assistant", "content": None, "tool_calls": [call]}
     text = render([{"role": "user", "content": "a"}, answer], None)
     assert '<tool_call>\n{"name": "look_up", "arguments": {"query":  "x"}}\n</tool_call>' in text
+
+
+def routed(reply: JSON) -> list[list[list[int]]]:
+    return np.frombuffer(base64.b64decode(reply["meta_info"]["routed_experts"]), "<i4").reshape(-1, 2, 3).tolist()
+
+
+@pytest.mark.parametrize("model", MODELS)
+async def test_routed_experts_are_the_same_whoever_captures_them(model: str):
+    prompt = [40, 41, 42, 43, 44]
+    with start("--routed-experts", "2,3,16", model=model) as server:
+        whole = await server.generate(prompt, return_routed_experts=True)
+        ids = [*prompt, *whole["output_ids"]]
+        assert len(routed(whole)) == len(ids) - 1
+        first = await server.generate(prompt, return_routed_experts=True, max_new_tokens=10)
+        start_len = len(prompt) + 9
+        rest = await server.generate(ids[:15], return_routed_experts=True, routed_experts_start_len=start_len, max_new_tokens=30)
+        assert [*routed(first), *routed(rest)] == routed(whole)
+        assert all(len(set(layer)) == 3 and max(layer) < 16 for row in routed(whole) for layer in row)
+        assert "routed_experts" not in (await server.generate(prompt))["meta_info"]
+
+
+async def test_routed_experts_come_with_the_last_chunk_and_after_an_abort():
+    with start("--routed-experts", "2,3,16", pace=200) as server:
+        chunks = [c async for c in server.stream([40, 41], return_routed_experts=True)]
+        assert ["routed_experts" in c["meta_info"] for c in chunks] == [False] * (len(chunks) - 1) + [True]
+        stream = server.stream([40, 41], return_routed_experts=True, rid="gone", max_new_tokens=5000)
+        await anext(stream)
+        await server.post("/abort_request", {"rid": "gone"})
+        *_, last = [c async for c in stream]
+        assert last["meta_info"]["finish_reason"]["type"] == "abort"
+        assert len(routed(last)) == 1 + last["meta_info"]["completion_tokens"]
+
+
+@pytest.mark.parametrize(("start_len", "status"), [(0, 200), (2, 200), (3, 400), (-1, 400)])
+async def test_routed_experts_begin_in_the_prompt(start_len: int, status: int):
+    with start("--routed-experts", "2,3,16") as server:
+        body = generate_body([40, 41], return_routed_experts=True, routed_experts_start_len=start_len)
+        assert (await server.post("/generate", body))[0] == status

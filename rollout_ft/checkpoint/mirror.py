@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from rollout_ft.checkpoint import wire
 from rollout_ft.checkpoint.log import Append, Entry
+from rollout_ft.checkpoint.payloads import Payloads
 from rollout_ft.checkpoint.ports import StorePort
 from rollout_ft.checkpoint.replicas import Replicas, Retry, is_view_trouble, refusal
 from rollout_ft.checkpoint.takeover import Adopted, adopt
@@ -54,8 +55,10 @@ class Mirror:
         *,
         commit_timeout_s: float,
         call_timeout_s: float,
+        payload_copies: int = 1,
     ) -> None:
         self._replicas = Replicas(view, resolve, refresh, call_timeout_s)
+        self.payloads = Payloads(self._replicas, payload_copies, commit_timeout_s)
         self._commit_timeout_s = commit_timeout_s
         self._queue: deque[_Waiting] = deque()
         self._room = asyncio.Semaphore(MAX_QUEUED)

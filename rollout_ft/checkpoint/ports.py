@@ -28,6 +28,8 @@ class Call(IntEnum):
 
     APPEND = 1
     PARTIALS = 2
+    PAYLOAD = 3
+    """The argument is the length of the label in front of it."""
 
 
 class StorePort(Protocol):
@@ -45,7 +47,10 @@ class StorePort(Protocol):
     async def load(self, number: int, exports: list[Export]) -> Refused | None: ...
     async def freeze(self, number: int) -> Refused | None: ...
     async def install(self, view: View) -> Refused | None: ...
-    async def release(self, trial_id: str) -> bool: ...
+    async def put_payload(self, label: bytes, payload: bytes) -> bool: ...
+    async def payload(self, trial_id: str, key: str, digest: str) -> bytes | None: ...
+    async def release(self, trial_id: str, note: bytes = b"") -> bool: ...
+    async def note(self, trial_id: str) -> bytes | None: ...
     async def standing(self) -> Standing: ...
     async def describe(self) -> dict[str, Any]: ...
     async def ping(self) -> int: ...
@@ -63,6 +68,8 @@ class RayStore:
         self._handle: Any = None
         self._line: Line | None = None
         self._connecting = asyncio.Lock()
+        self._broad: Line | None = None
+        self._bringing = asyncio.Lock()
 
     async def append_many(self, view_number: int, batch: Raw) -> Raw:
         return await self._send(Call.APPEND, view_number, batch)
@@ -100,8 +107,30 @@ class RayStore:
     async def install(self, view: View) -> Refused | None:
         return await self._call("install", view)
 
-    async def release(self, trial_id: str) -> bool:
-        return await self._call("release", trial_id)
+    async def put_payload(self, label: bytes, payload: bytes) -> bool:
+        """One at a time and over a line of its own: no commit waits behind it."""
+        async with self._bringing:
+            try:
+                if self._broad is None or not self._broad.open:
+                    self._broad = await Line.to(await self._call("door"))
+                answer = await self._broad.call(Call.PAYLOAD, len(label), label, payload)
+            except (CallFailed, LineBroken, NobodyThere) as error:
+                raise StoreUnavailable(f"store {self.name} does not answer payload: {error}") from error
+            except asyncio.CancelledError:
+                if self._broad is not None:
+                    self._broad.close()  # what is not sent yet is of no use to anybody
+                    self._broad = None
+                raise
+        return bytes(answer) == b"1"
+
+    async def payload(self, trial_id: str, key: str, digest: str) -> bytes | None:
+        return await self._call("payload", trial_id, key, digest)
+
+    async def release(self, trial_id: str, note: bytes = b"") -> bool:
+        return await self._call("release", trial_id, note)
+
+    async def note(self, trial_id: str) -> bytes | None:
+        return await self._call("note", trial_id)
 
     async def standing(self) -> Standing:
         return await self._call("standing")
@@ -139,6 +168,7 @@ class RayStore:
                 raise error.cause from None
             raise
         except (RayError, ValueError) as error:
+            self._handle = None  # another actor may have its name, with what its journal has
             raise StoreUnavailable(f"store {self.name} does not answer {method}: {error}") from error
 
 

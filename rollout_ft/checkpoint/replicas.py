@@ -89,10 +89,12 @@ class Replicas:
         if changed is not None and not changed.done():
             changed.set_result(None)
 
-    async def call(self, names: Sequence[str], call: Callable[[StorePort], Awaitable[T]]) -> dict[str, T | BaseException]:
+    async def call(
+        self, names: Sequence[str], call: Callable[[StorePort], Awaitable[T]], *, timeout_s: float | None = None
+    ) -> dict[str, T | BaseException]:
         """Ask all at once. It ends at the timeout, or at once when a newer view makes the answers worthless."""
         tasks = {name: asyncio.ensure_future(self._ask(name, call)) for name in names}
-        changed, ends = self._change(), asyncio.get_running_loop().time() + self._call_timeout_s
+        changed, ends = self._change(), asyncio.get_running_loop().time() + (timeout_s or self._call_timeout_s)
         open_ = set(tasks.values())
         try:
             while open_ and not changed.done():
@@ -106,7 +108,7 @@ class Replicas:
             for task in open_:
                 task.add_done_callback(_seen)
                 task.cancel()
-        silent = TimeoutError(f"no answer within {self._call_timeout_s} s")
+        silent = TimeoutError(f"no answer within {timeout_s or self._call_timeout_s} s")
         return {name: silent if task in open_ else task.exception() or task.result() for name, task in tasks.items()}
 
     async def renew(self, pause_s: float) -> None:

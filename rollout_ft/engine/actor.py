@@ -15,6 +15,7 @@ from rollout_ft import line
 from rollout_ft.checkpoint.mirror import Mirror
 from rollout_ft.checkpoint.ports import resolve
 from rollout_ft.checkpoint.view import View
+from rollout_ft.engine.experts import shape_of
 from rollout_ft.engine.host import SessionHost
 from rollout_ft.engine.http import OwnerHTTP, dump
 from rollout_ft.engine.launch import command, environment, log_path
@@ -30,7 +31,6 @@ from rollout_ft.gateway.keys import Keys
 from rollout_ft.line import token_of
 from rollout_ft.rayapi import ray
 from rollout_ft.samples.summary import summary
-from rollout_ft.samples.trajectory import records_of, trajectory_of
 from rollout_ft.session.drift import load_renderer
 from rollout_ft.telemetry.events import Events
 from rollout_ft.testing.faults import fault_points
@@ -67,12 +67,14 @@ class EngineActor:
         self._mirror = Mirror(
             self._view, lambda name: resolve(name, self._setup.namespace), self._supervisor.view,
             commit_timeout_s=config.store.commit_timeout_s, call_timeout_s=config.store.call_timeout_s,
+            payload_copies=config.store.payload_copies,
         )  # fmt: skip
         faults = fault_points(self._setup, self._process)
         parser = await make_parser(config, self._engine_id, self._engine, await sglang)
         self._host = SessionHost(
-            self._engine_id, config, await renderer, self._engine, parser, self._mirror, self._lose_engine, self._events, faults
-        )
+            self._engine_id, config, await renderer, self._engine, parser, self._mirror, self._lose_engine, self._events, faults,
+            shape_of(config),
+        )  # fmt: skip
         ip = node_ip(self._setup.loopback)
         sock = socket.create_server((ip, 0), backlog=4096)
         owner = OwnerHTTP(self._host, config, await renderer)
@@ -141,7 +143,7 @@ class EngineActor:
         session = await self._host.read(trial_id)
         if session is None:
             raise SessionClosed(f"trial {trial_id} is not known")
-        assemble = (trajectory_of if what == "trajectory" else records_of)(session)
+        assemble = await self._host.assembly(session, what)
         return await asyncio.to_thread(lambda: dump(assemble()))
 
     # -- the actor ------------------------------------------------------------------------------------------------

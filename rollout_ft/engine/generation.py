@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from rollout_ft.engine.capture import Capture
 from rollout_ft.engine.continuation import cut_spans, join_spans, start_from
 from rollout_ft.engine.port import Chunk, Engine
 from rollout_ft.errors import EngineLost, EngineRefused
@@ -56,6 +57,8 @@ class Generation:
     reused: int = 0
     regenerated: bool = False
     finish: str = ""
+    capture: Capture | None = None
+    """Of routed experts, where they are asked for; what another engine had captured is lost with it."""
 
     def adopt(self, partial: Partial) -> None:
         """Goes on from what another engine had sampled."""
@@ -99,6 +102,8 @@ class Generation:
         if dropped:
             self.ids, self.logprobs = self.ids[: start.keep], self.logprobs[: start.keep]
             self.spans = tuple(cut_spans(self.spans, start.keep))
+            if self.capture is not None:
+                self.capture.cut(start.keep)
             self.wasted += dropped
             self.reused = min(self.reused, start.keep)
             self.regenerated = True
@@ -113,7 +118,7 @@ class Generation:
         if sampling.get("min_new_tokens"):
             sampling["min_new_tokens"] = max(0, sampling["min_new_tokens"] - kept)
         input_json = o.input_json + b"," + ",".join(map(str, self.ids)).encode() if kept else o.input_json
-        stream = engine.generate(self.rid, input_json, sampling)
+        stream = engine.generate(self.rid, input_json, sampling, self.capture.end if self.capture else None)
         wait_s = deadlines.first_token_s
         try:
             while True:
@@ -141,6 +146,8 @@ class Generation:
         self.ids += chunk.ids
         self.logprobs += chunk.logprobs
         self.spans = join_spans(before, chunk.spans, kept, len(self.ids))
+        if chunk.finish and self.capture is not None:
+            self.capture.take(kept, len(self.ids), chunk.routed, recaptured=chunk.recaptured)
 
 
 def _numbers(values: list[float]) -> bool:

@@ -17,13 +17,16 @@ from typing import Any
 from rollout_ft.checkpoint.mirror import Mirror
 from rollout_ft.clock import monotonic, wall
 from rollout_ft.config import Config
+from rollout_ft.engine.capture import Shape
 from rollout_ft.engine.generation import Deadlines, Generation
 from rollout_ft.engine.held import Held
 from rollout_ft.engine.parsers import Parser
 from rollout_ft.engine.port import Engine
+from rollout_ft.engine.routing import Routing
 from rollout_ft.engine.turns import begin, depth_of, how, message_of, turn_of
 from rollout_ft.errors import EngineLost, EngineRefused, Fenced, SessionClosed, SessionMoved, StoreUnavailable
 from rollout_ft.faultpoints import FaultPoints
+from rollout_ft.samples.trajectory import Assembly, records_of, routed_of, trajectory_of
 from rollout_ft.session.entries import FAULT, decode_entry
 from rollout_ft.session.flight import Flight
 from rollout_ft.session.render import Renderer
@@ -31,7 +34,7 @@ from rollout_ft.session.request import TurnRequest
 from rollout_ft.session.session import Attach, Begin, Replay, Session
 from rollout_ft.session.tree import Node
 from rollout_ft.telemetry.events import Events
-from rollout_ft.types import JSON, Answered, Ended, Opened, Partial, Served, SessionSpec, Turn, split_session_id
+from rollout_ft.types import JSON, Answered, Ended, Opened, Partial, RoutedExperts, Served, SessionSpec, Turn, split_session_id
 
 _log = logging.getLogger("rollout_ft")
 AbortEngine = Callable[[str], Awaitable[None]]
@@ -47,11 +50,12 @@ class Reply:
 class SessionHost:
     def __init__(
         self, engine_id: str, config: Config, renderer: Renderer, engine: Engine, parser: Parser, mirror: Mirror,
-        lose_engine: AbortEngine, events: Events, faults: FaultPoints,
+        lose_engine: AbortEngine, events: Events, faults: FaultPoints, shape: Shape | None = None,
     ):  # fmt: skip
         self._engine_id, self._config, self._renderer, self._parser = engine_id, config, renderer, parser
         self._engine, self._mirror, self._lose_engine = engine, mirror, lose_engine
         self._events, self._faults = events, faults
+        self._routing = Routing(shape, mirror.payloads, events) if shape else None
         self._held: dict[str, Held] = {}
         self._losing: asyncio.Task[None] | None = None
         self._flusher = asyncio.create_task(self._flush_partials())
@@ -148,6 +152,17 @@ class SessionHost:
         entries = [decode_entry(e.kind, e.payload) for e in await self._mirror.read(trial_id)]
         return self._restored(entries, [])
 
+    async def assembly(self, session: Session, what: str) -> Assembly:
+        """What makes a session's trajectory, or its records: all that takes long, for the caller to do aside."""
+        if what != "trajectory":
+            return records_of(session)
+        assemble = trajectory_of(session)
+        if self._routing is None:
+            return assemble
+        wanted = routed_of(session)  # in the same moment: what is committed from now on is in neither
+        rows = await self._routing.fetch(session, wanted)
+        return lambda: assemble(rows)
+
     def session(self, sid: str) -> Session:
         return self._get(sid).session
 
@@ -171,7 +186,7 @@ class SessionHost:
                 await _whole(self._replay(held, node, request, first))
                 return Reply(node, Served.REPLAYED)
             case Begin(flight):
-                generation = begin(held.session, flight, self._renderer)
+                generation = begin(held.session, flight, self._renderer, self._routing.shape if self._routing else None)
                 held.session.take_off(flight)
                 held.generations[flight.key] = generation
                 task = asyncio.create_task(self._fly(held, flight, generation), name=f"turn:{sid}:{flight.key}")
@@ -268,7 +283,8 @@ class SessionHost:
             if generation.calls >= self._config.engine.max_generations_per_turn:
                 raise EngineRefused(500, f"the turn's budget of {generation.calls} generations is spent")
             message = await self._generate(held, flight, generation)
-            turn = turn_of(held.session, flight, generation, message)
+            routed = await self._keep_routed(held, flight, generation)
+            turn = turn_of(held.session, flight, generation, message, routed)
             try:
                 await held.commit(held.session.entry_key(turn.key), turn)
             except (SessionMoved, SessionClosed):
@@ -290,6 +306,12 @@ class SessionHost:
                 grace = held.graces.pop(flight.key, None)
                 if grace is not None:
                     grace.cancel()
+
+    async def _keep_routed(self, held: Held, flight: Flight, generation: Generation) -> RoutedExperts | None:
+        capture, generation.capture = generation.capture, None
+        if self._routing is None or capture is None:
+            return None
+        return await self._routing.keep(held.session, held.epoch, flight.key, capture)
 
     async def _generate(self, held: Held, flight: Flight, generation: Generation) -> JSON:
         """Generates until the turn is finished, and returns its message."""

@@ -23,7 +23,7 @@ from rollout_ft.gateway.asgi import Disconnected, Exchange, Headers
 from rollout_ft.gateway.dialects import COUNT, DIALECTS, Asked, Dialect, Evidence, Rules
 from rollout_ft.gateway.dialects.sampling import session_sampling
 from rollout_ft.gateway.reading import Reading
-from rollout_ft.samples.trajectory import records_of, trajectory_of
+from rollout_ft.samples.routed import array_json
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.session import Session
 from rollout_ft.types import JSON, Raw
@@ -73,7 +73,7 @@ class OwnerHTTP:
                 await self._host.failed(sid, request.turn)
                 await x.reply(204, b"")
             elif route == "session":
-                assemble = (trajectory_of if what == "trajectory" else records_of)(self._host.session(sid))
+                assemble = await self._host.assembly(self._host.session(sid), what)
                 await x.reply(200, await asyncio.to_thread(lambda: dump(assemble())))
         except SessionMoved as e:
             await x.reply(503, b"", [(OWNER, b"lost" if e.in_flight else b"moved")])
@@ -170,7 +170,9 @@ class OwnerHTTP:
 
 
 def dump(made: JSON) -> bytes:
-    """A trajectory or records as JSON; a long array bit by bit, so that other threads get their turn in between."""
+    """A trajectory or records as JSON; a long array bit by bit, so that other threads get their turn in between.
+
+    One of several dimensions is `{data, dtype, shape}`, the data in base64."""
     return orjson.dumps(made, default=_array)
 
 
@@ -178,6 +180,8 @@ def _array(value: Any) -> orjson.Fragment:
     if not isinstance(value, np.ndarray):
         raise TypeError(f"{type(value).__name__} is not for JSON")
     numbers = cast("np.ndarray[Any, Any]", value)
+    if numbers.ndim > 1:
+        return array_json(numbers)
     parts = [orjson.dumps(numbers[i : i + ARRAY_STEP], option=orjson.OPT_SERIALIZE_NUMPY)[1:-1] for i in range(0, len(numbers), ARRAY_STEP)]
     return orjson.Fragment(b"[" + b",".join(parts) + b"]")
 

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from rollout_ft.config import Config, model_dir
+from rollout_ft.engine.experts import shape_of
 from rollout_ft.fleet.node import logs_dir
 
 _SECRETS = re.compile(r"^RAY_AUTH|SECRET|API_KEY")
@@ -27,7 +28,17 @@ def command(config: Config, engine_id: str, port: int) -> list[str]:
     else:
         program = [sys.executable, "-m", "rollout_ft.testing.small_engine", "--incremental-streaming-output"]
         program += ["--stream-interval", str(engine.stream_interval_tokens), "--context-length", str(config.model.context_tokens)]
-    return [*program, *common, *(arg.replace("{engine}", engine_id) for arg in engine.args)]
+    return [*program, *_routed(config), *common, *(arg.replace("{engine}", engine_id) for arg in engine.args)]
+
+
+def _routed(config: Config) -> list[str]:
+    """The small engine has no experts: it is told which it would have."""
+    shape = shape_of(config)
+    if shape is None:
+        return []
+    if config.engine.kind == "sglang":
+        return ["--enable-return-routed-experts"]
+    return ["--routed-experts", f"{shape.layers},{shape.topk},{shape.experts}"]
 
 
 def environment(config: Config) -> dict[str, str]:

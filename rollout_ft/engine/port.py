@@ -16,13 +16,17 @@ from rollout_ft.types import JSON, VersionSpan
 class Chunk:
     """New tokens of a generation. `finish` is `stop`, `length` or `abort` in the last one, else empty.
 
-    `spans` cover all tokens of the generation so far, with offsets from its own first token.
+    `spans` cover all tokens of the generation so far, with offsets from its own first token. `routed` comes with the last
+    one, where it was asked for: base64 of int32, as the engine sent it and unchecked. `recaptured` says that the engine
+    computed tokens of this generation twice, so that some of it is not from when they were sampled.
     """
 
     ids: list[int]
     logprobs: list[float]
     spans: tuple[VersionSpan, ...]
     finish: str = ""
+    routed: bytes | memoryview = b""
+    recaptured: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +36,9 @@ class EngineInfo:
 
 
 class Engine(Protocol):
-    def generate(self, rid: str, input_json: bytes, sampling: JSON) -> AsyncIterator[Chunk]:
-        """Streams one generation. `input_json`: all input ids as JSON without brackets.
+    def generate(self, rid: str, input_json: bytes, sampling: JSON, routed_from: int | None = None) -> AsyncIterator[Chunk]:
+        """Streams one generation. `input_json`: all input ids as JSON without brackets; `routed_from`: the first row of
+        routed experts that is wanted, if any is.
 
         Raises EngineRefused when the engine answered no, EngineLost when the connection to it broke.
         """

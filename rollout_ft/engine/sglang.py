@@ -18,6 +18,8 @@ from rollout_ft.errors import EngineLost, EngineRefused
 from rollout_ft.types import JSON, VersionSpan
 
 _LOST = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError)
+LARGE_BYTES = 2**16
+_ROUTED = b'"routed_experts":"'
 _CONTROL_TIMEOUT_S = aiohttp.ClientTimeout(total=10)
 
 
@@ -30,8 +32,11 @@ class SGLang:
             connector=connector, timeout=aiohttp.ClientTimeout(total=None), cookie_jar=aiohttp.DummyCookieJar()
         )
 
-    async def generate(self, rid: str, input_json: bytes, sampling: JSON) -> AsyncIterator[Chunk]:
-        head = orjson.dumps({"rid": rid, "sampling_params": sampling, "return_logprob": True, "stream": True})
+    async def generate(self, rid: str, input_json: bytes, sampling: JSON, routed_from: int | None = None) -> AsyncIterator[Chunk]:
+        asked: JSON = {"rid": rid, "sampling_params": sampling, "return_logprob": True, "stream": True}
+        if routed_from is not None:
+            asked |= {"return_routed_experts": True, "routed_experts_start_len": routed_from}
+        head = orjson.dumps(asked)
         body = _Body(head[:-1] + b',"input_ids":[', input_json, b"]}")
         try:
             async with self._http.post(f"{self.url}/generate", data=body) as response:
@@ -130,10 +135,16 @@ class _Body(aiohttp.Payload):
 
 async def _events(content: aiohttp.StreamReader) -> AsyncIterator[list[Any]]:
     """The JSON of the server-sent events that came together, up to `[DONE]`."""
-    rest = b""
+    begun: list[bytes] = []  # of an event that is not whole: it may have hundreds of megabytes, and is looked through once
     async for data in content.iter_any():
-        *events, rest = (rest + data).split(b"\n\n")
-        payloads = [event[5:].strip() for event in events if event.startswith(b"data:")]
+        if begun and data.startswith(b"\n") and begun[-1].endswith(b"\n"):
+            data, begun[-1] = b"\n" + data, begun[-1][:-1]  # an end that came in two
+        first, *more = data.split(b"\n\n")
+        begun += [first] if first else []
+        if not more:
+            continue
+        events, begun = [b"".join(begun), *more[:-1]], [more[-1]]
+        payloads = [_payload(event) for event in events if event.startswith(b"data:")]
         done = b"[DONE]" in payloads
         parsed = [_parsed(payload) for payload in (payloads[: payloads.index(b"[DONE]")] if done else payloads)]
         if parsed:
@@ -142,11 +153,27 @@ async def _events(content: aiohttp.StreamReader) -> AsyncIterator[list[Any]]:
             return
 
 
+def _payload(event: bytes) -> bytes:
+    """Copied once: it may be large."""
+    return event[6 if event.startswith(b"data: ") else 5 :].strip()
+
+
 def _parsed(payload: bytes) -> Any:
+    at = payload.find(_ROUTED) if len(payload) > LARGE_BYTES else -1
     try:
-        return orjson.loads(payload)
+        return orjson.loads(payload) if at < 0 else _beside(payload, at + len(_ROUTED))
     except orjson.JSONDecodeError as e:
         raise EngineRefused(502, f"the engine sent what is not JSON: {e}") from None
+
+
+def _beside(payload: bytes, start: int) -> Any:
+    """An event without reading its routed experts, which begin at `start`: so much text takes long, and nobody needs it
+    as text. Inside of a string their name would have other characters around it."""
+    end = payload.find(b'"', start)
+    event: Any = orjson.loads(payload[:start] + payload[end:])
+    if isinstance(event, dict) and isinstance(meta := cast(JSON, event).get("meta_info"), dict):
+        meta["routed_experts"] = memoryview(payload)[start:end]
+    return cast(Any, event)
 
 
 def _joined(events: list[Any], seen: int) -> tuple[Chunk, EngineRefused | None]:
@@ -157,7 +184,7 @@ def _joined(events: list[Any], seen: int) -> tuple[Chunk, EngineRefused | None]:
             more = _chunk(event, seen + len(chunk.ids))
         except EngineRefused as e:
             return chunk, e
-        chunk = Chunk(chunk.ids + more.ids, chunk.logprobs + more.logprobs, more.spans, more.finish)
+        chunk = Chunk(chunk.ids + more.ids, chunk.logprobs + more.logprobs, more.spans, more.finish, more.routed, more.recaptured)
         if chunk.finish:
             break
     return chunk, None
@@ -190,4 +217,8 @@ def _tokens(event: JSON, meta: JSON, seen: int) -> Chunk:
     spans = tuple(VersionSpan(str(s["version"]), int(s["start"]), int(s["end"])) for s in meta.get("weight_versions") or ())
     if not spans:
         spans = (VersionSpan(str(meta.get("weight_version", "")), 0, seen + new),)
-    return Chunk(ids[take], [t[0] for t in triples[len(triples) - new :]], spans, finish)
+    routed: Any = meta.get("routed_experts") if finish else None
+    if not isinstance(routed, memoryview):  # what a large event was read without
+        routed = routed.encode(errors="replace") if isinstance(routed, str) else b""
+    recaptured = bool(meta.get("num_retractions"))
+    return Chunk(ids[take], [t[0] for t in triples[len(triples) - new :]], spans, finish, cast("bytes | memoryview", routed), recaptured)

@@ -11,6 +11,7 @@ import logging
 import orjson
 
 from rollout_ft.clock import wall
+from rollout_ft.engine.capture import Capture, Shape
 from rollout_ft.engine.generation import Generation, Order, logprob_bytes
 from rollout_ft.engine.parsers import Parser
 from rollout_ft.errors import EngineLost
@@ -19,15 +20,16 @@ from rollout_ft.session.parse import Parsed, assistant_message, opened_thinking,
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.session import Session
 from rollout_ft.session.tree import ids_bytes
-from rollout_ft.types import JSON, Served, Turn
+from rollout_ft.types import JSON, RoutedExperts, Served, Turn
 
 MAX_ALSO = 64
 """Callers with a key of their own that a turn is recorded with."""
 _log = logging.getLogger("rollout_ft")
 
 
-def begin(session: Session, flight: Flight, renderer: Renderer) -> Generation:
-    """The generation of a flight, with what another engine had sampled of it."""
+def begin(session: Session, flight: Flight, renderer: Renderer, shape: Shape | None = None) -> Generation:
+    """The generation of a flight, with what another engine had sampled of it; `shape` is that of a row of routed experts,
+    where they are wanted."""
     request = flight.request
     generation = Generation(
         Order(
@@ -36,6 +38,10 @@ def begin(session: Session, flight: Flight, renderer: Renderer) -> Generation:
             stop_ids=renderer.stop_ids.union(request.sampling.get("stop_token_ids") or ()), vocab_size=renderer.vocab_size,
         )
     )  # fmt: skip
+    if shape is not None:
+        # The rows before these came with the turns before. A turn has none for its last token: what it made is new.
+        start = max(0, flight.prompt_tokens - len(flight.prompt_ids) // 4 - 1)
+        generation.capture = Capture(shape, start, flight.prompt_tokens - 1)
     if flight.partial is not None:
         generation.adopt(flight.partial)
     return generation
@@ -61,7 +67,7 @@ async def message_of(session: Session, flight: Flight, g: Generation, renderer: 
     return message
 
 
-def turn_of(session: Session, flight: Flight, g: Generation, message: JSON) -> Turn:
+def turn_of(session: Session, flight: Flight, g: Generation, message: JSON, routed: RoutedExperts | None = None) -> Turn:
     """The turn, with the evidence that waits for a commit."""
     request = flight.request
     new = b"" if request.input_ids is not None else compact(orjson.dumps(request.messages[flight.new_from :]))
@@ -74,7 +80,7 @@ def turn_of(session: Session, flight: Flight, g: Generation, message: JSON) -> T
         sampling=compact(orjson.dumps(request.sampling, option=orjson.OPT_SORT_KEYS)), finish_reason=g.finish,
         reply=compact(orjson.dumps(message)), created=int(wall()), generations=g.calls, tokens_wasted=g.wasted,
         tokens_reused=g.reused, idempotency_key=request.idempotency_key, acknowledged=acks, delivered=deliveries,
-        unheard=not flight.callers, trim=flight.trim, order=flight.order,
+        unheard=not flight.callers, trim=flight.trim, order=flight.order, routed=routed,
         also=tuple((rid, key) for rid, key in flight.joined.items() if key and rid != request.request_id)[:MAX_ALSO],
     )  # fmt: skip
 

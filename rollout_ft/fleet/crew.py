@@ -16,13 +16,14 @@ from typing import Any
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rollout_ft.checkpoint.view import View
-from rollout_ft.config import Config
+from rollout_ft.config import Config, journalled
 from rollout_ft.fleet import spread
 from rollout_ft.fleet.member import Member
 from rollout_ft.fleet.nodes import NODE_LABEL, Nodes
 from rollout_ft.fleet.spread import Node, Placement
 from rollout_ft.rayapi import ray
 
+LOCK_MARGIN_S = 15.0
 LIST_TIMEOUT_S = 30.0
 """For Ray's control plane to list the actors; without it nothing can be rebuilt."""
 
@@ -39,6 +40,8 @@ class Setup:
     """The cluster is this machine alone: nothing listens on other addresses."""
     home: str = ""
     """The node of who started the run."""
+    last_view: int = 0
+    """The highest view that is known to have been open: what the journals have must not be older."""
 
 
 def actor_name(run: str, role: str, incarnation: int) -> str:
@@ -90,8 +93,11 @@ class Crew:
                 if node is None and distinct:
                     return None
                 options = self._stands(name, role, node)
-            journal = config.store.journal_dir or None
-            handle = create_store_actor(name, self._namespace, view, journal, loopback=self.setup.loopback, **options)
+            journal = config.store.journal_dir if journalled(config) else None
+            handle = create_store_actor(
+                name, self._namespace, view, journal, memory_bytes=config.store.memory_bytes, payload_bytes=config.store.payload_bytes,
+                loopback=self.setup.loopback, patience_s=config.orphan_s + LOCK_MARGIN_S, **options,
+            )  # fmt: skip
         handle.live.remote(config.orphan_s)
         return Member(role, incarnation, name, handle)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +54,7 @@ class Member:
                 raise e.cause from None
             raise
         except (RayError, TimeoutError) as e:
-            raise Gone(f"{self.name}: {type(e).__name__}", isinstance(e, ActorDiedError)) from e
+            raise Gone(f"{self.name}: {_why(e)}", isinstance(e, ActorDiedError)) from e
 
     async def _repeated(self, method: str, *args: Any) -> Any:
         for _ in range(REPEATS):
@@ -79,3 +80,9 @@ class Member:
         """At once; an actor that is dead already is no error. Blocks while Ray's control plane does not answer."""
         with contextlib.suppress(RayError, ValueError):
             ray.kill(self.handle, no_restart=True)
+
+
+def _why(e: Exception) -> str:
+    """The kind of Ray's error, or our own words where an actor died of them in its constructor."""
+    ours = re.search(r"^\s*rollout_ft\.[\w.]+: (.+)$", str(e), re.MULTILINE)
+    return ours[1] if ours else type(e).__name__

@@ -19,6 +19,7 @@ from rollout_ft.fleet.gateways import Gateways
 from rollout_ft.fleet.lease import Lease
 from rollout_ft.fleet.member import Gone, Member
 from rollout_ft.fleet.node import node_id
+from rollout_ft.fleet.predecessor import Claim, judge
 from rollout_ft.fleet.pulse import Pulse
 from rollout_ft.fleet.sessions import Sessions
 from rollout_ft.fleet.stores import Stores
@@ -36,6 +37,7 @@ class Supervisor:
         self._events = Events("supervisor")
         self._collected: deque[JSON] = deque(maxlen=MAX_BUFFERED)
         self._started: asyncio.Task[None] | None = None
+        self._ending = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     # -- start, rebuild, end --------------------------------------------------------------------------------------
@@ -47,6 +49,15 @@ class Supervisor:
         await asyncio.shield(self._started)
         warnings = [self._stores.warning] if self._stores.warning else []
         return {"gateway_url": base_url(self._setup, self._gateways.port), "warnings": warnings}
+
+    async def claim(self, setup: Setup) -> Claim:
+        """A process that goes on with a run asks whether this is its run; if it is, it is its owner from now on."""
+        claim = judge(setup, self._setup, ending=self._ending)
+        if claim is Claim.ADOPTED:
+            await self.start()
+            self._lease.renew()
+            self._events.emit("run.adopted")
+        return claim
 
     async def _start(self) -> None:
         self._lease = Lease(self._setup.config.orphan_s)
@@ -62,7 +73,7 @@ class Supervisor:
                 self._crew.seen(member, described_as.get("node_id", ""))
                 for role, incarnation in _remembered(described_as):
                     floor[role] = max(floor[role], incarnation)
-        known_view = max((d["view"].number for m, d in alive if m.role.startswith("engine-")), default=0)
+        known_view = max([self._setup.last_view, *(d["view"].number for m, d in alive if m.role.startswith("engine-"))])
         pulse = Pulse(self._setup.config.fleet.ping_s)
         self._engines = Engines(self._crew, pulse, self._events, lambda: self._stores.view)
         self._stores = Stores(self._crew, pulse, self._events, self._engines.push_view)
@@ -132,6 +143,7 @@ class Supervisor:
 
     async def stop(self) -> None:
         """Ends every actor of the run but this one, engines first."""
+        self._ending = True
         self._gateways.end()
         engines = [e.member for e in self._engines.by_id.values() if e.member is not None]
         for engine in self._engines.by_id.values():
@@ -177,6 +189,10 @@ class Supervisor:
     async def end_trial(self, trial_id: str, attempt: int | None, outcome: Outcome, reward: float | None, cause: str) -> JSON:
         await self.start()
         return await self._sessions.end(trial_id, attempt, outcome, reward, cause)
+
+    async def release_trial(self, trial_id: str) -> JSON:
+        await self.start()
+        return await self._sessions.release(trial_id)
 
     async def trial(self, trial_id: str) -> JSON:
         await self.start()

@@ -66,12 +66,13 @@ def _paths() -> JSON:
         "/trials/{trial_id}": {"get": _control("One trial.", "Trial", parameters=[_TRIAL])},
         "/trials/{trial_id}/restart": {"post": _control("The next attempt.", "Opened", "RestartBody", parameters=[_TRIAL])},
         "/trials/{trial_id}/outcome": {"post": _control("How the trial ended.", "Trial", "OutcomeBody", parameters=[_TRIAL])},
+        "/trials/{trial_id}/release": {"post": _control("It was collected: forget all but this.", "Trial", parameters=[_TRIAL])},
         "/fleet": {"get": _control("The engines.", _OBJECT)},
         "/sessions/{session_id}": {
             "get": _agents("Every turn on the active path.", "Records", parameters=[_SESSION]),
             "delete": _agents("Closes the session.", None, parameters=[_SESSION]),
         },
-        "/sessions/{session_id}/trajectory": {"get": _agents("Token-exact paths.", _OBJECT, parameters=[_SESSION])},
+        "/sessions/{session_id}/trajectory": {"get": _agents("Token-exact paths.", "Trajectory", parameters=[_SESSION])},
         "/sessions/{session_id}/generate": {"post": _agents("A turn in tokens.", "Generated", "GenerateBody", [_SESSION, _IDEMPOTENCY])},
     }
     for base, named in (("/sessions/{session_id}/v1", _SESSION), ("/v1", _NAMED)):
@@ -140,8 +141,9 @@ def _schemas() -> JSON:
     return {
         "OpenBody": _model(OpenBody), "RestartBody": _model(RestartBody), "OutcomeBody": _model(OutcomeBody),
         "Opened": _has(session_id=_TEXT, trial_id=_TEXT, attempt=integer, base_url=_TEXT, api_key=_TEXT, turns=integer),
-        "Trial": _has(trial_id=_TEXT, session_id=_TEXT, attempt=integer, state={"enum": ["running", "ended"]}, turns=integer),
+        "Trial": _has(trial_id=_TEXT, session_id=_TEXT, attempt=integer, state={"enum": ["running", "ended", "released"]}, turns=integer),
         "Records": _has(session_id=_TEXT, records={"type": "array", "items": _OBJECT}, metadata=_OBJECT),
+        "Trajectory": _has(session_id=_TEXT, paths={"type": "array", "items": _path()}, metadata=_OBJECT),
         "Error": _has(error=_has(message=_TEXT, type=_TEXT, code=_TEXT, param={"type": ["string", "null"]})),
         "AnthropicError": _has(type={"const": "error"}, error=_has(type=_TEXT, message=_TEXT)),
         "ChatBody": _chat_body(), "MessagesBody": _messages_body(["messages", "max_tokens"]), "CountBody": _messages_body(["messages"]),
@@ -160,6 +162,19 @@ def _schemas() -> JSON:
         "Counted": _has(input_tokens=integer),
         "Models": _has(object={"const": "list"}, data={"type": "array", "items": _has(id=_TEXT, max_model_len=number)}),
     }  # fmt: skip
+
+
+def _path() -> JSON:
+    """With `samples.routed_experts` a path says them too: as an array in base64, row i what routed token i."""
+    integers: JSON = {"type": "array", "items": {"type": "integer"}}
+    ranges: JSON = {"type": "array", "items": {**integers, "minItems": 2, "maxItems": 2}}
+    path = _has(token_ids=integers, loss_mask=integers, logprobs={"type": "array", "items": {"type": "number"}}, turns={"type": "array"})
+    array = _has(data={"type": "string", "contentEncoding": "base64"}, dtype={"enum": ["uint8", "uint16"]}, shape=integers)
+    path["properties"] |= {
+        "routed_experts": {"anyOf": [array, {"type": "null"}]}, "routed_experts_partial": {"type": "boolean"},
+        "routed_experts_missing": ranges, "routed_experts_substituted": ranges,
+    }  # fmt: skip
+    return path
 
 
 def _text_parts() -> JSON:

@@ -1,8 +1,9 @@
 """Trajectories as files that trainers load without this package.
 
-Owns the layout: one safetensors file a trial; per path i the tensors `{i}.token_ids` (int32), `{i}.loss_mask` (int8) and
-`{i}.logprobs` (float32), and everything else as JSON under the key `trial` of the file's metadata. A file is there
-whole or not at all.
+Owns the layout: one safetensors file a trial; per path i the tensors `{i}.token_ids` (int32), `{i}.loss_mask` (int8),
+`{i}.logprobs` (float32) and, where they are wanted, `{i}.routed_experts` (uint8 or uint16), and everything else as JSON
+under the key `trial` of the file's metadata. A file is there whole or not at all, and on disk: the stores forget a trial once
+it is written.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ import numpy as np
 import orjson
 from safetensors.numpy import save
 
+from rollout_ft.disk import sync_folder
+from rollout_ft.samples.routed import array_of
 from rollout_ft.types import JSON
 
+ROUTED = "routed_experts"
 _DTYPES = {"token_ids": np.int32, "loss_mask": np.int8, "logprobs": np.float32}
 
 
@@ -23,10 +27,16 @@ def write_trajectory(path: Path, trajectory: JSON, reward: float | None) -> None
     tensors = {
         f"{i}.{name}": np.asarray(each[name], dtype=dtype) for i, each in enumerate(trajectory["paths"]) for name, dtype in _DTYPES.items()
     }
+    routed = {i: array_of(each[ROUTED]) for i, each in enumerate(trajectory["paths"]) if each.get(ROUTED) is not None}
+    tensors |= {f"{i}.{ROUTED}": rows for i, rows in routed.items()}
     rest = {k: v for k, v in trajectory.items() if k != "paths"} | {
         "reward": reward,
-        "paths": [{k: v for k, v in each.items() if k not in _DTYPES} for each in trajectory["paths"]],
+        "paths": [{k: v for k, v in each.items() if k not in _DTYPES and k != ROUTED} for each in trajectory["paths"]],
     }
     temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(save(tensors, {"trial": orjson.dumps(rest).decode()}))
+    with temporary.open("wb") as file:
+        file.write(save(tensors, {"trial": orjson.dumps(rest).decode()}))
+        file.flush()
+        os.fdatasync(file.fileno())
     os.replace(temporary, path)
+    sync_folder(path.parent)

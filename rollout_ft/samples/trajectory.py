@@ -8,18 +8,25 @@ leaves out.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import orjson
 
+from rollout_ft.samples.routed import Rows, routed_fields
 from rollout_ft.samples.selection import Selection, evidence, last_answered, select
 from rollout_ft.session.session import Session
 from rollout_ft.session.tree import Node, path, pieces
-from rollout_ft.types import JSON
+from rollout_ft.types import JSON, RoutedExperts
 
 Assembly = Callable[[], JSON]
 """The long part of the work, on what was chosen and does not change any more: to be done beside a session that goes on."""
+
+
+class TrajectoryAssembly(Protocol):
+    """An `Assembly`; `rows` are the routed experts of the turns that `routed_of` names, where they are wanted."""
+
+    def __call__(self, rows: Rows | None = None) -> JSON: ...
 
 
 def trajectory(session: Session) -> JSON:
@@ -30,24 +37,31 @@ def records(session: Session) -> JSON:
     return records_of(session)()
 
 
-def trajectory_of(session: Session) -> Assembly:
+def routed_of(session: Session) -> dict[str, RoutedExperts]:
+    """What the turns of the trajectory say of their routed experts, by turn."""
+    found = {node.turn.key: node.turn.routed for end in select(session).ends for node in path(end)}
+    return {key: routed for key, routed in found.items() if routed is not None}
+
+
+def trajectory_of(session: Session) -> TrajectoryAssembly:
     """`{session_id, trial_id, attempt, paths}`; each path has, over its tokens, `token_ids` (int32), `loss_mask`
-    (int8) and `logprobs` (float32, 0 where not sampled), its `evidence` and whether it was `resampled`, and per turn
-    its key, span, version spans and sampling."""
+    (int8) and `logprobs` (float32, 0 where not sampled), its `evidence` and whether it was `resampled`, per turn
+    its key, span, version spans and sampling, and where routed experts are wanted those (`samples.routed`)."""
     selected, spec, attempt, about = select(session), session.spec, session.attempt, metadata(session)
 
-    def assemble() -> JSON:
+    def assemble(rows: Rows | None = None) -> JSON:
         trained: dict[str, int] = {}
         return {
             "session_id": session.id, "trial_id": spec.trial_id, "task_id": spec.task_id, "group_id": spec.group_id,
-            "attempt": attempt, "paths": [_path(session, selected, end, trained) for end in selected.ends], "metadata": about,
+            "attempt": attempt, "paths": [_path(session, selected, end, trained, rows) for end in selected.ends], "metadata": about,
         }  # fmt: skip
 
     return assemble
 
 
-def _path(session: Session, selected: Selection, end: Node, trained: dict[str, int]) -> JSON:
+def _path(session: Session, selected: Selection, end: Node, trained: dict[str, int], rows: Rows | None) -> JSON:
     """`trained` counts, for each turn, its tokens that an earlier path trains."""
+    routed: list[tuple[str, int, RoutedExperts | None]] = []
     ids: list[Any] = []
     masks: list[Any] = []
     logprobs: list[Any] = []
@@ -71,10 +85,12 @@ def _path(session: Session, selected: Selection, end: Node, trained: dict[str, i
             if start + s.start < at
         ]
         turns.append(_turn(session, node, start, at))
+        routed.append((turn.key, at, turn.routed))
     return {
         "token_ids": np.concatenate(ids), "loss_mask": np.concatenate(masks), "logprobs": np.concatenate(logprobs),
         "version_spans": spans, "finish_reason": end.turn.finish_reason, "sampling": orjson.loads(end.turn.sampling),
         "evidence": evidence(session, end), "resampled": end.turn.key in selected.resampled, "turns": turns,
+        **(routed_fields(routed, rows) if rows is not None else {}),
     }  # fmt: skip
 
 

@@ -10,8 +10,9 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rollout_ft.checkpoint.journal import Appended, Journal, JournalInUse, Opened, Raised, journal_names
+from rollout_ft.checkpoint.journal import Journal, journal_names
 from rollout_ft.checkpoint.log import Entry
+from rollout_ft.checkpoint.records import Appended, Damage, JournalDamaged, JournalInUse, Opened, Raised
 from rollout_ft.clock import monotonic
 from rollout_ft.config import Config
 from rollout_ft.gateway.dialects.openai_reply import ChatRequest, reply_body
@@ -34,9 +35,11 @@ async def history_of(journal_dir: Path, received: Sequence[Received]) -> History
     for name in journal_names(journal_dir):
         written[name] = []
         journal = await _open(journal_dir, name)
-        for record in journal.replay():
-            match record:
-                case Appended(trial_id, attempt, epoch, kind, key, payload):
+        for item in journal.replay():
+            if isinstance(item, Damage):
+                raise JournalDamaged(f"{item.file} at byte {item.offset}: what was written there cannot be read")
+            match item.record:
+                case Appended(trial_id, attempt, epoch, _, kind, key, payload):
                     written[name].append(Written(trial_id, attempt, epoch, Entry(kind, key, payload)))
                 case Raised(trial_id, attempt, epoch):
                     written[name].append(Written(trial_id, attempt, epoch))

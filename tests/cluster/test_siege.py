@@ -64,7 +64,7 @@ async def test_a_supervisor_whose_node_is_killed_goes_on_on_another(ms: Machines
     def beside_others(nodes: Collection[Node]) -> Node:
         return next(n for n in nodes if n.node_id in ms.workers)
 
-    monkeypatch.setattr("rollout_ft.runtime.for_supervisor", beside_others)
+    monkeypatch.setattr("rollout_ft.fleet.predecessor.for_supervisor", beside_others)
     siege = await lay(ms, Blow.SUPERVISOR_NODE, judged.seed, name="supervisor")
     judged(siege)
     assert any(e["event"] == "supervisor.rebuilt" for e in siege.events)

@@ -25,6 +25,7 @@ from rollout_ft.testing.small_engine import MODEL_DIR
 from rollout_ft.testing.small_engine.counter import Counter
 from rollout_ft.testing.small_engine.hash_model import HashModel
 from rollout_ft.testing.small_engine.model import Model
+from rollout_ft.testing.small_engine.routed import Experts
 from rollout_ft.testing.small_engine.scheduler import Limits, Scheduler
 from rollout_ft.testing.small_engine.server import Application, Settings
 from rollout_ft.testing.small_engine.vocabulary import Vocabulary, load_vocabulary
@@ -38,6 +39,14 @@ def _ports(value: str) -> list[int]:
     if len(set(ports)) != len(ports) or not all(0 < port < 65536 for port in ports):
         raise argparse.ArgumentTypeError(f"{value!r} is not a list of different ports")
     return ports
+
+
+def _experts(value: str) -> Experts:
+    try:
+        layers, topk, count = map(int, value.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{value!r} is not LAYERS,TOPK,EXPERTS") from None
+    return Experts(layers, topk, count)
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
@@ -55,6 +64,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     add("--context-length", type=int, help="tokens of prompt and output (default: as the model's config says)")
     add("--max-running-requests", type=int, default=1024)
     add("--max-queued-requests", type=int, help="how many may wait beyond those that run (default: no limit)")
+    add("--routed-experts", type=_experts, metavar="LAYERS,TOPK,EXPERTS", help="return routed experts of this shape when asked")
     return parser.parse_args(argv)
 
 
@@ -92,6 +102,7 @@ async def _serve(options: argparse.Namespace, began: float) -> None:
         context_length=options.context_length or vocabulary.context_length,
         max_running=options.max_running_requests,
         max_queued=options.max_queued_requests,
+        experts=options.routed_experts,
     )
     counter = Counter(options.count_file)
     engines: dict[int, Scheduler] = {}

@@ -69,6 +69,8 @@ class Request:
     skip_special_tokens: bool
     no_stop_trim: bool
     slowdown: Slowdown | None
+    routed_from: int | None
+    """The first row of routed experts that is wanted, if any is."""
 
 
 def wants_stream(body: JSON) -> bool:
@@ -148,6 +150,7 @@ def parse_request(body: JSON, vocabulary: Vocabulary, context_length: int) -> Re
         skip_special_tokens=bool(params.get("skip_special_tokens", True)),
         no_stop_trim=bool(params.get("no_stop_trim", False)),
         slowdown=_slowdown(params.get("custom_params")),
+        routed_from=_routed_from(body, len(prompt)),
     )
 
 
@@ -177,6 +180,15 @@ def _slowdown(custom: Any) -> Slowdown | None:
     if rate == 0:
         raise ValueRefused("custom_params.tokens_per_s must be positive")
     return Slowdown(from_token=_number(params, "from_token", 0, 0), tokens_per_s=rate)
+
+
+def _routed_from(body: JSON, prompt_tokens: int) -> int | None:
+    if not body.get("return_routed_experts"):
+        return None
+    start = _number(body, "routed_experts_start_len", 0, 0)
+    if start > prompt_tokens:
+        raise ValueRefused(f"recv_req.routed_experts_start_len={start} is higher than the number of input tokens {prompt_tokens}.")
+    return start
 
 
 def _number(params: JSON, name: str, default: int, least: int) -> int:

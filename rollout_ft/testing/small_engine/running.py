@@ -41,6 +41,7 @@ class Running:
         self.finished_at: float | None = None
         self.cached_tokens: int | None = None
         self.retractions = 0
+        self.routed = ""
         self.changed = asyncio.Event()
         # Of the scheduler: the sequence, when it is due, and the token that its present chunk ends with.
         self.generation: Generation | None = None
@@ -99,6 +100,8 @@ class Running:
         }
         if self.finished_at is not None:
             meta["e2e_latency"] = self.finished_at - self.arrived
+        if self.routed:
+            meta["routed_experts"] = self.routed
         if request.return_logprob:
             pairs = zip(self.logprobs[ids_from:end], ids, strict=True)
             meta["output_token_logprobs"] = [(logprob, token, None) for logprob, token in pairs]

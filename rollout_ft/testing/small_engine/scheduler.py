@@ -23,6 +23,7 @@ from rollout_ft.testing.small_engine.counter import Counter
 from rollout_ft.testing.small_engine.model import Model
 from rollout_ft.testing.small_engine.pacing import Pace
 from rollout_ft.testing.small_engine.protocol import JSON, Request, ValueRefused
+from rollout_ft.testing.small_engine.routed import Experts
 from rollout_ft.testing.small_engine.running import ABORTED, Running
 from rollout_ft.testing.small_engine.vocabulary import Vocabulary
 
@@ -34,13 +35,15 @@ PauseMode = Literal["abort", "in_place", "retract"]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one engine takes on; `max_queued` None is no limit, `tokens_per_s` 0 is as fast as it goes."""
+    """What one engine takes on; `max_queued` None is no limit, `tokens_per_s` 0 is as fast as it goes. Without `experts` no
+    routed experts are returned, as by SGLang without --enable-return-routed-experts."""
 
     tokens_per_s: float = 80.0
     stream_interval: int = 4
     context_length: int = 32768
     max_running: int = 1024
     max_queued: int | None = None
+    experts: Experts | None = None
 
 
 class Scheduler:
@@ -297,6 +300,11 @@ class Scheduler:
     def _finish(self, running: Running, finish: JSON) -> None:
         """The end of a request. Queues that still hold it pass it over."""
         del self._requests[running.request.rid]
+        request = running.request
+        # As SGLang does, also of one that was aborted, if it ran.
+        if request.routed_from is not None and self.limits.experts and running in self._running:
+            ids = np.concatenate((request.prompt, np.array(running.ids, dtype=np.int32)))
+            running.routed = self.limits.experts.encoded(ids, request.routed_from)
         self._release(running)
         running.end(finish, self._clock())
         self._wake.set()
