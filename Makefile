@@ -8,7 +8,7 @@ SITE := $(shell $(PYTHON) -c 'import torch' 2>/dev/null && echo --system-site-pa
 VENVS := .venvs
 CLIENTS := $(basename $(notdir $(wildcard tests/clients/requirements/*.txt)))
 
-.PHONY: demo test test-clients test-parsers test-templates test-api check bench clean
+.PHONY: demo test test-cluster test-clients test-parsers test-templates test-api check bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rollout-ft demo $(ARGS)
@@ -25,6 +25,10 @@ $(VENVS)/sglang/.installed: tests/parsers-requirements.txt
 	$(VENVS)/sglang/bin/pip install --quiet --disable-pip-version-check -r tests/parsers-requirements.txt
 	$(VENVS)/sglang/bin/pip install --quiet --disable-pip-version-check --no-deps sglang==0.5.23
 	@touch $@
+
+# Several nodes, jobs, clusters that are killed: minutes.
+test-cluster: $(VENV)/.installed
+	$(BIN)/python -m pytest tests/cluster $(ARGS)
 
 # With the tokenizers and chat templates of real models, from packages (npm and pip; no weights, no model hub).
 test-templates: $(VENV)/.installed .templates/.installed

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
+import orjson
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -131,7 +132,12 @@ class StoreConfig(Settings):
     commit_timeout_s: Seconds = 10
     call_timeout_s: Seconds = 2
     journal_dir: str = ""
-    """Where commits are journalled on disk; empty: only in the memory of the replicas."""
+    """Where commits are journalled on disk, a directory that every node with a replica sees; `none`: only in the memory of
+    the replicas. Empty: `journal` in the directory that `run` writes to, elsewhere none."""
+    memory_bytes: int = Field(default=4 * 2**30, ge=2**20)
+    """What one replica keeps of its trials in memory and in Ray's object store. Past it the oldest sealed segments are
+    in the journal alone, and are read back from there; without a journal the object store spills them to Ray's disk.
+    Trials that were collected and released take nothing."""
 
     payload_copies: int = Field(default=1, ge=1)
     """On how many replicas the routed experts of a turn are kept; with the last of them they are lost, and no turn is."""
@@ -245,6 +251,11 @@ def load(path: str | Path | None = None, overrides: list[str] | dict[str, Any] |
         raise ConfigError("; ".join(_explain(err) for err in e.errors())) from None
 
 
+def journalled(config: Config) -> bool:
+    """Whether commits are on disk before they are acknowledged."""
+    return config.store.journal_dir not in ("", "none")
+
+
 def model_dir(config: Config) -> str:
     """The directory of the model, checked to be there."""
     path = Path(config.model.path)
@@ -257,7 +268,8 @@ def model_dir(config: Config) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        data: Any = yaml.safe_load(path.read_text())
+        text = path.read_text()
+        data: Any = orjson.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except OSError as e:
         raise ConfigError(f"config file {path}: {os.strerror(e.errno or 0)}") from None
     except (yaml.YAMLError, ValueError) as e:

@@ -20,7 +20,8 @@ from rollout_ft.config import Config, TrialConfig
 from rollout_ft.engine.experts import shape_of
 from rollout_ft.engine.parsers import check_names
 from rollout_ft.errors import BadRequest, ConfigError
-from rollout_ft.fleet.crew import Member, Setup, actor_name
+from rollout_ft.fleet import predecessor
+from rollout_ft.fleet.crew import Member, Setup
 from rollout_ft.gateway.dialects.sampling import check_sampling
 from rollout_ft.gateway.keys import Keys
 from rollout_ft.session.drift import load_renderer
@@ -48,15 +49,18 @@ class Run:
 
     async def run_trials(
         self, tasks: Sequence[JSON], agent: Agent | Callable[..., Any], *, concurrency: int | None = None, prefix: str = "",
-        config: TrialConfig | None = None, on_result: OnResult | None = None,
+        config: TrialConfig | None = None, on_result: OnResult | None = None, release: bool = False, resume: bool = False,
     ) -> list[TrialResult]:  # fmt: skip
         """Runs every task to its outcome, restarting what faults ended; results in the order of the tasks.
 
+        With `release` the run forgets each trial, but for its summary, once `on_result` has put it where it is safe.
+        With `resume` trials that exist are gone on with: see `rollout_ft.start`.
         `agent` is an async function of (task, session) that returns the reward or None, or one of `trial.agents`.
         """
-        config = config or self.config.trial
-        runner = TrialRunner(self.client, InlineAgent(agent) if callable(agent) else agent, config)
-        return await runner.run(tasks, concurrency=concurrency or config.concurrency, prefix=prefix, on_result=on_result)
+        config, keys = config or self.config.trial, Keys(self.setup.secret)
+        runner = TrialRunner(self.client, InlineAgent(agent) if callable(agent) else agent, config, keys.session, resume)
+        slots = concurrency or config.concurrency
+        return await runner.run(tasks, concurrency=slots, prefix=prefix, on_result=on_result, release=release)
 
     async def fleet(self) -> JSON:
         return await self.client.get("/fleet")
@@ -65,19 +69,23 @@ class Run:
 @contextlib.asynccontextmanager
 async def start(
     config: str | Path | Config | None = None, overrides: list[str] | dict[str, Any] | None = None, *,
-    secret: str = "", faults: bool = False,
+    secret: str = "", faults: bool = False, resume: bool = False, last_view: int = 0,
 ) -> AsyncGenerator[Run]:  # fmt: skip
     """Joins a Ray cluster or starts one, and starts a run in it; ends the run when the block is left.
 
-    Raises ConfigError for what cannot be started, naming the key to change.
+    With `resume` it goes on with a run of the same name and secret: with its actors where they still live under the
+    same config, else from its journal, which must not be older than `last_view`.
+
+    Raises ConfigError for what cannot be started, naming the key to change; DataLost where nothing is left to go on from.
     """
     loaded = config if isinstance(config, Config) else configs.load(config, overrides)
-    _check(loaded)
+    check(loaded)
     cluster = await asyncio.to_thread(connect, loaded.ray)
     restore_signals()
-    setup = Setup(loaded, loaded.ray.namespace, secret or secrets.token_hex(32), faults, loopback=bool(cluster.temp_dir))
+    secret = secret or secrets.token_hex(32)
+    setup = Setup(loaded, loaded.ray.namespace, secret, faults, loopback=bool(cluster.temp_dir), last_view=last_view)
     try:
-        supervisor = _supervisor(setup)
+        supervisor = await predecessor.supervisor(setup, resume=resume)
         try:
             if faults:
                 from rollout_ft.testing.faults import create_plan
@@ -102,7 +110,7 @@ async def start(
         await asyncio.to_thread(cluster.leave)
 
 
-def _check(config: Config) -> None:
+def check(config: Config) -> None:
     """Everything that can be refused before anything is started. Raises ConfigError."""
     load_renderer(config)
     load_matcher(config.session.matcher)
@@ -112,17 +120,6 @@ def _check(config: Config) -> None:
         check_sampling(config.sampling.parameters, config.session.max_output_tokens)
     except BadRequest as e:
         raise ConfigError(f"sampling.parameters: {e}") from None
-
-
-def _supervisor(setup: Setup) -> Member:
-    from rollout_ft.fleet.supervisor import Supervisor
-
-    name = actor_name(setup.config.run, "supervisor", 1)
-    try:
-        handle: Any = Supervisor.options(name=name, namespace=setup.namespace, lifetime="detached").remote(setup)  # pyright: ignore
-    except ValueError:
-        raise ConfigError(f"run: a run called {setup.config.run} is up in this cluster already; choose another name") from None
-    return Member("supervisor", 1, name, handle)
 
 
 async def _renew(run: Run) -> None:

@@ -123,6 +123,9 @@ class Supervisor:
             raise BadRequest(f"trial {trial_id} has ended", 409, "trial_ended")
         return summary(await self.host.end(known["session_id"], Ended(outcome, reward, cause, int(wall()))))
 
+    async def release_trial(self, trial_id: str) -> JSON:
+        return {**await self.trial(trial_id), "state": "released"}
+
     async def trial(self, trial_id: str) -> JSON:
         if trial_id not in self.attempts:
             raise BadRequest(f"trial {trial_id} is not known", 404, "unknown_trial")

@@ -79,3 +79,15 @@ def test_bench_session_returns_its_figures(tmp_path: Path):
     assert all(75 <= b - a <= 90 for a, b in itertools.pairwise(lengths)), lengths
     assert figures["long"]["parts"][-1]["prompt_tokens"] > 3000
     assert {file.name.rpartition("-")[0] for file in tmp_path.iterdir()} <= {"gateway", "engine-actor", "store", "supervisor"}
+
+
+def test_bench_store_returns_its_figures(tmp_path: Path):
+    command = [sys.executable, "-m", "rollout_ft.cli.main", "bench", "store", "--seconds", "0.2", "--sessions", "1,4", "--resumed", "5"]
+    command += ["--tokens", "4000", "--journal-dir", str(tmp_path), "--json"]
+    figures = orjson.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    for key in ("commit_ms_p50", "commit_ms_p99", "commits_per_s", "bytes_kept_ratio", "resume_s"):
+        assert figures[key] > 0, key
+    assert len(figures["loads"]) == 2 * (4 + 2) * 2
+    assert figures["resume"]["tokens"] == 3800
+    assert 1 < figures["journal_bytes_ratio"] < 1.2
+    assert list(tmp_path.iterdir()) == []

@@ -128,7 +128,7 @@ def test_a_store_that_does_not_exist_or_cannot_start_is_unavailable(namespace: s
     async def main() -> None:
         with pytest.raises(StoreUnavailable, match="nobody"):
             await resolve("nobody", namespace).ping()
-        with pytest.raises(StoreUnavailable, match=r"bad\.journal does not begin as a journal"):
+        with pytest.raises(StoreUnavailable, match=r"bad\.journal cannot be written"):
             await resolve("bad", namespace).ping()
 
     asyncio.run(main())

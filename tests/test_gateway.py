@@ -180,6 +180,9 @@ class Supervisor:
     async def end_trial(self, trial_id: str, attempt: int | None, outcome: Outcome, reward: float | None, cause: str) -> JSON:
         return self._did("end", trial_id, attempt, outcome.value, reward)
 
+    async def release_trial(self, trial_id: str) -> JSON:
+        return self._did("release", trial_id)
+
     async def trial(self, trial_id: str) -> JSON:
         return self._did("trial", trial_id)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollout_ft.trial.policy import AttemptEnd, End, Finish, Restart, decide
+from rollout_ft.trial.policy import AttemptEnd, End, Finish, Restart, decide, resumed
 from rollout_ft.types import Outcome, Recovery
 
 few = settings(max_examples=50, deadline=None)
@@ -108,3 +108,15 @@ def test_a_trial_is_never_restarted_more_often_than_its_budget_allows(ends: list
             break
         restarts += 1
     assert restarts <= limit
+
+
+@pytest.mark.parametrize(
+    ("recovery", "expected"),
+    [
+        (Recovery.RESUME, Restart(True, "the run was stopped")),
+        (Recovery.RESTART, Restart(False, "the run was stopped")),
+        (Recovery.ABANDON, Finish(Outcome.INFRA_EXHAUSTED, None, "the run was stopped")),
+    ],
+)
+def test_a_trial_that_was_left_unfinished_goes_on_as_its_recovery_says(recovery: Recovery, expected: object):
+    assert resumed(recovery) == expected

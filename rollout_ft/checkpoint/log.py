@@ -13,7 +13,11 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Literal
 
-GENESIS = bytes(32)
+from rollout_ft.checkpoint.marks import DIGEST_BYTES, Mark, Marks
+
+__all__ = ["GENESIS", "Accepted", "Append", "Entry", "Head", "Mark", "Reason", "Refused", "TrialLog", "digest", "mark"]
+
+GENESIS = bytes(DIGEST_BYTES)
 
 Reason = Literal[
     "stale_attempt",
@@ -25,6 +29,7 @@ Reason = Literal[
     "gap",
     "conflict",
     "closed",
+    "damaged",
 ]
 
 
@@ -57,16 +62,7 @@ class Head:
     length: int
     chain: bytes
     released: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """What a log remembers of an entry: enough to recognise it, not to read it."""
-
-    kind: str
-    key: str
-    digest: bytes
-    chain: bytes
+    damaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +82,7 @@ class Refused:
 
 
 def digest(payload: bytes) -> bytes:
-    return blake2b(payload, digest_size=32).digest()
+    return blake2b(payload, digest_size=DIGEST_BYTES).digest()
 
 
 def mark(previous: bytes, entry: Entry, body: bytes | None = None) -> Mark:
@@ -98,25 +94,32 @@ def mark(previous: bytes, entry: Entry, body: bytes | None = None) -> Mark:
 
 
 class TrialLog:
-    """One trial: its fence, its marks, and whether it has been released."""
+    """One trial: its fence, its marks, whether it has been released, and why it is refused, if entries of it are lost."""
 
-    __slots__ = ("_chain", "_index", "_keys", "_length", "_marks", "fence", "released")
+    __slots__ = ("_chain", "_length", "_marks", "damaged", "fence", "released")
 
     def __init__(self) -> None:
         self.fence = (0, 0)
         self.released = False
-        self._marks: list[Mark] = []
-        self._index: dict[tuple[str, str], int] = {}
-        self._keys: set[str] = set()
+        self.damaged = ""
+        self._marks = Marks()
         self._length = 0
         self._chain = GENESIS
 
     @property
     def head(self) -> Head:
-        return Head(*self.fence, self._length, self._chain, self.released)
+        return Head(*self.fence, self._length, self._chain, self.released, bool(self.damaged))
+
+    @property
+    def length(self) -> int:
+        return self._length
+
+    @property
+    def last_kind(self) -> str:
+        return self._marks[len(self._marks) - 1].kind if self._marks else ""
 
     def has_key(self, key: str) -> bool:
-        return key in self._keys
+        return self._marks.has_key(key)
 
     def chain_at(self, seq: int) -> bytes | None:
         """The chain in front of position `seq`; None where this log cannot tell."""
@@ -145,16 +148,17 @@ class TrialLog:
             return refused
         if self.released:
             return Refused("closed", self._length)
+        if self.damaged:
+            return Refused("damaged", self._length)
         # Only a trial that nobody owns may be opened without a fence: a newer owner that has not fenced every replica
         # and read them could put its entry where another replica holds one of the owner before it.
         if writer > self.fence != (0, 0):
             return Refused("unfenced", self.fence[1])
         entry = append.entry
         body = digest(entry.payload)
-        known = self._index.get((entry.kind, entry.key))
+        known = self._marks.find(entry.kind, entry.key)
         if known is not None:
-            same = self._marks[known].digest == body
-            return Accepted(self.head, stored=False) if same else Refused("conflict", self._length)
+            return Accepted(self.head, stored=False) if known.digest == body else Refused("conflict", self._length)
         if append.seq != self._length:
             return Refused("gap" if append.seq > self._length else "conflict", self._length)
         self.fence = writer
@@ -163,18 +167,19 @@ class TrialLog:
 
     def push(self, added: Mark) -> None:
         """Append without judging the writer: for what a replica or a journal already holds."""
-        self._index[added.kind, added.key] = self._length
-        self._keys.add(added.key)
         self._marks.append(added)
         self._length += 1
         self._chain = added.chain
 
-    def release(self) -> None:
-        """Forget the entries and keep the head, so that the past still cannot write."""
-        self.released = True
-        self._marks.clear()
-        self._index.clear()
-        self._keys.clear()
+    def release(self, length: int | None = None, chain: bytes = b"") -> None:
+        """Forget the entries and keep the head, so that the past still cannot write.
+
+        `length` and `chain` are the head's where a journal has kept only that.
+        """
+        self.released, self.damaged = True, ""
+        if length is not None:
+            self._length, self._chain = length, chain
+        self._marks = Marks()
 
     def marks(self, from_seq: int = 0) -> list[Mark]:
-        return self._marks[from_seq:]
+        return self._marks.since(from_seq)

@@ -49,7 +49,8 @@ class StorePort(Protocol):
     async def install(self, view: View) -> Refused | None: ...
     async def put_payload(self, label: bytes, payload: bytes) -> bool: ...
     async def payload(self, trial_id: str, key: str, digest: str) -> bytes | None: ...
-    async def release(self, trial_id: str) -> bool: ...
+    async def release(self, trial_id: str, note: bytes = b"") -> bool: ...
+    async def note(self, trial_id: str) -> bytes | None: ...
     async def standing(self) -> Standing: ...
     async def describe(self) -> dict[str, Any]: ...
     async def ping(self) -> int: ...
@@ -123,8 +124,11 @@ class RayStore:
     async def payload(self, trial_id: str, key: str, digest: str) -> bytes | None:
         return await self._call("payload", trial_id, key, digest)
 
-    async def release(self, trial_id: str) -> bool:
-        return await self._call("release", trial_id)
+    async def release(self, trial_id: str, note: bytes = b"") -> bool:
+        return await self._call("release", trial_id, note)
+
+    async def note(self, trial_id: str) -> bytes | None:
+        return await self._call("note", trial_id)
 
     async def standing(self) -> Standing:
         return await self._call("standing")
@@ -162,6 +166,7 @@ class RayStore:
                 raise error.cause from None
             raise
         except (RayError, ValueError) as error:
+            self._handle = None  # another actor may have its name, with what its journal has
             raise StoreUnavailable(f"store {self.name} does not answer {method}: {error}") from error
 
 

@@ -9,11 +9,14 @@ refused until a view with at least that number is installed, so nothing can be a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rollout_ft.checkpoint.log import Accepted, Append, Entry, Head, Mark, Refused, TrialLog, mark
 from rollout_ft.checkpoint.view import View
 from rollout_ft.types import Partial
+
+DAMAGED_ELSEWHERE = "entries of it are lost: the replica that it was copied from has a damaged journal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,8 @@ class Export:
     entries: tuple[Entry, ...]
     head: Head
     partials: tuple[Partial, ...] = ()
+    note: bytes = b""
+    """Of a released trial, which has no entries any more."""
 
 
 def further(a: Partial, b: Partial) -> Partial:
@@ -41,6 +46,7 @@ class StoreState:
         self.view: View | None = None
         self.promised = 0
         self.trials: dict[str, TrialLog] = {}
+        self._released: dict[str, bytes] = {}
         self._partials: dict[str, dict[str, Partial]] = {}
         self._max_partials = max_partials_per_trial
 
@@ -79,8 +85,8 @@ class StoreState:
         if (refused := self.gate(view_number)) is not None:
             return refused
         log = self.trials.get(trial_id) or TrialLog()
-        if log.released and log.stale(attempt, owner_epoch) is None:
-            return Refused("closed", log.head.length)
+        if (log.released or log.damaged) and log.stale(attempt, owner_epoch) is None:
+            return Refused("closed" if log.released else "damaged", log.length)
         if (refused := log.raise_fence(attempt, owner_epoch)) is not None:
             return refused
         self.trials[trial_id] = log
@@ -149,20 +155,59 @@ class StoreState:
                 log.push(each)
                 self._settle_partial(export.trial_id, each.key)
             self._merge_partials(log, export)
+            if log.length >= export.head.length:
+                log.damaged = (log.damaged or DAMAGED_ELSEWHERE) if export.head.damaged else ""
         log.fence = max(log.fence, (export.head.attempt, export.head.owner_epoch))
         self.trials[export.trial_id] = log
-        if export.head.released:
-            self.release(export.trial_id)
+        if export.head.released and not log.released:
+            log.release(max(log.length, export.head.length), export.head.chain)
+            self._forget_entries(export.trial_id, export.note)
         return new
 
-    def release(self, trial_id: str) -> bool:
-        """Drop what a finished trial holds; its head stays, and refuses. False when there is no such trial."""
+    def release(self, trial_id: str, note: bytes = b"") -> bool:
+        """Drop what a finished trial holds; its head stays, and refuses, and `note` as what is known of it.
+
+        False when there is no such trial.
+        """
         log = self.trials.get(trial_id)
-        if log is None:
-            return False
+        if log is None or log.released:
+            return log is not None
         log.release()
-        self._partials.pop(trial_id, None)
+        self._forget_entries(trial_id, note)
         return True
+
+    def restore_released(self, trial_id: str, head: Head, note: bytes) -> None:
+        """What a journal says of a trial that was released."""
+        log = self.log(trial_id)
+        log.fence = max(log.fence, (head.attempt, head.owner_epoch))
+        log.release(head.length, head.chain)
+        self._forget_entries(trial_id, note)
+
+    def _forget_entries(self, trial_id: str, note: bytes) -> None:
+        self._partials.pop(trial_id, None)
+        self._released[trial_id] = note
+
+    def renew(self, trial_id: str) -> TrialLog:
+        """Forget a release, for another life of the same id."""
+        del self._released[trial_id]
+        self.trials[trial_id] = TrialLog()
+        return self.trials[trial_id]
+
+    def note(self, trial_id: str) -> bytes | None:
+        """What was said of a trial when it was released; None when it is not known as released."""
+        return self._released.get(trial_id)
+
+    def forget(self, keep: int, needed: Callable[[str], bool]) -> None:
+        """Drop the oldest releases beyond `keep`, but for those that are `needed`.
+
+        Not while a view changes: replicas that forget under a copy would never become equal.
+        """
+        spare = len(self._released) - keep
+        if spare <= keep // 8:
+            return
+        for trial_id in [each for each in self._released if not needed(each)][:spare]:
+            del self._released[trial_id]
+            del self.trials[trial_id]
 
     def _verified(self, log: TrialLog, export: Export) -> list[Mark] | None:
         """The marks that `export` adds behind `log`; None when what both have, or the end, is not the same."""

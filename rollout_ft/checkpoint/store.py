@@ -13,26 +13,46 @@ import asyncio
 import os
 import secrets
 import socket
+import time
 import uuid
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 from rollout_ft.checkpoint import wire
-from rollout_ft.checkpoint.journal import Appended, Journal, Opened, Promised, Raised, Record, Released
-from rollout_ft.checkpoint.log import Accepted, Entry, Head, Refused, mark
+from rollout_ft.checkpoint.groupcommit import GroupCommit
+from rollout_ft.checkpoint.journal import MAX_RELEASED, Journal
+from rollout_ft.checkpoint.log import Accepted, Entry, Head, Refused
 from rollout_ft.checkpoint.payloads import Shelf, decode_label
 from rollout_ft.checkpoint.ports import Call
-from rollout_ft.checkpoint.segments import Get, Put, Segments, keep, kept
+from rollout_ft.checkpoint.records import (
+    Appended,
+    Doubted,
+    JournalDamaged,
+    JournalInUse,
+    Opened,
+    Place,
+    Promised,
+    Raised,
+    Record,
+    Released,
+)
+from rollout_ft.checkpoint.replay import OUTCOME, Replay
+from rollout_ft.checkpoint.segments import Get, Memory, Put, Segments, keep, kept
 from rollout_ft.checkpoint.state import Export, StoreState
 from rollout_ft.checkpoint.view import Standing, View
+from rollout_ft.clock import monotonic
 from rollout_ft.errors import ConfigError, StoreUnavailable
 from rollout_ft.fleet.lease import Lease, live
 from rollout_ft.line import TOKEN_BYTES, Door, serve
+from rollout_ft.telemetry.events import Events
 from rollout_ft.types import Partial, Raw
 
 EXPORT_BYTES = 4 * 1024 * 1024
 PAYLOAD_BYTES = 4 * 1024**3
+LOCK_PAUSE_S = 0.2
+
+Slot = tuple[Segments, int]
+"""Where a payload is kept: number so and so of a trial's."""
 
 
 class Store:
@@ -46,21 +66,25 @@ class Store:
         *,
         put: Put = keep,
         get: Get = kept,
+        memory_bytes: int | None = None,
         max_partials_per_trial: int = 64,
         payload_bytes: int = PAYLOAD_BYTES,
     ) -> None:
         self.name, self.incarnation = name, uuid.uuid4().hex
-        self._put, self._get = put, get
         self._state = StoreState(name, max_partials_per_trial=max_partials_per_trial)
+        # Without a journal there is nowhere to leave payloads: the object store spills by itself.
+        self._events, self._failed = Events(name), False
+        self._memory = Memory(put, get, limit=None if journal_dir is None else memory_bytes)
         self._bodies: dict[str, Segments] = {}
+        self._compacting: set[asyncio.Task[None]] = set()
         self._shelf = Shelf(put, get, payload_bytes)
         self._journal: Journal | None = None
-        self._broken: OSError | None = None
         if journal_dir is not None:
             self._journal = Journal(journal_dir, name)
-            self._writer = ThreadPoolExecutor(1, thread_name_prefix="journal")
-            for record in self._journal.replay():
-                self._redo(record)
+            Replay(self._state, self._redone, self._drop).run(self._journal.replay())
+            self._report(self._journal)
+            self._disk = GroupCommit(self._journal)
+            self._memory.load = self._disk.read
         if view is not None and self._state.view is None and not self._state.promised:
             if self._state.trials:
                 raise ConfigError(f"store {name} holds trials and was never a member: it cannot found a view")
@@ -71,13 +95,17 @@ class Store:
     async def append_many(self, view_number: int, batch: Raw) -> bytes:
         results: list[Refused | None] = []
         records: list[Record] = []
+        slots: list[Slot | None] = []
         for append in wire.decode_appends(batch):
             outcome = self._state.append(view_number, append)
             results.append(None if isinstance(outcome, Accepted) else outcome)
             if isinstance(outcome, Accepted) and outcome.stored:
-                self._keep(append.trial_id, append.entry)
-                records.append(_appended(append.trial_id, append.attempt, append.owner_epoch, append.entry))
-        await self._durable(records)
+                slots.append(self._keep(append.trial_id, append.entry))
+                records.append(_appended(append.trial_id, append.attempt, append.owner_epoch, append.seq, append.entry))
+        await self._durable(records, slots)
+        for bodies, _ in [slot for slot, record in zip(slots, records, strict=True) if slot and _ends(record)]:
+            self._compacting.add(task := asyncio.create_task(bodies.compact()))
+            task.add_done_callback(self._compacting.discard)
         return wire.encode_results(results)
 
     async def fence(self, view_number: int, trial_id: str, attempt: int, owner_epoch: int) -> Head | Refused:
@@ -87,6 +115,13 @@ class Store:
         return outcome
 
     async def read(self, trial_id: str, from_seq: int = 0) -> list[Entry]:
+        """Raises JournalDamaged for a trial of which entries are lost."""
+        log = self._state.trials.get(trial_id)
+        if log is not None and log.damaged:
+            raise JournalDamaged(log.damaged)
+        return await self._entries(trial_id, from_seq)
+
+    async def _entries(self, trial_id: str, from_seq: int) -> list[Entry]:
         log, bodies = self._state.trials.get(trial_id), self._bodies.get(trial_id)
         if log is None or bodies is None:
             return []
@@ -145,31 +180,34 @@ class Store:
         # The head is taken first: entries that arrive during the read belong to the next round.
         head, partials = log.head, tuple(self._state.partials(trial_id))
         entries: list[Entry] = []
-        for entry in (await self.read(trial_id, from_seq))[: head.length - from_seq]:
+        for entry in (await self._entries(trial_id, from_seq))[: head.length - from_seq]:
             if entries and limit < len(entry.payload):
                 break
             entries.append(entry)
             limit -= len(entry.payload)
-        return Export(trial_id, from_seq, prior, tuple(entries), head, partials)
+        return Export(trial_id, from_seq, prior, tuple(entries), head, partials, self._state.note(trial_id) or b"")
 
     async def load(self, number: int, exports: list[Export]) -> Refused | None:
         records: list[Record] = []
+        slots: list[Slot | None] = []
         refused: Refused | None = None
         for export in exports:
+            trial_id, head = export.trial_id, export.head
+            doubt = self._doubt(trial_id)
             outcome = self._state.load(number, export)
             if isinstance(outcome, Refused):
                 refused = outcome
                 break
-            trial_id, head = export.trial_id, export.head
-            for entry in outcome:
-                self._keep(trial_id, entry)
-                records.append(_appended(trial_id, head.attempt, head.owner_epoch, entry))
+            for seq, entry in enumerate(outcome, len(self._bodies.get(trial_id, ()))):
+                slots += [None] * (len(records) - len(slots))
+                slots.append(self._keep(trial_id, entry))
+                records.append(_appended(trial_id, head.attempt, head.owner_epoch, seq, entry))
             records.append(Raised(trial_id, head.attempt, head.owner_epoch))
+            if self._doubt(trial_id) != doubt:
+                records.append(Doubted(trial_id, self._doubt(trial_id)))
             if head.released:
-                self._bodies.pop(trial_id, None)
-                self._shelf.release(trial_id)
-                records.append(Released(trial_id))
-        await self._durable(records)
+                records.append(self._released(trial_id))
+        await self._durable(records, slots)
         return refused
 
     async def freeze(self, number: int) -> Refused | None:
@@ -182,12 +220,18 @@ class Store:
         await self._durable([] if refused else [Opened(view.number, view.members, view.min_replicas)])
         return refused
 
-    async def release(self, trial_id: str) -> bool:
-        known = self._state.release(trial_id)
-        self._bodies.pop(trial_id, None)
-        self._shelf.release(trial_id)
-        await self._durable([Released(trial_id)] if known else [])
+    async def release(self, trial_id: str, note: bytes = b"") -> bool:
+        """Forget a trial's entries: it was collected. Again is a success; False when it is not known at all."""
+        again = self._state.note(trial_id) is not None
+        known = self._state.release(trial_id, note)
+        await self._durable([self._released(trial_id)] if known and not again else [])
+        if not self._state.frozen:
+            self._state.forget(MAX_RELEASED, self._journal.holds if self._journal else lambda _: False)
         return known
+
+    async def note(self, trial_id: str) -> bytes | None:
+        """What was said of a trial when it was released; None for every other."""
+        return self._state.note(trial_id)
 
     async def standing(self) -> Standing:
         state = self._state
@@ -207,6 +251,7 @@ class Store:
             "trials": len(self._state.trials),
             "entries": sum(len(each) for each in self._bodies.values()),
             "bytes": sum(each.total_bytes for each in self._bodies.values()),
+            "bytes_in_memory": self._memory.used,
             "payload_bytes": self._shelf.used,
             "journal": str(self._journal.path) if self._journal else None,
         }
@@ -243,66 +288,90 @@ class Store:
         self._living = asyncio.create_task(live(self._lease))
 
     async def renew(self) -> list[Any]:
+        """The run lives; hands over the events since the last call."""
         self._lease.renew()
-        return []
+        return self._events.take()
 
     def close(self) -> None:
         """Give the journal to whoever opens it next."""
         if self._journal is not None:
-            self._writer.shutdown()
-            self._journal.close()
+            self._disk.close()
 
-    def _keep(self, trial_id: str, entry: Entry) -> None:
+    def _keep(self, trial_id: str, entry: Entry) -> Slot:
         bodies = self._bodies.get(trial_id)
         if bodies is None:
-            bodies = self._bodies[trial_id] = Segments(self._put, self._get)
-        bodies.append(entry.payload)
-        if entry.kind == "outcome":
+            bodies = self._bodies[trial_id] = Segments(self._memory)
+        place = bodies.append(entry.payload)
+        if entry.kind == OUTCOME:
             bodies.seal()
+        return bodies, place
 
-    async def _durable(self, records: Sequence[Record]) -> None:
+    def _redone(self, trial_id: str, entry: Entry, place: Place) -> None:
+        self._placed([self._keep(trial_id, entry)], [place])
+
+    def _drop(self, trial_id: str) -> None:
+        self._shelf.release(trial_id)
+        bodies = self._bodies.pop(trial_id, None)
+        if bodies is not None:
+            bodies.release()
+
+    def _released(self, trial_id: str) -> Released:
+        self._drop(trial_id)
+        head = self._state.trials[trial_id].head
+        return Released(trial_id, head.attempt, head.owner_epoch, head.length, head.chain, self._state.note(trial_id) or b"")
+
+    def _report(self, journal: Journal) -> None:
+        if journal.torn is not None:
+            torn = journal.torn
+            self._events.emit("journal.torn", file=str(torn.file), offset=torn.offset, bytes=torn.length, text=str(torn))
+        for damage in journal.damage:
+            where = {"file": str(damage.file), "offset": damage.offset, "bytes": damage.length, "text": str(damage)}
+            self._events.emit("journal.damaged", trials=sorted(damage.trial_ids), records=damage.last - damage.first + 1, **where)
+        for trial_id, log in self._state.trials.items():
+            if log.damaged:
+                self._events.emit("trial.refused", trial=trial_id, reason=log.damaged)
+
+    def _doubt(self, trial_id: str) -> str:
+        log = self._state.trials.get(trial_id)
+        return log.damaged if log is not None else ""
+
+    def _placed(self, slots: Sequence[Slot | None], places: Sequence[Place]) -> None:
+        """The payloads of `slots` are on disk as well."""
+        for slot, place in zip(slots, places, strict=False):
+            if slot is not None:
+                bodies, number = slot
+                bodies.on_disk(number, place)
+        self._memory.fit()
+
+    async def _durable(self, records: Sequence[Record], slots: Sequence[Slot | None] = ()) -> None:
         if self._journal is None:
             return
-        if self._broken is None:
-            try:
-                await asyncio.get_running_loop().run_in_executor(self._writer, self._journal.write, records)
-            except OSError as error:
-                # The state already holds what the disk refused: from here on this replica may not acknowledge anything.
-                self._broken = error
-        if self._broken is not None:
-            raise StoreUnavailable(f"the journal of store {self.name} cannot be written: {self._broken}")
-
-    def _redo(self, record: Record) -> None:
-        """Apply what the journal says was accepted; it is not judged a second time."""
-        state = self._state
-        match record:
-            case Appended(trial_id, attempt, owner_epoch, kind, key, payload):
-                log, entry = state.log(trial_id), Entry(kind, key, payload)
-                log.fence = max(log.fence, (attempt, owner_epoch))
-                log.push(mark(log.head.chain, entry))
-                self._keep(trial_id, entry)
-            case Raised(trial_id, attempt, owner_epoch):
-                log = state.log(trial_id)
-                log.fence = max(log.fence, (attempt, owner_epoch))
-            case Released(trial_id):
-                state.release(trial_id)
-                self._bodies.pop(trial_id, None)
-            case Promised(number):
-                state.promised = max(state.promised, number)
-            case Opened(number, members, min_replicas):
-                state.view, state.promised = View(number, members, min_replicas), max(state.promised, number)
+        try:
+            places = await self._disk.commit(records)
+        except OSError as error:
+            # The state already holds what the disk refused: from here on this replica may not acknowledge anything.
+            if not self._failed:
+                self._failed = True
+                self._events.emit("journal.failed", file=str(self._journal.path), reason=str(error))
+            raise StoreUnavailable(f"the journal of store {self.name} cannot be written: {error}") from error
+        self._placed(slots, places)
 
 
-def _appended(trial_id: str, attempt: int, owner_epoch: int, entry: Entry) -> Appended:
-    return Appended(trial_id, attempt, owner_epoch, entry.kind, entry.key, entry.payload)
+def _ends(record: Record) -> bool:
+    return isinstance(record, Appended) and record.kind == OUTCOME
+
+
+def _appended(trial_id: str, attempt: int, owner_epoch: int, seq: int, entry: Entry) -> Appended:
+    return Appended(trial_id, attempt, owner_epoch, seq, entry.kind, entry.key, entry.payload)
 
 
 def create_store_actor(
-    name: str, namespace: str | None, view: View | None, journal_dir: str | None = None, *, loopback: bool = True,
-    payload_bytes: int = PAYLOAD_BYTES, **options: Any,
+    name: str, namespace: str | None, view: View | None, journal_dir: str | None = None, *,
+    memory_bytes: int | None = None, payload_bytes: int = PAYLOAD_BYTES, loopback: bool = True, patience_s: float = 0.0, **options: Any,
 ) -> Any:  # fmt: skip
     """A detached store actor; the handle may still be starting. With `loopback` it listens for this machine alone;
-    `options` are Ray's (placement, runtime_env …).
+    `patience_s` is how long it waits for a journal that another process still writes; `options` are Ray's (placement,
+    runtime_env …).
 
     `max_restarts=0` is not an option: a restarted store would be empty, open, and accept anything.
     """
@@ -319,8 +388,18 @@ def create_store_actor(
         ping = api.method(concurrency_group="health")(Store.ping)
         forever = api.method(concurrency_group="watch")(Store.forever)
 
-        def __init__(self, name: str, view: View | None, journal_dir: str | None, loopback: bool, payload_bytes: int) -> None:
-            Store.__init__(self, name, view, journal_dir, put=api.put, get=get, payload_bytes=payload_bytes)
+        def __init__(
+            self, name: str, view: View | None, journal_dir: str | None, loopback: bool, patience_s: float, limits: dict[str, Any]
+        ) -> None:
+            until = monotonic() + patience_s
+            while True:
+                try:
+                    Store.__init__(self, name, view, journal_dir, put=api.put, get=get, **limits)
+                    break
+                except JournalInUse:  # the store of that name in a cluster that was killed ends when its lease does
+                    if monotonic() > until:
+                        raise
+                    time.sleep(LOCK_PAUSE_S)
             self._loopback = loopback
             self._door: asyncio.Task[Door] | None = None
 
@@ -333,6 +412,6 @@ def create_store_actor(
 
     fixed = {"name": name, "namespace": namespace, "max_restarts": 0, "max_task_retries": 0}
     actor = api.remote(concurrency_groups={"health": 2, "watch": 16})(StoreActor)
-    return actor.options(**{"num_cpus": 0, "lifetime": "detached"} | options | fixed).remote(
-        name, view, journal_dir, loopback, payload_bytes
-    )
+    settings = {"num_cpus": 0, "lifetime": "detached"} | options | fixed
+    limits = {"memory_bytes": memory_bytes, "payload_bytes": payload_bytes}
+    return actor.options(**settings).remote(name, view, journal_dir, loopback, patience_s, limits)

@@ -86,11 +86,15 @@ class Copy:
 
 
 def goal_of(heads: Iterable[Head]) -> Head:
-    """Where all replicas of a trial must end: the longest log, under the highest fence, released if any is."""
+    """Where all replicas of a trial must end: the longest log, under the highest fence, released if any is.
+
+    One whole log vouches for all: it has everything that was acknowledged.
+    """
     known = list(heads)
     longest = max(known, key=lambda head: head.length)
     attempt, owner_epoch = max((head.attempt, head.owner_epoch) for head in known)
-    return Head(attempt, owner_epoch, longest.length, longest.chain, any(head.released for head in known))
+    released, damaged = any(head.released for head in known), all(head.damaged for head in known)
+    return Head(attempt, owner_epoch, longest.length, longest.chain, released, damaged)
 
 
 def same(a: Head, b: Head) -> bool:
@@ -106,11 +110,12 @@ def plan_copies(heads: Mapping[str, Mapping[str, Head]], voters: Sequence[str]) 
     for trial_id in dict.fromkeys(trial_id for name in voters for trial_id in heads[name]):
         holders = {name: heads[name][trial_id] for name in voters if trial_id in heads[name]}
         goal = goal_of(holders.values())
-        source = max(holders, key=lambda name: (not holders[name].released, holders[name].length))
+        source = max(holders, key=lambda name: (holders[name].released == goal.released, holders[name].length))
         for target, theirs in heads.items():
             have = theirs.get(trial_id, _NOTHING)
             if trial_id not in theirs or not same(have, goal):
-                copies.append(Copy(trial_id, source, target, min(have.length, goal.length), goal))
+                from_seq = 0 if goal.released else min(have.length, goal.length)
+                copies.append(Copy(trial_id, source, target, from_seq, goal))
     return copies
 
 
@@ -120,9 +125,7 @@ async def run_copies(control: Control, copies: Iterable[Copy], number: int) -> N
     for copy in copies:
         pairs.setdefault((copy.source, copy.target), []).append(copy)
     for (source, target), some in pairs.items():
-        gone = [Export(copy.trial_id, 0, GENESIS, (), copy.goal) for copy in some if copy.goal.released]
-        await _load(control, target, number, gone)
-        owed = {copy.trial_id: copy for copy in some if not copy.goal.released}
+        owed = {copy.trial_id: copy for copy in some}
         while owed:
             wanted = [(copy.trial_id, copy.from_seq) for copy in owed.values()][:TRIALS_A_CALL]
             exports = await control.ask(source, lambda port, wanted=wanted: port.export(wanted))
@@ -147,10 +150,10 @@ async def _load(control: Control, target: str, number: int, exports: list[Export
 
 
 def _raised(export: Export, goal: Head) -> Export:
-    """`export` under the highest fence that any replica knows, which need not be the source's."""
+    """`export` under the highest fence that any replica knows, which need not be the source's; whole if any log is."""
     head = export.head
     attempt, owner_epoch = max((head.attempt, head.owner_epoch), (goal.attempt, goal.owner_epoch))
-    return replace(export, head=replace(head, attempt=attempt, owner_epoch=owner_epoch))
+    return replace(export, head=replace(head, attempt=attempt, owner_epoch=owner_epoch, damaged=goal.damaged))
 
 
 async def catch_up(control: Control, members: Sequence[str], learner: str, number: int) -> bool:
@@ -196,7 +199,9 @@ async def synchronise(control: Control, members: tuple[str, ...], learner: str |
         try:
             heads = {name: await control.ask(name, lambda port: port.heads()) for name in everyone}
             copies = plan_copies(heads, members)
-            if not copies and all(heads[name].keys() == heads[members[0]].keys() for name in everyone):
+            # A member may have forgotten a release that a learner copied while it was still remembered.
+            known = [{trial_id for trial_id, head in heads[name].items() if not head.released} for name in everyone]
+            if not copies and all(each == known[0] for each in known):
                 return members, learner
             if not copies and learner is not None:
                 raise Unreachable(learner, "it holds trials that no member has")

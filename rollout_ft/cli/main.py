@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="RL rollouts that survive their faults.")
 config_app = typer.Typer(no_args_is_help=True, help="The config: what it is, what it may be.")
 app.add_typer(config_app, name="config")
+trial_app = typer.Typer(no_args_is_help=True, help="The trials of a directory that `run` wrote to, with no cluster.")
+app.add_typer(trial_app, name="trial")
 bench_app = typer.Typer(no_args_is_help=True, help="Measurements of this machine.")
 app.add_typer(bench_app, name="bench")
 
@@ -71,12 +73,99 @@ def run(
     config: ConfigFile = None,
     overrides: Overrides = None,
 ) -> None:
-    """Run all tasks of the config to their outcomes."""
+    """Run all tasks of the config to their outcomes; where the directory has this run in it, what is left of them."""
     from rollout_ft.cli.run import run as command
     from rollout_ft.config import load
 
     code = _run(command(load(config, overrides), output, Console(stderr=True)))
     raise typer.Exit(1 if code is None else code)
+
+
+@app.command()
+def resume(
+    directory: Annotated[Path, typer.Argument(help="what `run` wrote to")],
+    overrides: Overrides = None,
+) -> None:
+    """Go on with a run, wherever the process before this one ended."""
+    from rollout_ft.cli.run import resume as command
+
+    code = _run(command(directory, overrides, Console(stderr=True)))
+    raise typer.Exit(1 if code is None else code)
+
+
+@app.command()
+def doctor(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    tokens_per_s: Annotated[float, typer.Option(min=0, help="of one generation, to check the clients' patience; 0: unknown")] = 0,
+    json: AsJson = False,
+) -> None:
+    """Whether the cluster is set up for what is promised on it, and what to set. Exits with 1 when there is a problem."""
+    from rollout_ft.cli.doctor.command import code, examine, show
+    from rollout_ft.config import load
+
+    found = examine(load(config, overrides), tokens_per_s)
+    if json:
+        print(orjson.dumps(found).decode())
+    else:
+        show(found, Console())
+    raise typer.Exit(code(found))
+
+
+RunDirectory = Annotated[Path, typer.Argument(help="what `run` wrote to")]
+
+
+@trial_app.command("list")
+def trial_list(directory: RunDirectory, json: AsJson = False) -> None:
+    """Every trial: its state, outcome, reward, attempts and turns. Exits with 1 when something cannot be read."""
+    from rich.table import Table
+
+    from rollout_ft.cli.trials import COLUMNS, Past
+
+    listed = Past(directory).listed()
+    damaged = [f"{row['trial_id']}: {row['cause']}" for row in listed["trials"] if row["state"] == "damaged"]
+    if json:
+        print(orjson.dumps(listed).decode())
+    else:
+        table = Table(*COLUMNS, box=None)
+        for row in listed["trials"]:
+            table.add_row(*("" if row[name] is None else str(row[name]) for name in COLUMNS))
+        Console().print(table)
+        for why in (*listed["unreadable"], *damaged):
+            Console(stderr=True).print(why, highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(1 if damaged or listed["unreadable"] else 0)
+
+
+@trial_app.command("show")
+def trial_show(directory: RunDirectory, trial_id: Annotated[str, typer.Argument()], json: AsJson = False) -> None:
+    """What was said in a trial, turn by turn, and where each reply came from."""
+    from rollout_ft.cli.trials import Past, lines
+
+    shown = Past(directory).shown(trial_id)
+    print(orjson.dumps(shown).decode() if json else "\n".join(lines(shown)))
+    raise typer.Exit(1 if shown["state"] == "damaged" else 0)
+
+
+@trial_app.command("export")
+def trial_export(
+    directory: RunDirectory,
+    trial_ids: Annotated[list[str] | None, typer.Argument(help="default: all that have an outcome")] = None,
+    *,
+    output: Annotated[Path, typer.Option(help="directory for the trajectories")],
+    unfinished: Annotated[bool, typer.Option("--unfinished", help="also trials without an outcome, as far as they came")] = False,
+    json: AsJson = False,
+) -> None:
+    """Write trajectories as `run` does, one safetensors file a trial. Exits with 1 when one that was named was not written."""
+    from rollout_ft.cli.trials import Past
+
+    done = Past(directory).export(output, trial_ids or [], unfinished=unfinished)
+    if json:
+        print(orjson.dumps(done).decode())
+    else:
+        for trial_id, why in done["skipped"].items():
+            Console(stderr=True).print(f"{trial_id}: {why}", highlight=False, markup=False, soft_wrap=True)
+        print(f"{len(done['exported'])} exported to {output}")
+    raise typer.Exit(1 if trial_ids and done["skipped"] else 0)
 
 
 @config_app.command("show")
@@ -137,6 +226,29 @@ def bench_session(
     from rollout_ft.cli.bench.phases import Sizes
 
     _bench(Scale(Sizes(sessions, turns, tokens_in, tokens_out), wide, long, paced), profile, json)
+
+
+@bench_app.command("store")
+def bench_store(
+    seconds: Annotated[float, typer.Option(min=0.1, help="of each load")] = 2,
+    sessions: Annotated[str, typer.Option(help="loads of so many sessions at once")] = "1,32,256",
+    resumed: Annotated[int, typer.Option(min=1, help="sessions that are written and had back")] = 1000,
+    tokens: Annotated[int, typer.Option(min=2000, help="of each of them")] = 32_768,
+    journal_dir: Annotated[Path | None, typer.Option(help="where journals are written (default: the temporary directory)")] = None,
+    json: AsJson = False,
+) -> None:
+    """Commits into the checkpoint store, against a plain dictionary actor and full snapshots; what is kept; how long it
+    takes to have sessions back."""
+    from rollout_ft.cli.bench.store import Scale, bench
+
+    if not all(each.isdigit() and int(each) for each in sessions.split(",")):
+        raise typer.BadParameter("write numbers, as 1,32,256", param_hint="--sessions")
+    scale = Scale(seconds, tuple(map(int, sessions.split(","))), resumed, tokens, journal_dir)
+    figures = _run(bench(scale, Console(stderr=json)))
+    if figures is None:
+        raise typer.Exit(1)
+    if json:
+        print(orjson.dumps(figures).decode())
 
 
 def _bench(scale: Scale, profile: Path | None, json: bool) -> None:

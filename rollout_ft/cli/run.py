@@ -1,85 +1,92 @@
-"""`rollout-ft run`: all tasks to their outcomes, and the files that say so.
+"""`rollout-ft run` and `rollout-ft resume`: all tasks to their outcomes, in one process or in several.
 
-Owns the output directory. A line of `trials.jsonl` is written when its trial has ended, whole, so that a run that is
-stopped leaves what it finished.
+Owns the order: what can be refused is refused before anything is written, a run is named on disk before it starts, and
+a trial has an outcome in the store before it has a line. So that wherever a process ends, the next one goes on.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import asyncio
 from pathlib import Path
 
 import orjson
 from rich.console import Console
 
 from rollout_ft import runtime
-from rollout_ft.clock import monotonic
-from rollout_ft.config import Config
+from rollout_ft.cli.directory import Directory, create, has_run, reopen, saved_config
+from rollout_ft.cli.output import Output
+from rollout_ft.clock import monotonic, wall
+from rollout_ft.config import Config, journalled
 from rollout_ft.errors import ConfigError
-from rollout_ft.samples.export import write_trajectory
-from rollout_ft.telemetry.lines import Lines
-from rollout_ft.telemetry.report import report
 from rollout_ft.trial.agents import ProcessAgent
-from rollout_ft.trial.runner import TrialResult
 from rollout_ft.trial.tasks import read_tasks
 from rollout_ft.types import JSON, Outcome
 
 _LOST = {Outcome.INFRA_EXHAUSTED, Outcome.ENV_FAILED}
 
 
-class Output:
-    """`DIR/trials.jsonl`, `DIR/events.jsonl`, `DIR/trajectories/`, `DIR/summary.json`, `DIR/report.html`."""
+async def run(config: Config, path: Path, console: Console) -> int:
+    """Runs all tasks, or what is left of them where `path` has this run in it.
 
-    def __init__(self, directory: Path):
-        if (directory / "trials.jsonl").exists():
-            raise ConfigError(f"--output: {directory} has a run in it already; choose an empty directory")
-        (directory / "trajectories").mkdir(parents=True, exist_ok=True)
-        self._directory = directory
-        self._trials = Lines(directory / "trials.jsonl")
-        self._events = Lines(directory / "events.jsonl")
-        self.results: list[TrialResult] = []
-
-    def trial(self, result: TrialResult, trajectory: JSON) -> None:
-        write_trajectory(self._directory / "trajectories" / f"{result.trial_id}.safetensors", trajectory, result.reward)
-        self._trials.append(result.line())
-        self.results.append(result)
-
-    def event(self, event: JSON) -> None:
-        self._events.append(event)
-
-    def summary(self, seconds: float) -> JSON:
-        """Writes and returns the totals of all trials."""
-        results = self.results
-        made: JSON = {
-            "trials": len(results), "outcomes": dict(Counter(r.outcome for r in results)),
-            "attempts": sum(r.attempts for r in results), "turns": sum(r.turns for r in results),
-            "tokens_generated": sum(r.tokens_generated for r in results), "tokens_reused": sum(r.tokens_reused for r in results),
-            "tokens_wasted": sum(r.tokens_wasted for r in results), "seconds": round(seconds, 1),
-        }  # fmt: skip
-        (self._directory / "summary.json").write_bytes(orjson.dumps(made, option=orjson.OPT_INDENT_2))
-        (self._directory / "report.html").write_text(report(made, results))
-        return made
-
-    def close(self) -> None:
-        self._trials.close()
-        self._events.close()
-
-
-async def run(config: Config, directory: Path, console: Console) -> int:
-    """Returns the exit code: 1 when more trials were lost than `trial.max_lost` allows."""
+    Returns the exit code: 1 when more trials were lost than `trial.max_lost` allows, or some have no outcome yet.
+    """
     if not config.trial.tasks or not config.trial.agent:
         raise ConfigError("run needs trial.tasks (a JSON-lines file) and trial.agent (module:function)")
+    path = path.absolute()
+    if has_run(path):
+        return await _finish(reopen(path, config), console)
     tasks = read_tasks(config.trial.tasks)
-    agent = ProcessAgent(config.trial.agent)
-    output = Output(directory)
-    began = monotonic()
+    ProcessAgent(config.trial.agent)
+    runtime.check(config)
+    return await _finish(create(path, config, tasks), console)
+
+
+async def resume(path: Path, overrides: list[str] | None, console: Console) -> int:
+    """Goes on with the run in `path`, wherever the processes before this one ended."""
+    path = path.absolute()
+    return await _finish(reopen(path, saved_config(path, overrides)), console)
+
+
+async def _finish(directory: Directory, console: Console) -> int:
+    for warning in directory.warnings:
+        console.print(f"rollout-ft: {warning}", highlight=False, soft_wrap=True)
+    output, tasks, began = Output(directory.path), directory.tasks, monotonic()
+    if output.complete(len(tasks)):
+        console.print(f"all {len(tasks)} trials have their outcome", highlight=False)
+        return _code(output, directory)
     try:
-        async with runtime.start(config) as started:
-            started.on_event = output.event
-            await started.run_trials(tasks, agent, on_result=output.trial)
+        left = [task for task in tasks if str(task["task_id"]) not in output.results]
+        if left:
+            await _play(directory, left, output, console)
     finally:
-        agent.close()
-        summary = output.summary(monotonic() - began)
+        summary = output.summary(len(tasks), monotonic() - began)
         output.close()
         console.print(orjson.dumps(summary).decode(), highlight=False, soft_wrap=True)
-    return int(sum(r.outcome in _LOST for r in output.results) > config.trial.max_lost)
+    for lost in output.lost:
+        console.print(f"{lost.trial_id} has no outcome yet: {lost.cause}", highlight=False, soft_wrap=True)
+    if output.lost:
+        console.print(f"go on with: rollout-ft resume {directory.path}", highlight=False, soft_wrap=True)
+    return _code(output, directory)
+
+
+async def _play(directory: Directory, tasks: list[JSON], output: Output, console: Console) -> None:
+    config, resumed = directory.effective, directory.resumed
+    agent = ProcessAgent(config.trial.agent)
+    try:
+        if resumed:
+            output.event({"time": wall(), "event": "run.resumed", "source": "run", "trials": len(tasks)})
+        last_view = output.last_view() if resumed else 0
+        async with runtime.start(config, secret=directory.secret, resume=resumed, last_view=last_view) as started:
+            started.on_event = output.event
+            await started.run_trials(tasks, agent, on_result=output.trial, release=True, resume=resumed)
+    except asyncio.CancelledError:
+        on = f"go on with: rollout-ft resume {directory.path}" if journalled(config) else "without a journal it cannot go on"
+        console.print(f"stopped; {on}", highlight=False, soft_wrap=True)
+        raise
+    finally:
+        agent.close()
+
+
+def _code(output: Output, directory: Directory) -> int:
+    unfinished = len(output.results) < len(directory.tasks)
+    return int(unfinished or sum(r.outcome in _LOST for r in output.results.values()) > directory.config.trial.max_lost)

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from ray.exceptions import RayError, RayTaskError
 
 from rollout_ft.checkpoint.view import View
-from rollout_ft.config import Config
+from rollout_ft.config import Config, journalled
 from rollout_ft.errors import RolloutFTError
 from rollout_ft.rayapi import ray
+
+LOCK_MARGIN_S = 15.0
 
 
 class Gone(RolloutFTError):
@@ -33,6 +36,8 @@ class Setup:
     faults: bool = False
     loopback: bool = False
     """The cluster is this machine alone: nothing listens on other addresses."""
+    last_view: int = 0
+    """The highest view that is known to have been open: what the journals have must not be older."""
 
 
 def actor_name(run: str, role: str, incarnation: int) -> str:
@@ -59,7 +64,7 @@ class Member:
                 raise e.cause from None
             raise
         except (RayError, TimeoutError) as e:
-            raise Gone(f"{self.name}: {type(e).__name__}") from e
+            raise Gone(f"{self.name}: {_why(e)}") from e
 
     async def death(self) -> str:
         """Returns when the actor is dead, with what Ray says of it."""
@@ -73,6 +78,12 @@ class Member:
         """At once; an actor that is dead already is no error."""
         with contextlib.suppress(RayError, ValueError):
             ray.kill(self.handle, no_restart=True)
+
+
+def _why(e: Exception) -> str:
+    """The kind of Ray's error, or our own words where an actor died of them in its constructor."""
+    ours = re.search(r"^\s*rollout_ft\.[\w.]+: (.+)$", str(e), re.MULTILINE)
+    return ours[1] if ours else type(e).__name__
 
 
 class Crew:
@@ -95,9 +106,12 @@ class Crew:
         from rollout_ft.checkpoint.store import create_store_actor
 
         name = actor_name(self._run, role, incarnation)
-        config = self.setup.config.store
-        journal = config.journal_dir or None
-        handle = create_store_actor(name, self._namespace, view, journal, loopback=self.setup.loopback, payload_bytes=config.payload_bytes)
+        store = self.setup.config.store
+        journal = store.journal_dir if journalled(self.setup.config) else None
+        handle = create_store_actor(
+            name, self._namespace, view, journal, memory_bytes=store.memory_bytes, payload_bytes=store.payload_bytes,
+            loopback=self.setup.loopback, patience_s=self.setup.config.orphan_s + LOCK_MARGIN_S,
+        )  # fmt: skip
         handle.live.remote(self.setup.config.orphan_s)
         return Member(role, incarnation, name, handle)
 

@@ -66,6 +66,9 @@ class RemoteSupervisor:
     async def end_trial(self, trial_id: str, attempt: int | None, outcome: Outcome, reward: float | None, cause: str) -> JSON:
         return await self.ask("end_trial", trial_id, attempt, outcome, reward, cause)
 
+    async def release_trial(self, trial_id: str) -> JSON:
+        return await self.ask("release_trial", trial_id)
+
     async def trial(self, trial_id: str) -> JSON:
         return await self.ask("trial", trial_id)
 

@@ -12,6 +12,9 @@ import weakref
 from collections import Counter
 from dataclasses import dataclass
 
+import orjson
+
+from rollout_ft.checkpoint.log import Head
 from rollout_ft.clock import wall
 from rollout_ft.errors import BadRequest, Fenced, SessionClosed, SessionMoved, StoreUnavailable
 from rollout_ft.fleet.crew import Gone
@@ -23,6 +26,10 @@ from rollout_ft.types import JSON, Ended, Outcome, SessionSpec, session_id, spli
 
 ADOPT_TIMEOUT_S = 15.0
 TRIES = 4
+MAX_ENDED = 1024
+"""Summaries of trials that have just ended: a trial is released soon, and need not be read again for it."""
+MAX_NOTE_BYTES = 4096
+"""Of the summary that is left of a trial; its parts are small unless its `cause` is long."""
 
 
 @dataclass(slots=True)
@@ -35,6 +42,7 @@ class Sessions:
     def __init__(self, engines: Engines, stores: Stores, events: Events):
         self._engines, self._stores, self._events = engines, stores, events
         self._places: dict[str, Place] = {}
+        self._ended: dict[str, JSON] = {}
         self._coming: Counter[str] = Counter()
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
@@ -64,7 +72,7 @@ class Sessions:
         """The first attempt of a trial, or its present one when the same request came before. Raises BadRequest."""
         async with self._lock(spec.trial_id):
             head = await self._head(spec.trial_id)
-            if head is not None and head.length:
+            if head is not None and (head.length or head.damaged):
                 return await self._known_trial(spec, resume, head.attempt)
             opened = await self._start_attempt(spec.trial_id, 1, spec, resume=False, prefer="")
             self._events.emit("trial.opened", trial=spec.trial_id, task=spec.task_id)
@@ -72,7 +80,7 @@ class Sessions:
 
     async def _known_trial(self, spec: SessionSpec, resume: bool, attempt: int) -> JSON:
         trial = await self.read(spec.trial_id)
-        if trial["state"] == "ended":
+        if trial["state"] != "running":
             raise BadRequest(f"trial {spec.trial_id} has ended ({trial['outcome']}); use another trial_id", 409, "trial_ended")
         if resume:
             return await self._next_attempt(spec.trial_id, attempt, resume=True)
@@ -83,9 +91,9 @@ class Sessions:
     async def restart(self, trial_id: str, from_attempt: int, resume: bool) -> JSON:
         """The attempt after `from_attempt`; asked twice, the same one. Raises BadRequest."""
         async with self._lock(trial_id):
-            head = await self._head(trial_id)
-            if head is None or not head.length:
-                raise BadRequest(f"trial {trial_id} is not known", 404, "unknown_trial")
+            head = await self._known(trial_id)
+            if head.released:
+                raise BadRequest(f"trial {trial_id} has ended and was released; use another trial_id", 409, "trial_ended")
             if head.attempt == from_attempt + 1:
                 trial = await self.read(trial_id)
                 if trial["attempt"] == head.attempt:
@@ -111,9 +119,7 @@ class Sessions:
 
     async def end(self, trial_id: str, attempt: int | None, outcome: Outcome, reward: float | None, cause: str) -> JSON:
         """Records how a trial ended. The same end again is a success, another is a 409."""
-        head = await self._head(trial_id)
-        if head is None or not head.length:
-            raise BadRequest(f"trial {trial_id} is not known", 404, "unknown_trial")
+        head = await self._known(trial_id)
         if attempt is not None and head.attempt != attempt:
             raise BadRequest(f"attempt {attempt} of trial {trial_id} was replaced by {head.attempt}", 409, "stale_attempt")
         sid = session_id(trial_id, head.attempt)
@@ -135,18 +141,21 @@ class Sessions:
             except SessionClosed:
                 break
             self._places.pop(sid, None)
+            self._ended[trial_id] = result
+            if len(self._ended) > MAX_ENDED:
+                del self._ended[next(iter(self._ended))]
             self._events.emit("trial.ended", trial=trial_id, outcome=outcome.value, reward=reward, cause=cause)
             return result
         trial = await self.read(trial_id)
-        if trial["state"] == "ended" and trial["outcome"] == outcome.value and trial["reward"] == reward:
+        if trial["state"] != "running" and trial["outcome"] == outcome.value and trial["reward"] == reward:
             return trial
         raise BadRequest(f"trial {trial_id} is {trial['state']} ({trial['outcome']})", 409, "trial_ended")
 
     async def read(self, trial_id: str) -> JSON:
-        """A trial's summary: from its owner when it has one, else from the store. Raises BadRequest (404, 503)."""
-        head = await self._head(trial_id)
-        if head is None or not head.length:
-            raise BadRequest(f"trial {trial_id} is not known", 404, "unknown_trial")
+        """A trial's summary: from its owner when it has one, else from the store. Raises BadRequest (404, 409, 503)."""
+        head = await self._known(trial_id)
+        if head.released:
+            return await self._released(trial_id, head)
         sid = session_id(trial_id, head.attempt)
         at = self._places.get(sid)
         engine = self._serving(at) if at else None
@@ -162,7 +171,42 @@ class Sessions:
         try:
             return await self._any_engine("read_session", trial_id, what)
         except SessionClosed as e:
+            head = await self._head(trial_id)
+            if head is not None and head.released:
+                raise BadRequest(f"trial {trial_id} was collected and released", 404, "released") from e
             raise BadRequest(str(e), 404, "unknown_session") from e
+
+    async def release(self, trial_id: str) -> JSON:
+        """The stores forget a trial that has ended, but for its summary; whoever asks has what it wants of it. Idempotent."""
+        trial = self._ended.pop(trial_id, None) or await self.read(trial_id)
+        if trial["state"] == "running":
+            raise BadRequest(f"trial {trial_id} is running: give it an outcome, or delete its session, first", 409, "trial_running")
+        if trial["state"] == "ended":
+            trial = {**trial, "state": "released"}
+            note = orjson.dumps(trial)
+            try:
+                await self._stores.release(trial_id, note if len(note) <= MAX_NOTE_BYTES else b"")
+            except StoreUnavailable as e:
+                raise BadRequest(str(e), 503, "unavailable") from e
+            self._events.emit("trial.released", trial=trial_id)
+        return trial
+
+    async def _released(self, trial_id: str, head: Head) -> JSON:
+        try:
+            note = await self._stores.note(trial_id)
+        except (StoreUnavailable, TimeoutError) as e:
+            raise BadRequest(f"the checkpoint store does not answer: {e}", 503, "store_unavailable") from e
+        bare = {"trial_id": trial_id, "session_id": session_id(trial_id, head.attempt), "attempt": head.attempt, "turns": 0}
+        return orjson.loads(note) if note else {**bare, "state": "released", "outcome": None, "reward": None, "cause": "", "metadata": {}}
+
+    async def _known(self, trial_id: str) -> Head:
+        """Raises BadRequest for a trial that nobody knows (404), or of which entries are lost (409)."""
+        head = await self._head(trial_id)
+        if head is None or not (head.length or head.damaged):
+            raise BadRequest(f"trial {trial_id} is not known", 404, "unknown_trial")
+        if head.damaged:
+            raise BadRequest(await self._stores.damage(trial_id), 409, "trial_damaged")
+        return head
 
     # -- moving ---------------------------------------------------------------------------------------------------
 
@@ -173,6 +217,10 @@ class Sessions:
             return {"state": "closed", "message": f"session {sid} is not known"}
         if head.attempt != attempt:
             return {"state": "closed", "message": f"attempt {attempt} of trial {trial_id} was replaced by {head.attempt}"}
+        if head.released:
+            return {"state": "closed", "message": f"trial {trial_id} has ended and was released"}
+        if head.damaged:
+            return {"state": "closed", "message": await self._stores.damage(trial_id)}
         epoch, exclude = head.owner_epoch, set[str]()
         message = "no engine can serve just now"
         for _ in range(TRIES):
@@ -244,7 +292,7 @@ class Sessions:
             await self._engines.suspect(engine.engine_id, engine.health.incarnation, "does not answer")
             return False
 
-    async def _head(self, trial_id: str):
+    async def _head(self, trial_id: str) -> Head | None:
         try:
             return await self._stores.lookup(trial_id)
         except (StoreUnavailable, TimeoutError):

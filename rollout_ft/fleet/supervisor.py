@@ -17,6 +17,7 @@ from rollout_ft.errors import ConfigError, RolloutFTError
 from rollout_ft.fleet.crew import Crew, Gone, Member, Setup
 from rollout_ft.fleet.engines import Engines
 from rollout_ft.fleet.lease import Lease
+from rollout_ft.fleet.predecessor import Claim, judge
 from rollout_ft.fleet.sessions import Sessions
 from rollout_ft.fleet.stores import Stores
 from rollout_ft.gateway.actor import base_url, bind
@@ -49,6 +50,15 @@ class Supervisor:
         await asyncio.shield(self._started)
         return {"gateway_url": base_url(self._setup, self._port)}
 
+    async def claim(self, setup: Setup) -> Claim:
+        """A process that goes on with a run asks whether this is its run; if it is, it is its owner from now on."""
+        claim = judge(setup, self._setup, ending=self._ending)
+        if claim is Claim.ADOPTED:
+            await self.start()
+            self._lease.renew()
+            self._events.emit("run.adopted")
+        return claim
+
     async def _start(self) -> None:
         self._lease = Lease(self._setup.config.orphan_s)
         existing = await asyncio.to_thread(self._crew.existing)
@@ -59,7 +69,7 @@ class Supervisor:
             floor[member.role] = max(floor[member.role], member.incarnation)
             if described_as is None and not member.role.startswith(("store-", "faults")):
                 member.kill()  # silent: half-started or frozen. A silent store may be the only copy, and is spared
-        known_view = max((d["view"].number for m, d in alive if m.role.startswith("engine-")), default=0)
+        known_view = max([self._setup.last_view, *(d["view"].number for m, d in alive if m.role.startswith("engine-"))])
         self._engines = Engines(self._crew, self._events, lambda: self._stores.view)
         self._stores = Stores(self._crew, self._setup.namespace, self._events, self._engines.push_view)
         self._sessions = Sessions(self._engines, self._stores, self._events)
@@ -188,6 +198,10 @@ class Supervisor:
     async def end_trial(self, trial_id: str, attempt: int | None, outcome: Outcome, reward: float | None, cause: str) -> JSON:
         await self.start()
         return await self._sessions.end(trial_id, attempt, outcome, reward, cause)
+
+    async def release_trial(self, trial_id: str) -> JSON:
+        await self.start()
+        return await self._sessions.release(trial_id)
 
     async def trial(self, trial_id: str) -> JSON:
         await self.start()

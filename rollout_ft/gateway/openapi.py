@@ -66,6 +66,7 @@ def _paths() -> JSON:
         "/trials/{trial_id}": {"get": _control("One trial.", "Trial", parameters=[_TRIAL])},
         "/trials/{trial_id}/restart": {"post": _control("The next attempt.", "Opened", "RestartBody", parameters=[_TRIAL])},
         "/trials/{trial_id}/outcome": {"post": _control("How the trial ended.", "Trial", "OutcomeBody", parameters=[_TRIAL])},
+        "/trials/{trial_id}/release": {"post": _control("It was collected: forget all but this.", "Trial", parameters=[_TRIAL])},
         "/fleet": {"get": _control("The engines.", _OBJECT)},
         "/sessions/{session_id}": {
             "get": _agents("Every turn on the active path.", "Records", parameters=[_SESSION]),
@@ -140,7 +141,7 @@ def _schemas() -> JSON:
     return {
         "OpenBody": _model(OpenBody), "RestartBody": _model(RestartBody), "OutcomeBody": _model(OutcomeBody),
         "Opened": _has(session_id=_TEXT, trial_id=_TEXT, attempt=integer, base_url=_TEXT, api_key=_TEXT, turns=integer),
-        "Trial": _has(trial_id=_TEXT, session_id=_TEXT, attempt=integer, state={"enum": ["running", "ended"]}, turns=integer),
+        "Trial": _has(trial_id=_TEXT, session_id=_TEXT, attempt=integer, state={"enum": ["running", "ended", "released"]}, turns=integer),
         "Records": _has(session_id=_TEXT, records={"type": "array", "items": _OBJECT}, metadata=_OBJECT),
         "Trajectory": _has(session_id=_TEXT, paths={"type": "array", "items": _path()}, metadata=_OBJECT),
         "Error": _has(error=_has(message=_TEXT, type=_TEXT, code=_TEXT, param={"type": ["string", "null"]})),

@@ -2,7 +2,8 @@
 
 Owns the layout: one safetensors file a trial; per path i the tensors `{i}.token_ids` (int32), `{i}.loss_mask` (int8),
 `{i}.logprobs` (float32) and, where they are wanted, `{i}.routed_experts` (uint8 or uint16), and everything else as JSON
-under the key `trial` of the file's metadata. A file is there whole or not at all.
+under the key `trial` of the file's metadata. A file is there whole or not at all, and on disk: the stores forget a trial once
+it is written.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import orjson
 from safetensors.numpy import save
 
+from rollout_ft.disk import sync_folder
 from rollout_ft.samples.routed import array_of
 from rollout_ft.types import JSON
 
@@ -32,5 +34,9 @@ def write_trajectory(path: Path, trajectory: JSON, reward: float | None) -> None
         "paths": [{k: v for k, v in each.items() if k not in _DTYPES and k != ROUTED} for each in trajectory["paths"]],
     }
     temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(save(tensors, {"trial": orjson.dumps(rest).decode()}))
+    with temporary.open("wb") as file:
+        file.write(save(tensors, {"trial": orjson.dumps(rest).decode()}))
+        file.flush()
+        os.fdatasync(file.fileno())
     os.replace(temporary, path)
+    sync_folder(path.parent)

@@ -11,14 +11,17 @@ from rollout_ft.types import JSON
 
 
 def summary(session: Session) -> JSON:
-    """`tainted`: a request of this attempt ended in our 5xx and was never answered later, or met a fault."""
+    """`seconds`: from the first attempt to the end, with all that was between them, to the second.
+
+    `tainted`: a request of this attempt ended in our 5xx and was never answered later, or met a fault."""
     spec, ended = session.spec, session.ended
     return {
         "trial_id": spec.trial_id, "task_id": spec.task_id, "group_id": spec.group_id, "mode": spec.mode,
         "session_id": session.id, "attempt": session.attempt, "recovery": spec.recovery.value,
         "state": "ended" if ended else "running",
         "outcome": ended.outcome.value if ended else None, "reward": ended.reward if ended else None,
-        "cause": ended.cause if ended else "", "turns": len(session.evidence.asked),
+        "cause": ended.cause if ended else "", "seconds": ended.created - session.began if ended else None,
+        "turns": len(session.evidence.asked),
         "tainted": bool(session.fault) or bool(session.unanswered()), "fault": session.fault, "metadata": metadata(session),
         "idempotency_key": spec.idempotency_key,
     }  # fmt: skip

@@ -79,6 +79,8 @@ class Session:
         the replays that were recorded."""
         self.leniencies: Counter[str] = Counter()
         """In how many messages of acknowledged turns each was needed; of this owner."""
+        self.began = 0
+        """When the first attempt was opened, on the clock that people read."""
         self.ended: Ended | None = None
         self.fault = ""
         self.lineage = 1
@@ -95,6 +97,7 @@ class Session:
             match entry:
                 case Opened():
                     self.spec, self.attempt, self.evidence, self.fault = entry.spec, entry.attempt, Evidence(), ""
+                    self.began = self.began or entry.created
                     self.known = Known()  # an agent that begins anew numbers its requests anew
                     self.counts.clear()
                     if not entry.resume:

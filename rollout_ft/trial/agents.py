@@ -1,7 +1,8 @@
 """Agents: what runs an attempt, and how its end is told apart.
 
 Owns the agent's process and its result. Knows nothing of trials' restarts. An agent that ends without a word was
-killed; one that raises says what, and whether that is what a client raises when the infrastructure fails it.
+killed; one that raises says what, and whether that is what a client raises when the infrastructure fails it. None
+outlives the process that started it.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import importlib
 import inspect
 import multiprocessing
 import os
+import select
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Awaitable, Callable
 from multiprocessing import forkserver
@@ -24,6 +27,9 @@ from rollout_ft.trial.client import Session
 from rollout_ft.trial.policy import AttemptEnd, End
 from rollout_ft.types import JSON
 
+_TERMINATED = {-signal.SIGTERM, 255}
+"""Exit codes of a process that was asked to end; 255 when the one it was forked from was asked as well."""
+_END_S = 1.0
 _INFRA = frozenset({"APIConnectionError", "APITimeoutError", "InternalServerError", "ServiceUnavailableError", "Timeout"})
 """Names of what the openai, anthropic and litellm clients raise after their own retries."""
 
@@ -71,6 +77,8 @@ class ProcessAgent:
             return receive.recv()
         except EOFError:
             await asyncio.to_thread(process.join)
+            if process.exitcode in _TERMINATED:
+                await asyncio.sleep(_END_S)  # `ray job stop` asks every process of a run to end: that is no fault of the trial
             return AttemptEnd(End.DIED, cause=f"the agent's process ended with exit code {process.exitcode}")
         finally:
             self._running.pop(session.trial_id, None)
@@ -121,6 +129,7 @@ def raised(e: BaseException) -> AttemptEnd:
 def _main(send: Connection, entrypoint: str, task: JSON, base_url: str, api_key: str) -> None:
     """The agent's process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_reader, args=(send.fileno(),), daemon=True).start()
     os.environ["OPENAI_BASE_URL"], os.environ["OPENAI_API_KEY"] = base_url, api_key
     try:
         _, function = resolve(entrypoint)
@@ -134,6 +143,14 @@ def _main(send: Connection, entrypoint: str, task: JSON, base_url: str, api_key:
         end = raised(e)
     send.send(end)
     send.close()
+
+
+def _end_with_reader(fd: int) -> None:
+    """Ends this process when nobody is left who waits for what it sends."""
+    poll = select.poll()
+    poll.register(fd, 0)  # an error is always reported
+    poll.poll()
+    os._exit(1)
 
 
 async def _awaited(value: Awaitable[Any]) -> Any:

@@ -37,7 +37,7 @@ class Session:
 
     async def trajectory(self) -> JSON:
         """Token-exact paths: `GET /sessions/{id}/trajectory`. `samples.routed.array_of` reads their `routed_experts`."""
-        return await self.client.request("GET", f"/sessions/{self.session_id}/trajectory", key=self.api_key)
+        return await self.client.trajectory(self.session_id, self.api_key)
 
     async def records(self) -> JSON:
         return await self.client.request("GET", f"/sessions/{self.session_id}", key=self.api_key)
@@ -61,8 +61,15 @@ class Client:
         body = {"outcome": outcome, "reward": reward, "cause": cause, "attempt": attempt}
         return await self.request("POST", f"/trials/{trial_id}/outcome", body)
 
+    async def release(self, trial_id: str) -> JSON:
+        """The trajectory is safe where it belongs: the run may forget it, but for the trial's summary."""
+        return await self.request("POST", f"/trials/{trial_id}/release")
+
     async def trial(self, trial_id: str) -> JSON:
         return await self.get(f"/trials/{trial_id}")
+
+    async def trajectory(self, session_id: str, session_key: str) -> JSON:
+        return await self.request("GET", f"/sessions/{session_id}/trajectory", key=session_key)
 
     async def get(self, path: str) -> Any:
         return await self.request("GET", path)

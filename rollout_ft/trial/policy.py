@@ -1,4 +1,4 @@
-"""What follows when an attempt ends: the trial is over, or it is started again.
+"""What follows when an attempt ends, or a run that was stopped goes on: the trial is over, or it is started again.
 
 Owns the rules of P4. Pure. An infrastructure fault is never a reward: an attempt that is tainted counts as ended by
 infrastructure whatever its agent said, and when the budget is spent the reward is None, never 0.
@@ -63,4 +63,13 @@ def decide(ended: AttemptEnd, *, restarts: int, max_restarts: int, recovery: Rec
         return Finish(Outcome.INFRA_EXHAUSTED, None, cause)
     if restarts >= max_restarts:
         return Finish(Outcome.INFRA_EXHAUSTED, None, f"{cause}; {restarts} restarts (trial.max_restarts)")
+    return Restart(recovery is Recovery.RESUME, cause)
+
+
+def resumed(recovery: Recovery) -> Finish | Restart:
+    """What becomes of a trial that an earlier process of the run left unfinished. It costs no restart: who stops a run
+    and goes on with it must not spend what is there for faults."""
+    cause = "the run was stopped"
+    if recovery is Recovery.ABANDON:
+        return Finish(Outcome.INFRA_EXHAUSTED, None, cause)
     return Restart(recovery is Recovery.RESUME, cause)

@@ -1,12 +1,13 @@
 """Trials from start to outcome, attempt by attempt.
 
-Owns the loop: open, run the agent, ask what became of it, restart or record. The rules are in `policy`. Knows nothing
-of Ray or engines: it is a client of the gateway like any harness.
+Owns the loop: open, or go on with what an earlier process opened; run the agent, ask what became of it, restart or
+record. The rules are in `policy`. Knows nothing of Ray or engines: it is a client of the gateway like any harness.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -15,8 +16,8 @@ from rollout_ft.config import TrialConfig
 from rollout_ft.errors import BadRequest
 from rollout_ft.trial.agents import Agent
 from rollout_ft.trial.client import Client, Session
-from rollout_ft.trial.policy import AttemptEnd, End, Finish, decide
-from rollout_ft.types import JSON, Outcome
+from rollout_ft.trial.policy import AttemptEnd, End, Finish, decide, resumed
+from rollout_ft.types import JSON, Outcome, Recovery
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +40,33 @@ class TrialResult:
     def line(self) -> JSON:
         return asdict(self)
 
+    @property
+    def recorded(self) -> bool:
+        """Whether the store has this outcome; a trial of which nothing could be learned is not over."""
+        return self.attempts > 0
+
+
+_log = logging.getLogger("rollout_ft")
 
 OnResult = Callable[[TrialResult, JSON], None]
-"""Told of each trial when it has ended, with its trajectory."""
+"""Told of each trial when it has ended, with its trajectory; `{"released": true}` for one that was collected before."""
 
 
 class TrialRunner:
-    def __init__(self, client: Client, agent: Agent, config: TrialConfig):
+    """`session_key` derives a session's key from its id. With `resume`, trials that exist are gone on with: those that have
+    ended are read, the others continue from their checkpoint; without it they are an error."""
+
+    def __init__(self, client: Client, agent: Agent, config: TrialConfig, session_key: Callable[[str], str], resume: bool = False):
         self._client, self._agent, self._config = client, agent, config
+        self._session_key, self._resume = session_key, resume
 
     async def run(
-        self, tasks: Sequence[JSON], *, concurrency: int, prefix: str = "", on_result: OnResult | None = None
+        self, tasks: Sequence[JSON], *, concurrency: int, prefix: str = "", on_result: OnResult | None = None, release: bool = False
     ) -> list[TrialResult]:
-        """All tasks, `concurrency` at a time; results in the order of the tasks."""
+        """All tasks, `concurrency` at a time; results in the order of the tasks.
+
+        With `release` a trial is forgotten by the run once `on_result` has returned: it has put it on disk by then.
+        """
         slots = asyncio.Semaphore(concurrency)
 
         async def one(task: JSON) -> TrialResult:
@@ -59,11 +74,19 @@ class TrialRunner:
                 result, trajectory = await self._survived(task, prefix + str(task["task_id"]))
                 if on_result is not None:
                     on_result(result, trajectory)
+                    if release and result.recorded:
+                        await self._release(result.trial_id)
                 return result
 
         async with asyncio.TaskGroup() as group:
             running = [group.create_task(one(task)) for task in tasks]
         return [task.result() for task in running]
+
+    async def _release(self, trial_id: str) -> None:
+        try:
+            await self._client.release(trial_id)
+        except BadRequest as e:
+            _log.warning("trial.not_released trial=%s: %s", trial_id, e)
 
     async def _survived(self, task: JSON, trial_id: str) -> tuple[TrialResult, JSON]:
         """A trial whose run does not answer any more is an outcome, not the end of the others."""
@@ -76,19 +99,47 @@ class TrialRunner:
 
     async def trial(self, task: JSON, trial_id: str) -> tuple[TrialResult, JSON]:
         """One trial to its outcome, and its trajectory."""
-        began, restarts = monotonic(), 0
+        began = monotonic()
         fields = {k: task[k] for k in ("seed", "sampling", "group_id", "mode") if k in task}
-        session = await self._client.open_session(
-            trial_id=trial_id, task_id=str(task["task_id"]), recovery=self._config.recovery.value, **fields
-        )
+        try:
+            session = await self._client.open_session(
+                trial_id=trial_id, task_id=str(task["task_id"]), recovery=self._config.recovery.value, **fields
+            )
+        except BadRequest as e:
+            if not self._resume or e.code not in ("trial_exists", "trial_ended"):
+                raise
+            trial = await self._continued(task, await self._client.trial(trial_id))
+            return result_of(trial, trial["seconds"]), await self._trajectory(trial)
+        trial = await self._play(task, session)
+        return result_of(trial, monotonic() - began), await self._trajectory(trial)
+
+    async def _trajectory(self, trial: JSON) -> JSON:
+        if trial["state"] == "released":
+            return {"trial_id": trial["trial_id"], "paths": [], "released": True}
+        sid = trial["session_id"]
+        return await self._client.trajectory(sid, self._session_key(sid))
+
+    async def _continued(self, task: JSON, trial: JSON) -> JSON:
+        """A trial of an earlier process, brought to its end if it has none."""
+        if trial["state"] == "released" and not trial["metadata"]:
+            raise BadRequest(f"trial {trial['trial_id']} was collected, and nothing more is known of it", 409, "released")
+        if trial["state"] != "running":
+            return trial
+        decision = resumed(Recovery(trial["recovery"]))
+        if isinstance(decision, Finish):
+            return await self._end(trial["trial_id"], trial["attempt"], decision)
+        return await self._play(task, await self._client.restart(trial["trial_id"], trial["attempt"], decision.checkpoint))
+
+    async def _play(self, task: JSON, session: Session) -> JSON:
+        """Attempt after attempt, to the outcome; what the store then has of the trial."""
+        restarts = 0
         while True:
             ended = await self._attempt(task, session)
             decision = decide(ended, restarts=restarts, max_restarts=self._config.max_restarts, recovery=self._config.recovery)
             if isinstance(decision, Finish):
-                result = await self._finish(task, session, decision, restarts, monotonic() - began)
-                return result, await session.trajectory()
+                return await self._end(session.trial_id, session.attempt, decision)
             restarts += 1
-            session = await self._client.restart(trial_id, session.attempt, decision.checkpoint)
+            session = await self._client.restart(session.trial_id, session.attempt, decision.checkpoint)
 
     async def _attempt(self, task: JSON, session: Session) -> AttemptEnd:
         try:
@@ -99,12 +150,16 @@ class TrialRunner:
         trial = await self._client.trial(session.trial_id)
         return replace(ended, tainted=bool(trial["tainted"]), cause=ended.cause or trial["fault"])
 
-    async def _finish(self, task: JSON, session: Session, end: Finish, restarts: int, seconds: float) -> TrialResult:
-        trial = await self._client.outcome(session.trial_id, end.outcome.value, end.reward, end.cause, session.attempt)
-        meta = trial["metadata"]
-        survived = restarts + meta["generations"] - meta["turns_committed"] if end.outcome is not Outcome.INFRA_EXHAUSTED else 0
-        return TrialResult(
-            session.trial_id, str(task["task_id"]), end.outcome.value, end.reward, end.cause, session.attempt,
-            meta["turns_in_trajectory"], survived, meta["tokens_generated"], meta["tokens_reused"],
-            meta["tokens_wasted"], round(seconds, 3),
-        )  # fmt: skip
+    async def _end(self, trial_id: str, attempt: int, end: Finish) -> JSON:
+        return await self._client.outcome(trial_id, end.outcome.value, end.reward, end.cause, attempt)
+
+
+def result_of(trial: JSON, seconds: float) -> TrialResult:
+    """The result of a trial that has ended, from what the store has of it."""
+    meta, outcome = trial["metadata"], trial["outcome"]
+    survived = trial["attempt"] - 1 + meta["generations"] - meta["turns_committed"]
+    return TrialResult(
+        trial["trial_id"], trial["task_id"], outcome, trial["reward"], trial["cause"], trial["attempt"],
+        meta["turns_in_trajectory"], survived if outcome != Outcome.INFRA_EXHAUSTED else 0, meta["tokens_generated"],
+        meta["tokens_reused"], meta["tokens_wasted"], round(seconds, 3),
+    )  # fmt: skip

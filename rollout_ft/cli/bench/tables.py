@@ -38,12 +38,12 @@ def of_machine(facts: JSON) -> str:
 def of_profile(profile: Profile, loaded: Grown) -> Iterable[Table]:
     """A share of a role's samples is printed as that share of its CPU; threads without Python are in no sample."""
     spent, turns = loaded.whole.spent, loaded.sizes.total
-    threads = _table("CPU ms a turn, by thread", "", "thread", "ms")
+    threads = titled("CPU ms a turn, by thread", "", "thread", "ms")
     for role, name, seconds in profile.threads():
         if seconds * 1e3 / turns >= HOT_MS:
             threads.add_row(role, name, f"{seconds * 1e3 / turns:.2f}")
     yield threads
-    functions = _table("CPU ms a turn, by function, about", "", "itself", "and below", "")
+    functions = titled("CPU ms a turn, by function, about", "", "itself", "and below", "")
     for hot in profile.hottest():
         ms = spent[hot.role].cpu_s * 1e3 / turns
         if hot.own * ms >= HOT_MS:
@@ -53,12 +53,12 @@ def of_profile(profile: Profile, loaded: Grown) -> Iterable[Table]:
 
 def _loads(m: Measured) -> Table:
     sizes, loaded, direct = m.scale.load, m.loaded.whole.result, m.direct
-    table = _table(f"{sizes.sessions} sessions x {sizes.turns} turns", "", "through the gateway", "straight to the engine")
+    table = titled(f"{sizes.sessions} sessions x {sizes.turns} turns", "", "through the gateway", "straight to the engine")
     for row in (
         ("turns/s", f"{sizes.total / loaded.seconds:,.1f}", f"{sizes.total / direct.seconds:,.1f}"),
-        ("ms at once, p50 / p99", _percentiles(loaded.latencies_ms), _percentiles(direct.latencies_ms)),
-        ("ms alone, p50 / p99", _percentiles(m.compared.latencies_ms), _percentiles(m.compared.direct_ms)),
-        ("ms added alone, p50 / p99", _percentiles(m.added_ms), ""),
+        ("ms at once, p50 / p99", percentiles(loaded.latencies_ms), percentiles(direct.latencies_ms)),
+        ("ms alone, p50 / p99", percentiles(m.compared.latencies_ms), percentiles(m.compared.direct_ms)),
+        ("ms added alone, p50 / p99", percentiles(m.added_ms), ""),
         ("prompt tokens, mean", f"{loaded.prompt_tokens / sizes.total:,.0f}", f"{direct.prompt_tokens / sizes.total:,.0f}"),
         ("client's CPU ms a turn", f"{loaded.cpu_s * 1e3 / sizes.total:.2f}", f"{direct.cpu_s * 1e3 / sizes.total:.2f}"),
     ):
@@ -67,7 +67,7 @@ def _loads(m: Measured) -> Table:
 
 
 def _processes(m: Measured) -> Table:
-    table = _table("all at once: CPU of a turn, memory of a session", "", "processes", "CPU ms", "MB", "MB after DELETE")
+    table = titled("all at once: CPU of a turn, memory of a session", "", "processes", "CPU ms", "MB", "MB after DELETE")
     spent = m.loaded.whole.spent
     for role in sorted(OURS, key=lambda role: -spent[role].cpu_s):
         table.add_row(role, *_used(m, [role]))
@@ -84,7 +84,7 @@ def _used(m: Measured, roles: Sequence[str]) -> tuple[str, str, str, str]:
 
 
 def _growth(m: Measured) -> Table:
-    table = _table("CPU ms of a turn, and of orjson.loads of its request", "sessions", "prompt", "ours", "reading", "less it", "MB sent")
+    table = titled("CPU ms of a turn, and of orjson.loads of its request", "sessions", "prompt", "ours", "reading", "less it", "MB sent")
     pace = f"at {m.scale.paced_tokens_per_s:g} tokens/s"
     for grown, how in ((m.loaded, ""), (m.wide, ""), (m.long, ""), (m.paced, pace)):
         if grown is None:
@@ -99,19 +99,19 @@ def _growth(m: Measured) -> Table:
 
 
 def _others(c: Collecting) -> Table:
-    table = _table("turns of others, beside one long trajectory", "", "ms, p50 / p99", "longest", "turns")
+    table = titled("turns of others, beside one long trajectory", "", "ms, p50 / p99", "longest", "turns")
     for name, result in (("nobody collects", c.quiet), ("it is collected all the time", c.beside), ("one collection", c.collected)):
-        table.add_row(name, _percentiles(result.latencies_ms), f"{max(result.latencies_ms):,.1f}", str(result.turns))
+        table.add_row(name, percentiles(result.latencies_ms), f"{max(result.latencies_ms):,.1f}", str(result.turns))
     return table
 
 
-def _table(title: str, *columns: str) -> Table:
+def titled(title: str, *columns: str) -> Table:
     table = Table(title=title)
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left", no_wrap=True)
     return table
 
 
-def _percentiles(values: Sequence[float]) -> str:
+def percentiles(values: Sequence[float]) -> str:
     p50, p99 = np.percentile(values, [50, 99])
     return f"{p50:,.1f} / {p99:,.1f}"

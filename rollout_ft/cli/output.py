@@ -1,0 +1,102 @@
+"""What a run writes for people and trainers.
+
+Owns `DIR/trials.jsonl`, `DIR/events.jsonl`, `DIR/trajectories/`, `DIR/summary.json` and `DIR/report.html`. Decides nothing. All
+of it is derived from outcomes that the store has: a trial whose line or trajectory is not there whole is owed, and
+asked for again; a trajectory is written before its line.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import orjson
+
+from rollout_ft.samples.export import write_trajectory
+from rollout_ft.telemetry.lines import Lines, read_lines
+from rollout_ft.telemetry.report import report
+from rollout_ft.trial.runner import TrialResult
+from rollout_ft.types import JSON
+
+
+class Output:
+    """`results` are the trials with a line, those of earlier processes too; `lost` those that could not be ended."""
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+        (directory / "trajectories").mkdir(exist_ok=True)
+        self.results = {result.trial_id: result for result in _settled(directory)}
+        self.lost: list[TrialResult] = []
+        self._trials = Lines(directory / "trials.jsonl")
+        self._events = Lines(directory / "events.jsonl")
+
+    def trial(self, result: TrialResult, trajectory: JSON) -> None:
+        if not result.recorded:
+            return self.lost.append(result)
+        path = trajectory_path(self._directory, result.trial_id)
+        if not trajectory.get("released"):
+            write_trajectory(path, trajectory, result.reward)
+        elif not path.exists():
+            return self.lost.append(replace(result, cause=f"it was collected, and {path} is not there any more"))
+        self._trials.append(result.line())
+        self._trials.sync()  # the stores forget the trial when this returns
+        self.results[result.trial_id] = result
+
+    def event(self, event: JSON) -> None:
+        self._events.append(event)
+
+    def last_view(self) -> int:
+        """The highest view that an earlier process heard of."""
+        return max((e["number"] for e in read_lines(self._directory / "events.jsonl") if e.get("event") == "view.opened"), default=0)
+
+    def complete(self, trials: int) -> bool:
+        return len(self.results) == trials and (self._directory / "summary.json").exists()
+
+    def summary(self, trials: int, seconds: float) -> JSON:
+        """Writes and returns the totals of all trials; `seconds` are added to those of earlier processes."""
+        results = list(self.results.values())
+        made: JSON = {
+            "trials": len(results), "unfinished": trials - len(results), "outcomes": dict(Counter(r.outcome for r in results)),
+            "attempts": sum(r.attempts for r in results), "turns": sum(r.turns for r in results),
+            "tokens_generated": sum(r.tokens_generated for r in results), "tokens_reused": sum(r.tokens_reused for r in results),
+            "tokens_wasted": sum(r.tokens_wasted for r in results), "seconds": round(self._seconds() + seconds, 1),
+        }  # fmt: skip
+        _replace(self._directory / "summary.json", orjson.dumps(made, option=orjson.OPT_INDENT_2))
+        _replace(self._directory / "report.html", report(made, results).encode())
+        return made
+
+    def _seconds(self) -> float:
+        file = self._directory / "summary.json"
+        return float(orjson.loads(file.read_bytes())["seconds"]) if file.exists() else 0.0
+
+    def close(self) -> None:
+        self._trials.close()
+        self._events.close()
+
+
+def trajectory_path(directory: Path, trial_id: str) -> Path:
+    return directory / "trajectories" / f"{trial_id}.safetensors"
+
+
+def _settled(directory: Path) -> list[TrialResult]:
+    """The trials whose line and trajectory are whole; every other line is taken out of the file."""
+    path, found = directory / "trials.jsonl", dict[str, TrialResult]()
+    for line in read_lines(path):
+        try:
+            result = TrialResult(**line)
+        except TypeError:
+            continue
+        if trajectory_path(directory, result.trial_id).exists():
+            found.setdefault(result.trial_id, result)
+    kept = b"".join(orjson.dumps(result.line()) + b"\n" for result in found.values())
+    if path.exists() and path.read_bytes() != kept:
+        _replace(path, kept)
+    return list(found.values())
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)

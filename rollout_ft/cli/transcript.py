@@ -1,0 +1,87 @@
+"""What an agent and a model said in a trial, attempt by attempt, and where each reply came from.
+
+Owns the shape of it, as an object and as text. Pure. A turn is shown where it was generated; an attempt that went on from
+the checkpoint shows by its number which turns it was only given again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from rollout_ft.session.entries import SessionEntry
+from rollout_ft.types import JSON, Answered, Ended, Opened, Turn
+
+
+def transcript(entries: Sequence[SessionEntry]) -> list[JSON]:
+    """`{attempt, resume, created, turns: [{turn, how, …}]}` of each attempt."""
+    attempts: list[JSON] = []
+    numbers: dict[str, int] = {}
+    for entry in entries:
+        match entry:
+            case Opened():
+                attempts.append({"attempt": entry.attempt, "resume": entry.resume, "created": entry.created, "turns": []})
+                if not entry.resume:
+                    numbers = {}
+            case Turn():
+                number = numbers[entry.key] = len(numbers) + 1
+                attempts[-1]["turns"].append(_turn(entry, number, numbers.get(entry.parent, 0)))
+            case Answered() if entry.turn_key:
+                attempts[-1]["turns"].append({"turn": numbers[entry.turn_key], "how": "replayed"})
+            case Answered() if entry.failed:
+                attempts[-1]["turns"].append({"turn": 0, "how": "failed", "cause": entry.failed})
+            case Answered() | Ended():
+                pass
+    return attempts
+
+
+def _turn(turn: Turn, number: int, after: int) -> JSON:
+    how = "continued" if turn.tokens_reused else "regenerated" if turn.generations > 1 else "generated"
+    return {
+        "turn": number, "how": how, "after": after, "key": turn.key, "sample": turn.sample, "created": turn.created,
+        "messages": orjson.loads(turn.messages or b"[]"), "reply": orjson.loads(turn.reply), "finish_reason": turn.finish_reason,
+        "prompt_tokens": len(turn.prompt_ids) // 4, "tokens": len(turn.output_ids) // 4, "tokens_reused": turn.tokens_reused,
+        "tokens_wasted": turn.tokens_wasted, "generations": turn.generations, "phantom": turn.unheard,
+    }  # fmt: skip
+
+
+def text(attempts: Sequence[JSON]) -> Iterator[str]:
+    """Lines for people."""
+    for attempt in attempts:
+        began = datetime.fromtimestamp(attempt["created"], UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        yield f"attempt {attempt['attempt']}, from {'its checkpoint' if attempt['resume'] else 'nothing'}, {began}"
+        previous = 0
+        for turn in attempt["turns"]:
+            if turn["how"] == "failed":
+                yield f"  a request failed: {turn['cause']}"
+            elif turn["how"] == "replayed":
+                yield f"  turn {turn['turn']}: replayed"
+            else:
+                yield from _shown(turn, previous)
+            previous = turn["turn"] or previous
+
+
+def _shown(turn: JSON, previous: int) -> Iterator[str]:
+    reused = f", {turn['tokens_reused']} of them from before" if turn["tokens_reused"] else ""
+    branch = f", after turn {turn['after']}" if turn["after"] != previous else ""
+    nobody = ", nobody waited for it" if turn["phantom"] else ""
+    yield f"  turn {turn['turn']}: {turn['how']}, {turn['tokens']} tokens{reused}, {turn['finish_reason']}{branch}{nobody}"
+    if not turn["messages"]:
+        yield f"    {turn['prompt_tokens']} tokens"
+    for message in (*turn["messages"], turn["reply"]):
+        yield from _message(message)
+
+
+def _message(message: JSON) -> Iterator[str]:
+    parts: list[str] = [_words(message.get(key)) for key in ("reasoning_content", "content") if message.get(key)]
+    parts += [f"{call['function']['name']}({call['function']['arguments']})" for call in message.get("tool_calls") or ()]
+    first, *others = "\n".join(parts).splitlines() or [""]
+    yield f"    {message['role']}: {first}"
+    yield from (f"      {line}" for line in others)
+
+
+def _words(content: Any) -> str:
+    return content if isinstance(content, str) else orjson.dumps(content).decode()

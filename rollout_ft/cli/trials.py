@@ -1,0 +1,161 @@
+"""`rollout-ft trial list | show | export`: the trials of a run directory, with no cluster.
+
+Owns what is read where: trials that were collected from what `run` wrote, the others from the journals. Changes nothing
+in the directory, so that it may be asked while its run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors import safe_open
+
+from rollout_ft.cli.directory import saved_config, with_journal
+from rollout_ft.cli.journals import Journals, PastTrial
+from rollout_ft.cli.output import trajectory_path
+from rollout_ft.cli.transcript import text, transcript
+from rollout_ft.config import Config, journalled
+from rollout_ft.errors import ConfigError
+from rollout_ft.samples.export import write_trajectory
+from rollout_ft.samples.trajectory import trajectory
+from rollout_ft.session.drift import load_renderer
+from rollout_ft.session.render import Renderer
+from rollout_ft.session.session import Session
+from rollout_ft.telemetry.lines import read_lines
+from rollout_ft.trial.tasks import read_tasks
+from rollout_ft.types import JSON
+
+COLUMNS = ("trial_id", "state", "outcome", "reward", "attempts", "turns")
+
+
+class Past:
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.config = with_journal(saved_config(directory), directory.absolute())
+        self._journals = Journals(self.config)
+        self._lines = {line["trial_id"]: line for line in read_lines(directory / "trials.jsonl") if "trial_id" in line}
+
+    def listed(self) -> JSON:
+        """`{trials: [row], unreadable: [why]}`: a row for every task, begun or not; `unknown` where no journal says which."""
+        rows = {trial.trial_id: self._row(trial) for trial in self._journals.trials()}
+        for trial_id, line in self._lines.items():
+            rows.setdefault(trial_id, _of_line(line))
+        for task in read_tasks(self.directory / "tasks.jsonl"):
+            trial_id = str(task["task_id"])
+            state = "not_started" if journalled(self.config) else "unknown"
+            rows.setdefault(trial_id, PastTrial(trial_id, released=True).row() | {"task_id": trial_id, "state": state})
+        return {"trials": [rows[trial_id] for trial_id in sorted(rows)], "unreadable": self._journals.unreadable}
+
+    def shown(self, trial_id: str) -> JSON:
+        """A trial's row, with `attempts_made` where the journal still has its turns, else with `paths` as text."""
+        trial = self._find(trial_id)
+        if trial.damaged:
+            return self._row(trial)
+        if trial.released:
+            return self._row(trial) | {"paths": self._decoded(trial_id)}
+        return self._row(trial) | {"attempts_made": transcript(trial.entries)}
+
+    def export(self, output: Path, chosen: list[str], *, unfinished: bool) -> JSON:
+        """Writes trajectories as `run` does; `{exported: [trial_id], skipped: {trial_id: why}}`."""
+        output.mkdir(parents=True, exist_ok=True)
+        trials = [self._find(trial_id) for trial_id in chosen or [row["trial_id"] for row in self.listed()["trials"]]]
+        exported: list[str] = []
+        skipped: dict[str, str] = {}
+        renderer = load_renderer(self.config) if any(trial.entries for trial in trials) else None
+        for trial in trials:
+            why = self._export(trial, output, renderer, unfinished)
+            if why:
+                skipped[trial.trial_id] = why
+            else:
+                exported.append(trial.trial_id)
+        return {"exported": exported, "skipped": skipped}
+
+    def _export(self, trial: PastTrial, output: Path, renderer: Renderer | None, unfinished: bool) -> str:
+        """Why not; empty when it was written."""
+        file = output / f"{trial.trial_id}.safetensors"
+        if trial.damaged:
+            return trial.damaged
+        if trial.released:
+            there = trajectory_path(self.directory, trial.trial_id)
+            if not there.exists():
+                return f"it was collected, and {there} is not there"
+            shutil.copyfile(there, file)
+            return ""
+        if renderer is None or not trial.entries:
+            return "it has not begun"
+        if trial.ended is None and not unfinished:
+            return "it has no outcome yet"
+        session = _session(trial, self.config, renderer)
+        if not session.tree.nodes:
+            return "it has no turn"
+        write_trajectory(file, trajectory(session), trial.ended.reward if trial.ended else None)
+        return ""
+
+    def _find(self, trial_id: str) -> PastTrial:
+        trial = self._journals.trial(trial_id)
+        if trial.entries or trial.released or trial.trial_id in {each.trial_id for each in self._journals.trials()}:
+            return trial
+        if trial_id in self._lines:
+            return PastTrial(trial_id, released=True)
+        if any(task["task_id"] == trial_id for task in read_tasks(self.directory / "tasks.jsonl")):
+            return PastTrial(trial_id)
+        raise ConfigError(f"{self.directory} has no trial {trial_id}; rollout-ft trial list {self.directory}")
+
+    def _row(self, trial: PastTrial) -> JSON:
+        if trial.released and trial.trial_id in self._lines:
+            return _of_line(self._lines[trial.trial_id])
+        return trial.row()
+
+    def _decoded(self, trial_id: str) -> list[list[JSON]]:
+        file = trajectory_path(self.directory, trial_id)
+        if not file.exists():
+            return []
+        renderer = load_renderer(self.config)
+        with cast(Any, safe_open)(file, "np") as opened:
+            paths = json.loads(opened.metadata()["trial"])["paths"]
+            return [_pieces(renderer, opened.get_tensor(f"{i}.token_ids").tolist(), path["turns"]) for i, path in enumerate(paths)]
+
+
+def _of_line(line: JSON) -> JSON:
+    return {"state": "collected"} | {key: line[key] for key in ("trial_id", "task_id", "outcome", "reward", "attempts", "turns", "cause")}
+
+
+def _session(trial: PastTrial, config: Config, renderer: Renderer) -> Session:
+    session = Session(
+        trial.opened[0].spec, trial.opened[0].attempt, renderer, config.session, run_seed=config.seed,
+        context_tokens=config.model.context_tokens, resampled=config.samples.resampled,
+    )  # fmt: skip
+    session.restore(list(trial.entries), [])
+    return session
+
+
+def _pieces(renderer: Renderer, ids: list[int], turns: list[JSON]) -> list[JSON]:
+    """A path's turns as text: what the model was given and what it said, special tokens and all."""
+    pieces: list[JSON] = []
+    at = 0
+    for turn in turns:
+        given, said = ids[at : turn["start"]], ids[turn["start"] : turn["end"]]
+        about = {key: turn[key] for key in ("finish_reason", "generations", "evidence")}
+        pieces.append(about | {"prompt": renderer.text(given, keep_special=True), "output": renderer.text(said, keep_special=True)})
+        at = turn["end"]
+    return pieces
+
+
+def lines(shown: JSON) -> list[str]:
+    """A shown trial for people."""
+    head = f"trial {shown['trial_id']}: {shown['state']}"
+    head += f", {shown['outcome']}, reward {shown['reward']}" if shown["outcome"] else ""
+    made = [head, *([shown["cause"]] if shown["cause"] else []), *text(shown.get("attempts_made", ()))]
+    for number, path in enumerate(shown.get("paths", ()), start=1):
+        made.append(f"path {number}, as it is trained on")
+        for piece in path:
+            again = f", {piece['generations']} generations" if piece["generations"] > 1 else ""
+            made += [*_indented(piece["prompt"], "  > "), *_indented(piece["output"], "  < "), f"    {piece['finish_reason']}{again}"]
+    return made
+
+
+def _indented(words: str, mark: str) -> list[str]:
+    return [mark + line for line in words.splitlines()]

@@ -1,0 +1,176 @@
+"""A run's directory: which run is in it, who may go on with it, and under which config."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rollout_ft.checkpoint.journal import Journal
+from rollout_ft.cli.directory import DOUBTFUL, SAMPLED_BY, create, reopen, saved_config, with_journal
+from rollout_ft.cli.output import Output
+from rollout_ft.config import Config, known_keys
+from rollout_ft.errors import ConfigError
+from rollout_ft.trial.runner import TrialResult
+
+TASKS = [{"task_id": "a"}, {"task_id": "b"}]
+
+
+def config(**changed: Any) -> Config:
+    return Config.model_validate({"trial": {"agent": "a:b", "tasks": "gone.jsonl"}} | changed)
+
+
+def left(path: Path) -> None:
+    """A run that was started here by a process that is gone."""
+    code = "import sys, test_directory as t; from pathlib import Path; t.create(Path(sys.argv[1]), t.config(), t.TASKS)"
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)})
+
+
+def test_who_goes_on_has_the_same_secret_tasks_and_config(tmp_path: Path):
+    left(tmp_path / "run")
+    secret = (tmp_path / "run" / "secret").read_text()
+    again = reopen(tmp_path / "run", saved_config(tmp_path / "run"))
+    assert (again.secret, again.tasks, again.config, again.resumed) == (secret, TASKS, config(), True)
+
+
+def test_secret_and_config_are_for_their_user_alone(tmp_path: Path):
+    left(tmp_path)
+    assert {name: (tmp_path / name).stat().st_mode & 0o777 for name in ("secret", "config.json")} == {"secret": 0o600, "config.json": 0o600}
+    (tmp_path / "secret").chmod(0o640)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        reopen(tmp_path, config())
+
+
+def test_a_directory_has_one_process_at_a_time(tmp_path: Path):
+    create(tmp_path, config(), TASKS)
+    with pytest.raises(ConfigError, match="another process"):
+        reopen(tmp_path, config())
+
+
+@pytest.mark.parametrize(
+    ("changed", "key"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"model": {"context_tokens": 1 << 16}}, "model.context_tokens"),
+        ({"sampling": {"parameters": {"temperature": 0.5}}}, "sampling.parameters"),
+        ({"store": {"journal_dir": "/elsewhere"}}, "store.journal_dir"),
+        ({"trial": {"agent": "a:c", "tasks": "gone.jsonl"}}, "trial.agent"),
+    ],
+)
+def test_what_makes_the_data_may_not_change_and_is_named(tmp_path: Path, changed: Any, key: str):
+    left(tmp_path)
+    with pytest.raises(ConfigError, match=f"^{key}: "):
+        reopen(tmp_path, config(**changed))
+    assert saved_config(tmp_path) == config()
+
+
+def test_what_does_not_make_the_data_may_change_and_is_kept(tmp_path: Path):
+    left(tmp_path)
+    new = config(engine={"count": 8, "args": ["--x"]}, orphan_s=9, store={"replicas": 1})
+    assert [w.split(" ")[0] for w in reopen(tmp_path, new).warnings] == ["engine.args"]
+    assert saved_config(tmp_path) == new
+
+
+def test_other_tasks_are_refused(tmp_path: Path):
+    left(tmp_path / "run")
+    (tmp_path / "same").write_text('{"task_id": "a"}\n\n{"task_id":"b"}\n')
+    (tmp_path / "other").write_text('{"task_id": "a"}\n')
+    with pytest.raises(ConfigError, match=r"^trial\.tasks: "):
+        reopen(tmp_path / "run", config(trial={"agent": "a:b", "tasks": str(tmp_path / "other")}))
+
+
+def test_results_without_a_run_are_not_gone_on_with(tmp_path: Path):
+    (tmp_path / "trials.jsonl").touch()
+    with pytest.raises(ConfigError, match="empty directory"):
+        create(tmp_path, config(), TASKS)
+
+
+def test_the_journal_is_in_the_directory_unless_it_is_named_and_its_path_means_the_same_everywhere(tmp_path: Path):
+    assert with_journal(config(), tmp_path).store.journal_dir == str(tmp_path / "journal")
+    assert with_journal(config(store={"journal_dir": "here"}), tmp_path).store.journal_dir == str(Path("here").absolute())
+    assert with_journal(config(store={"journal_dir": "none"}), tmp_path).store.journal_dir == "none"
+
+
+def test_every_key_that_is_judged_exists():
+    assert {*SAMPLED_BY, *DOUBTFUL} <= set(known_keys())
+
+
+# -- what is written ----------------------------------------------------------------------------------------------
+
+
+def result(trial_id: str) -> TrialResult:
+    return TrialResult(trial_id, trial_id, "completed", 1.0, "", 1, 1, 0, 4, 0, 0, 1.0)
+
+
+def trajectory(trial_id: str) -> dict[str, Any]:
+    return {"trial_id": trial_id, "paths": [{"token_ids": [1], "loss_mask": [1], "logprobs": [0.5]}]}
+
+
+def test_a_torn_line_is_owed_and_what_follows_it_is_not_glued_to_it(tmp_path: Path):
+    first = Output(tmp_path)
+    for name in ("a", "b"):
+        first.trial(result(name), trajectory(name))
+    first.close()
+    whole = (tmp_path / "trials.jsonl").read_bytes()
+    (tmp_path / "trials.jsonl").write_bytes(whole[:-9])
+    second = Output(tmp_path)
+    assert set(second.results) == {"a"}
+    second.trial(result("b"), {"released": True})
+    second.close()
+    assert (tmp_path / "trials.jsonl").read_bytes() == whole
+
+
+def test_a_trial_whose_trajectory_is_gone_is_owed(tmp_path: Path):
+    first = Output(tmp_path)
+    for name in ("a", "b"):
+        first.trial(result(name), trajectory(name))
+    (tmp_path / "trajectories" / "a.safetensors").unlink()
+    again = Output(tmp_path)
+    assert set(again.results) == {"b"}
+    again.trial(result("a"), {"released": True})
+    assert [lost.trial_id for lost in again.lost] == ["a"]
+
+
+def test_lines_that_are_none_and_second_lines_of_a_trial_are_taken_out(tmp_path: Path):
+    first = Output(tmp_path)
+    first.trial(result("a"), trajectory("a"))
+    whole = (tmp_path / "trials.jsonl").read_bytes()
+    (tmp_path / "trials.jsonl").write_bytes(whole + b"\0\0\0\n" + whole + b'{"trial_id": "a"}\n')
+    assert set(Output(tmp_path).results) == {"a"}
+    assert (tmp_path / "trials.jsonl").read_bytes() == whole
+
+
+def test_a_trial_without_a_recorded_outcome_has_no_line(tmp_path: Path):
+    output = Output(tmp_path)
+    output.trial(TrialResult("a", "a", "infra_exhausted", None, "unreachable", 0, 0, 0, 0, 0, 0, 0.0), {"paths": []})
+    assert output.summary(1, 1.0)["unfinished"] == 1
+    assert not (tmp_path / "trials.jsonl").read_bytes()
+
+
+def test_the_seconds_of_all_processes_are_counted(tmp_path: Path):
+    assert Output(tmp_path).summary(1, 1.5)["seconds"] == 1.5
+    assert Output(tmp_path).summary(1, 2.0)["seconds"] == 3.5
+
+
+def test_the_last_view_is_the_highest_that_was_heard_of(tmp_path: Path):
+    (tmp_path / "events.jsonl").write_text('{"event": "view.opened", "number": 3}\n{"event": "x"}\n{"event": "view.opened", "num')
+    assert Output(tmp_path).last_view() == 3
+
+
+def test_tasks_that_moved_are_the_same_tasks(tmp_path: Path):
+    left(tmp_path / "run")
+    (tmp_path / "same").write_text('{"task_id": "a"}\n\n{"task_id":"b"}\n')
+    moved = config(trial={"agent": "a:b", "tasks": str(tmp_path / "same")})
+    assert reopen(tmp_path / "run", moved).tasks == TASKS
+
+
+def test_a_new_run_does_not_begin_with_the_journal_of_another(tmp_path: Path):
+    where = {"store": {"journal_dir": str(tmp_path / "j")}}
+    Journal(tmp_path / "j", "run/store-0/1").close()
+    with pytest.raises(ConfigError, match=r"store\.journal_dir: .* of a run called run"):
+        create(tmp_path / "a", config(**where), TASKS)
+    create(tmp_path / "b", config(**where, run="other"), TASKS)

@@ -1,0 +1,107 @@
+"""A runner that goes on with trials of an earlier process, against a gateway in memory."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from rollout_ft.config import TrialConfig
+from rollout_ft.errors import BadRequest
+from rollout_ft.trial.agents import InlineAgent
+from rollout_ft.trial.client import Client, Session
+from rollout_ft.trial.runner import TrialResult, TrialRunner
+
+META = {
+    "generations": 3, "turns_committed": 2, "turns_in_trajectory": 2, "tokens_generated": 9, "tokens_reused": 0, "tokens_wasted": 0,
+}  # fmt: skip
+
+
+class Gateway:
+    """One trial, `t`, in the state that it was left in; and what was asked for."""
+
+    def __init__(self, **left: Any):
+        self.trial_now = {
+            "trial_id": "t", "task_id": "t", "session_id": "t~1", "attempt": 1, "state": "running", "outcome": None, "reward": None,
+            "cause": "", "recovery": "resume", "seconds": None, "tainted": False, "fault": "", "metadata": META,
+        } | left  # fmt: skip
+        self.asked: list[str] = []
+
+    async def open_session(self, **request: Any) -> Session:
+        raise BadRequest("there is one", 409, "trial_exists" if self.trial_now["state"] == "running" else "trial_ended")
+
+    async def trial(self, trial_id: str) -> dict[str, Any]:
+        return self.trial_now
+
+    async def restart(self, trial_id: str, from_attempt: int, checkpoint: bool) -> Session:
+        assert from_attempt == self.trial_now["attempt"]
+        self.asked.append(f"restart checkpoint={checkpoint}")
+        attempt = from_attempt + 1
+        self.trial_now |= {"attempt": attempt, "session_id": f"t~{attempt}"}
+        return Session(f"t~{attempt}", "t", attempt, "", "", 0, cast(Client, self))
+
+    async def outcome(self, trial_id: str, outcome: str, reward: float | None, cause: str, attempt: int) -> dict[str, Any]:
+        assert attempt == self.trial_now["attempt"]
+        self.trial_now |= {"state": "ended", "outcome": outcome, "reward": reward, "cause": cause, "seconds": 60}
+        return self.trial_now
+
+    async def trajectory(self, session_id: str, session_key: str) -> dict[str, Any]:
+        assert session_key == f"key of {session_id}"
+        return {"session_id": session_id}
+
+    async def release(self, trial_id: str) -> None:
+        self.asked.append("release")
+
+
+async def run(gateway: Gateway, *, resume: bool = True) -> tuple[TrialResult, dict[str, Any]]:
+    async def agent(task: Any, session: Session) -> float:
+        gateway.asked.append(f"agent of {session.session_id}")
+        return 0.5
+
+    runner = TrialRunner(cast(Client, gateway), InlineAgent(agent), TrialConfig(), lambda sid: f"key of {sid}", resume)
+    kept: list[tuple[TrialResult, dict[str, Any]]] = []
+    await runner.run([{"task_id": "t"}], concurrency=1, on_result=lambda *result: kept.append(result), release=True)
+    return kept[0]
+
+
+async def test_an_unfinished_trial_continues_in_its_next_attempt_and_counts_all_its_time():
+    gateway = Gateway()
+    result, trajectory = await run(gateway)
+    assert gateway.asked == ["restart checkpoint=True", "agent of t~2", "release"]
+    assert (result.outcome, result.reward, result.attempts, result.seconds) == ("completed", 0.5, 2, 60)
+    assert result.faults_survived == 2, "the stop and a generation"
+    assert trajectory == {"session_id": "t~2"}
+
+
+async def test_a_trial_that_ended_is_read_and_not_played():
+    gateway = Gateway(state="ended", outcome="completed", reward=1.0, seconds=7)
+    result, trajectory = await run(gateway)
+    assert gateway.asked == ["release"]
+    assert (result.outcome, result.reward, result.seconds, trajectory["session_id"]) == ("completed", 1.0, 7, "t~1")
+
+
+async def test_of_a_trial_that_was_collected_only_its_line_is_made_again():
+    gateway = Gateway(state="released", outcome="completed", reward=1.0, seconds=7)
+    result, trajectory = await run(gateway)
+    assert result.recorded
+    assert trajectory["released"]
+
+
+async def test_a_trial_that_starts_from_nothing_after_a_fault_does_so_after_a_stop():
+    gateway = Gateway(recovery="restart")
+    await run(gateway)
+    assert gateway.asked[0] == "restart checkpoint=False"
+
+
+async def test_a_trial_that_survives_no_fault_does_not_survive_a_stop():
+    gateway = Gateway(recovery="abandon")
+    result, _ = await run(gateway)
+    assert gateway.asked == ["release"]
+    assert (result.outcome, result.reward) == ("infra_exhausted", None)
+
+
+@pytest.mark.parametrize(("gateway", "resume"), [(Gateway(), False), (Gateway(state="released", outcome="completed", metadata={}), True)])
+async def test_a_trial_of_which_nothing_can_be_learned_is_neither_recorded_nor_released(gateway: Gateway, resume: bool):
+    result, _ = await run(gateway, resume=resume)
+    assert not result.recorded
+    assert gateway.asked == []
