@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from test_checkpoint_fakes import Cluster, turn
 
+from rollout_ft.checkpoint import payloads
 from rollout_ft.checkpoint.mirror import Mirror
 from rollout_ft.checkpoint.payloads import Label, Shelf, decode_label, encode_label
 from rollout_ft.checkpoint.segments import keep, kept
@@ -68,6 +69,24 @@ def test_a_replica_that_does_not_answer_is_passed_over():
         cluster.network.dead.add(first)
         assert await mirror.payloads.put(label("key-2"), b"rows") == 1
         assert first not in await holders(cluster, "key-2")
+
+    played(play)
+
+
+def test_a_replica_that_hangs_costs_one_payload_the_wait_and_takes_them_again_later(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(payloads, "SHUN_S", 0.3)
+
+    async def play(cluster: Cluster, mirror: Mirror) -> None:
+        impatient = writer(cluster, timeout_s=0.2)
+        await impatient.payloads.put(label("key-20"), b"rows")
+        (first,) = await holders(cluster, "key-20")
+        cluster.network.once(first, "put_payload", "hangs")
+        names = [f"key-{n}" for n in range(1, 9)]
+        cluster.network.calls.clear()
+        assert await asyncio.gather(*(impatient.payloads.put(label(name), b"x") for name in names)) == [1] * 8
+        assert cluster.network.calls.count((first, "put_payload")) == 1
+        while await impatient.payloads.put(label("key-9"), b"x") and first not in await holders(cluster, "key-9"):
+            await asyncio.sleep(0)
 
     played(play)
 

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import orjson
 import pytest
-from conftest import ask_tokens, begin, make_session, turn_of
+from conftest import ask_tokens, begin, make_session, play, turn_of
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
@@ -140,9 +140,15 @@ def test_a_path_has_a_row_for_every_token_but_the_last():
     assert (path["routed_experts_partial"], path["routed_experts_missing"], path["routed_experts_substituted"]) == (False, [], [])
 
 
-def test_a_trajectory_says_nothing_of_routed_experts_where_they_are_not_wanted():
-    session, _ = conversation()
+def test_a_trajectory_says_nothing_of_routed_experts_where_nobody_asked_for_them(session: Session):
+    play(session, ask_tokens([1, 2, 3]), "r")
     assert not any("routed" in key for path in trajectory_of(session)()["paths"] for key in path)
+
+
+def test_who_has_the_log_alone_finds_all_rows_missing():
+    session, _ = conversation()
+    (path,) = trajectory_of(session)()["paths"]
+    assert (path["routed_experts"], path["routed_experts_missing"]) == (None, [[0, len(path["token_ids"]) - 1]])
 
 
 def test_an_export_has_them_as_a_tensor(tmp_path: Path):

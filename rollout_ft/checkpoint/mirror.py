@@ -58,7 +58,7 @@ class Mirror:
         payload_copies: int = 1,
     ) -> None:
         self._replicas = Replicas(view, resolve, refresh, call_timeout_s)
-        self.payloads = Payloads(self._replicas, payload_copies, commit_timeout_s)
+        self.payloads = Payloads(self._replicas, payload_copies, call_timeout_s=call_timeout_s, fetch_timeout_s=commit_timeout_s)
         self._commit_timeout_s = commit_timeout_s
         self._queue: deque[_Waiting] = deque()
         self._room = asyncio.Semaphore(MAX_QUEUED)

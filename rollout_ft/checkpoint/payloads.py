@@ -27,6 +27,10 @@ from rollout_ft.types import Raw
 _log = logging.getLogger(__name__)
 FETCHES = 4
 """At a time: what is read is held in memory twice."""
+BYTES_PER_S = 16 * 2**20
+"""A replica that takes less does not answer."""
+SHUN_S = 10.0
+"""A replica that did not answer is passed over for so long: no turn waits where another has just waited in vain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +109,11 @@ class Shelf:
 class Payloads:
     """A writer's and a reader's access to the payloads on the replicas."""
 
-    def __init__(self, replicas: Replicas, copies: int, timeout_s: float) -> None:
-        self._replicas, self._copies, self._timeout_s = replicas, copies, timeout_s
+    def __init__(self, replicas: Replicas, copies: int, *, call_timeout_s: float, fetch_timeout_s: float) -> None:
+        self._replicas, self._copies = replicas, copies
+        self._call_timeout_s, self._fetch_timeout_s = call_timeout_s, fetch_timeout_s
+        self._bringing: dict[str, asyncio.Lock] = {}
+        self._shunned: dict[str, float] = {}
 
     async def put(self, label: Label, payload: bytes) -> int:
         """On how many replicas it is; none is no error. A view that changes meanwhile is another chance."""
@@ -122,8 +129,17 @@ class Payloads:
         return len(kept)
 
     async def _bring(self, name: str, label: bytes, payload: bytes) -> bool:
-        answers = await self._replicas.call([name], lambda port: port.put_payload(label, payload), timeout_s=self._timeout_s)
-        return answers[name] is True
+        """One at a time, and the wait for that is not the replica's."""
+        now = asyncio.get_running_loop().time
+        async with self._bringing.setdefault(name, asyncio.Lock()):
+            view = self._replicas.view
+            if name not in view.members or now() < self._shunned.get(name, 0.0):
+                return False
+            timeout_s = self._call_timeout_s + len(payload) / BYTES_PER_S
+            answer = (await self._replicas.call([name], lambda port: port.put_payload(label, payload), timeout_s=timeout_s))[name]
+            if isinstance(answer, BaseException) and self._replicas.view is view:
+                self._shunned[name] = now() + SHUN_S
+            return answer is True
 
     async def fetch(self, trial_id: str, wanted: Mapping[str, str]) -> dict[str, bytes]:
         """What is left of the payloads named by key and digest. One replica that does not answer is asked once."""
@@ -135,7 +151,7 @@ class Payloads:
                 for name in _order(self._replicas.view.members, trial_id):
                     if name in silent:
                         continue
-                    asked = self._replicas.call([name], lambda port: port.payload(trial_id, key, digest), timeout_s=self._timeout_s)
+                    asked = self._replicas.call([name], lambda port: port.payload(trial_id, key, digest), timeout_s=self._fetch_timeout_s)
                     answer = (await asked)[name]
                     if isinstance(answer, bytes):
                         return answer

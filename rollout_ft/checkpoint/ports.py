@@ -69,7 +69,6 @@ class RayStore:
         self._line: Line | None = None
         self._connecting = asyncio.Lock()
         self._broad: Line | None = None
-        self._bringing = asyncio.Lock()
 
     async def append_many(self, view_number: int, batch: Raw) -> Raw:
         return await self._send(Call.APPEND, view_number, batch)
@@ -108,19 +107,18 @@ class RayStore:
         return await self._call("install", view)
 
     async def put_payload(self, label: bytes, payload: bytes) -> bool:
-        """One at a time and over a line of its own: no commit waits behind it."""
-        async with self._bringing:
-            try:
-                if self._broad is None or not self._broad.open:
-                    self._broad = await Line.to(await self._call("door"))
-                answer = await self._broad.call(Call.PAYLOAD, len(label), label, payload)
-            except (CallFailed, LineBroken, NobodyThere) as error:
-                raise StoreUnavailable(f"store {self.name} does not answer payload: {error}") from error
-            except asyncio.CancelledError:
-                if self._broad is not None:
-                    self._broad.close()  # what is not sent yet is of no use to anybody
-                    self._broad = None
-                raise
+        """Over a line of its own: no commit waits behind it. To be called once at a time: that bounds what is not sent yet."""
+        try:
+            if self._broad is None or not self._broad.open:
+                self._broad = await Line.to(await self._call("door"))
+            answer = await self._broad.call(Call.PAYLOAD, len(label), label, payload)
+        except (CallFailed, LineBroken, NobodyThere) as error:
+            raise StoreUnavailable(f"store {self.name} does not answer payload: {error}") from error
+        except asyncio.CancelledError:
+            if self._broad is not None:
+                self._broad.close()  # what is not sent yet is of no use to anybody
+                self._broad = None
+            raise
         return bytes(answer) == b"1"
 
     async def payload(self, trial_id: str, key: str, digest: str) -> bytes | None:

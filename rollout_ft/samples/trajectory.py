@@ -24,7 +24,8 @@ Assembly = Callable[[], JSON]
 
 
 class TrajectoryAssembly(Protocol):
-    """An `Assembly`; `rows` are the routed experts of the turns that `routed_of` names, where they are wanted."""
+    """An `Assembly`; `rows` are the routed experts of the turns that `routed_of` names, where they are wanted. Who cannot
+    have them, as from a journal alone, finds all of them missing."""
 
     def __call__(self, rows: Rows | None = None) -> JSON: ...
 
@@ -90,7 +91,7 @@ def _path(session: Session, selected: Selection, end: Node, trained: dict[str, i
         "token_ids": np.concatenate(ids), "loss_mask": np.concatenate(masks), "logprobs": np.concatenate(logprobs),
         "version_spans": spans, "finish_reason": end.turn.finish_reason, "sampling": orjson.loads(end.turn.sampling),
         "evidence": evidence(session, end), "resampled": end.turn.key in selected.resampled, "turns": turns,
-        **(routed_fields(routed, rows) if rows is not None else {}),
+        **(routed_fields(routed, rows or {}) if rows is not None or any(r for _, _, r in routed) else {}),
     }  # fmt: skip
 
 
