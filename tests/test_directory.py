@@ -56,6 +56,7 @@ def test_a_directory_has_one_process_at_a_time(tmp_path: Path):
     [
         ({"seed": 1}, "seed"),
         ({"model": {"context_tokens": 1 << 16}}, "model.context_tokens"),
+        ({"model": {"experts": {"layers": 1, "topk": 1, "count": 2}}}, "model.experts"),
         ({"sampling": {"parameters": {"temperature": 0.5}}}, "sampling.parameters"),
         ({"store": {"journal_dir": "/elsewhere"}}, "store.journal_dir"),
         ({"trial": {"agent": "a:c", "tasks": "gone.jsonl"}}, "trial.agent"),

@@ -15,7 +15,6 @@ from operator import attrgetter
 from pathlib import Path
 
 import orjson
-from pydantic import BaseModel
 
 from rollout_ft.checkpoint.journal import journal_names
 from rollout_ft.config import Config, known_keys, load
@@ -103,8 +102,9 @@ def reopen(path: Path, config: Config) -> Directory:
 
 def differences(one: Config, other: Config) -> list[str]:
     """The keys, dotted, whose values differ; a section is its keys."""
-    values = [(key, attrgetter(key)) for key in known_keys()]
-    return [key for key, value in values if value(one) != value(other) and not isinstance(value(one), BaseModel)]
+    keys = known_keys()
+    sections = {key.rpartition(".")[0] for key in keys}
+    return [key for key in keys if key not in sections and attrgetter(key)(one) != attrgetter(key)(other)]
 
 
 def _within(key: str, prefixes: tuple[str, ...]) -> bool:
