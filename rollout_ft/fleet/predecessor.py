@@ -53,15 +53,15 @@ async def supervisor(setup: Setup, *, resume: bool) -> Member:
     """A new supervisor; with `resume` the run's own where it lives under the same config. Raises ConfigError, DataLost."""
     until = monotonic() + setup.config.orphan_s + ENDING_S
     refusal = ConfigError(f"run: a run called {setup.config.run} is up in this cluster already; choose another name")
-    if resume and not journalled(setup.config) and not _named(setup):
+    if resume and not journalled(setup.config) and not await asyncio.to_thread(_named, setup):
         raise DataLost(
             "the actors that held this run's turns are gone, and it has no journal (store.journal_dir is none): "
             "its unfinished trials cannot go on; start them in another directory"
         )
     while True:
         with contextlib.suppress(ValueError):  # the name is taken
-            return _create(setup)
-        old = _named(setup)
+            return await asyncio.to_thread(_create, setup)
+        old = await asyncio.to_thread(_named, setup)
         if old is not None and not resume:
             raise refusal
         if old is not None:
@@ -116,11 +116,10 @@ async def _end(old: Member, setup: Setup, found: Claim) -> None:
         )
     with contextlib.suppress(Exception):
         await old.ask("stop", timeout_s=ENDING_S)
-    old.kill()
+    await asyncio.to_thread(old.kill)
     until = monotonic() + ENDING_S
     while left := await Crew(setup).existing():
         if monotonic() > until:
             raise ConfigError(f"run: {', '.join(m.name for m in left)} of {setup.config.run} could not be ended")
-        for member in left:
-            member.kill()
+        await asyncio.gather(*(asyncio.to_thread(member.kill) for member in left))
         await asyncio.sleep(PAUSE_S)

@@ -93,22 +93,27 @@ class Stores:
     async def _load_journals(self, at_least: int) -> bool:
         """Starts the replicas of an earlier cluster under their old names; False when there are no journals. Raises
         StoreUnavailable when one cannot be read: it may be the one that knows the last view."""
+        loading: list[Member] = []
         try:
             for name in self._journals():
                 _, role, incarnation = name.rsplit("/", 2)
                 member = await self._crew.store(role, int(incarnation), None)
                 if member is None:
                     raise StoreUnavailable(f"there is no node of its own for {name} (store.placement distinct)")
-                self._knows(member)
-            asked = [member.ask("standing", timeout_s=LOAD_TIMEOUT_S) for member in self._members.values()]
-            standings = await asyncio.gather(*asked)
-        except (Gone, JournalDamaged, ValueError) as e:  # ValueError: an actor of that name is there and does not answer
-            self._forget_all()
+                loading.append(member)
+            # Known to the patrol only afterwards: a store that reads its journal does not answer.
+            standings = await asyncio.gather(*(member.ask("standing", timeout_s=LOAD_TIMEOUT_S) for member in loading))
+        except (Gone, JournalDamaged, StoreUnavailable, ValueError) as e:
+            # ValueError: an actor of that name is there and does not answer
+            for member in loading:
+                self._crew.gone(member)
             raise StoreUnavailable(f"a journal of the run cannot be loaded: {e}") from e
-        if self._members and not at_least and all(standing.blank for standing in standings):
-            founded = View(1, tuple(self._members), self._config.min_replicas)  # the run ended before it could begin
-            await asyncio.gather(*(port.install(founded) for port in self.ports().values()))
-        return bool(self._members)
+        for member in loading:
+            self._knows(member)
+        if loading and not at_least and all(standing.blank for standing in standings):
+            founded = View(1, tuple(member.name for member in loading), self._config.min_replicas)
+            await asyncio.gather(*(port.install(founded) for port in self.ports().values()))  # it ended before it could begin
+        return bool(loading)
 
     def _journals(self) -> list[str]:
         """The members of the last view that have a journal; where none ever was opened, every store that has one. Raises
