@@ -74,6 +74,7 @@ class Store:
         self._state = StoreState(name, max_partials_per_trial=max_partials_per_trial)
         # Without a journal there is nowhere to leave payloads: the object store spills by itself.
         self._events, self._failed = Events(name), False
+        self._lease: Lease | None = None
         self._memory = Memory(put, get, limit=None if journal_dir is None else memory_bytes)
         self._bodies: dict[str, Segments] = {}
         self._compacting: set[asyncio.Task[None]] = set()
@@ -283,13 +284,15 @@ class Store:
         return b"1" if await self.put_payload(label, payload) else b"0"
 
     async def live(self, lease_s: float) -> None:
-        """End this process, as an actor, when `renew` is not called for so long."""
-        self._lease = Lease(lease_s)
-        self._living = asyncio.create_task(live(self._lease))
+        """End this process, as an actor, when `renew` is not called for so long. Idempotent."""
+        if self._lease is None:
+            self._lease = Lease(lease_s)
+            self._living = asyncio.create_task(live(self._lease))
 
     async def renew(self) -> list[Any]:
         """The run lives; hands over the events since the last call."""
-        self._lease.renew()
+        if self._lease is not None:
+            self._lease.renew()
         return self._events.take()
 
     def close(self) -> None:

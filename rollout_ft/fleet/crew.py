@@ -98,7 +98,6 @@ class Crew:
                 name, self._namespace, view, journal, memory_bytes=config.store.memory_bytes, payload_bytes=config.store.payload_bytes,
                 loopback=self.setup.loopback, patience_s=config.orphan_s + LOCK_MARGIN_S, **options,
             )  # fmt: skip
-        handle.live.remote(config.orphan_s)
         return Member(role, incarnation, name, handle)
 
     def name(self, role: str, incarnation: int) -> str:

@@ -314,6 +314,7 @@ class Stores:
         """Waits until it is up, and asks where it is. Raises Gone, or what its start raised."""
         described = await member.ask("describe", timeout_s=START_S)
         self._crew.seen(member, described["node_id"])
+        await member.ask("live", self._crew.setup.config.orphan_s, timeout_s=START_S)
         door = await member.ask("door", timeout_s=START_S)
         self._doors[member.name] = f"{door.host}:{door.port}"
 

@@ -125,7 +125,7 @@ class Supervisor:
     async def _renew(self, member: Member) -> list[Any]:
         try:
             return await member.ask("renew", timeout_s=self._setup.config.orphan_s / 5)
-        except (Gone, RolloutFTError):
+        except Exception:  # whatever it is, the others' events are not to be lost with it
             return []
 
     def _crew_members(self) -> list[Member]:
