@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import sys
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,7 @@ import typer
 from rich.console import Console
 
 from rollout_ft.errors import BadRequest, ConfigError, RolloutFTError
+from rollout_ft.types import JSON
 
 if TYPE_CHECKING:
     from rollout_ft.cli.bench.command import Scale
@@ -235,18 +237,28 @@ def bench_store(
     resumed: Annotated[int, typer.Option(min=1, help="sessions that are written and had back")] = 1000,
     tokens: Annotated[int, typer.Option(min=2000, help="of each of them")] = 32_768,
     journal_dir: Annotated[Path | None, typer.Option(help="where journals are written (default: the temporary directory)")] = None,
+    recoveries: Annotated[int, typer.Option(min=0, help="times that an engine's actor and nodes are lost on a cluster of four nodes")] = 1,
     json: AsJson = False,
 ) -> None:
     """Commits into the checkpoint store, against a plain dictionary actor and full snapshots; what is kept; how long it
-    takes to have sessions back."""
+    takes to have sessions back, and to go on when an actor or a node is lost."""
+    from rollout_ft.cli.bench.recovery import recovery, table
     from rollout_ft.cli.bench.store import Scale, bench
 
     if not all(each.isdigit() and int(each) for each in sessions.split(",")):
         raise typer.BadParameter("write numbers, as 1,32,256", param_hint="--sessions")
     scale = Scale(seconds, tuple(map(int, sessions.split(","))), resumed, tokens, journal_dir)
-    figures = _run(bench(scale, Console(stderr=json)))
+    console = Console(stderr=json)
+    figures = _run(bench(scale, console))
     if figures is None:
         raise typer.Exit(1)
+    if recoveries:
+        with contextlib.redirect_stdout(sys.stderr):  # Ray tells of what was killed
+            lost: JSON | None = _run(recovery(recoveries))
+        if lost is None:
+            raise typer.Exit(1)
+        console.print(table(lost))
+        figures |= lost
     if json:
         print(orjson.dumps(figures).decode())
 

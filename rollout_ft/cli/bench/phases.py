@@ -18,6 +18,7 @@ from rollout_ft.cli.bench.generator import generator
 from rollout_ft.cli.bench.loads import Chat, Kind, Load, Result
 from rollout_ft.cli.bench.usage import OURS, Processes, Usage, plus, since, together
 from rollout_ft.config import model_dir
+from rollout_ft.fleet.node import TRIM_S
 from rollout_ft.runtime import Run
 from rollout_ft.trial.client import Session
 
@@ -28,7 +29,8 @@ OTHERS = 16
 OTHERS_PAUSE_S = 0.4
 COLLECT_PAUSE_S = 0.1
 """A trainer that did not pause would measure how the machine's cores are shared, not whether we stand still."""
-SETTLE_S = 3.0
+SETTLE_S = TRIM_S + 1
+"""Long enough for every process to have given back what it does not need."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from rich.table import Table
 
 from rollout_ft.errors import RolloutFTError
 from rollout_ft.testing.machines import machines
@@ -43,3 +44,13 @@ async def recovery(
         for blow, times in taken.items()
         for name, measure in (("p50", np.median), ("max", np.max))
     }
+
+
+def table(figures: JSON) -> Table:
+    """The figures of `recovery`, for people."""
+    made = Table("lost", "s to the next token, p50", "at most", title="sessions that were there, of a head and three nodes")
+    for column in made.columns[1:]:
+        column.justify = "right"
+    for name in NAMES.values():
+        made.add_row(name.replace("_", " "), *(f"{figures[f'{name}_recovery_s_{which}']}" for which in ("p50", "max")))
+    return made
