@@ -71,6 +71,20 @@ async def _finish(directory: Directory, console: Console) -> int:
 
 
 async def _play(directory: Directory, tasks: list[JSON], output: Output, console: Console) -> None:
+    """Says at once when it was asked to stop: who asked may be short of patience with what has to be ended."""
+    playing = asyncio.create_task(_play_out(directory, tasks, output))
+    try:
+        await asyncio.shield(playing)
+    except asyncio.CancelledError:
+        journal = journalled(directory.effective)
+        on = f"go on with: rollout-ft resume {directory.path}" if journal else "without a journal it cannot go on"
+        console.print(f"stopped; {on}", highlight=False, soft_wrap=True)
+        playing.cancel()
+        await asyncio.wait({playing})
+        raise
+
+
+async def _play_out(directory: Directory, tasks: list[JSON], output: Output) -> None:
     config, resumed = directory.effective, directory.resumed
     agent = ProcessAgent(config.trial.agent)
     try:
@@ -81,10 +95,6 @@ async def _play(directory: Directory, tasks: list[JSON], output: Output, console
             started.on_event = output.event
             warn(started)
             await started.run_trials(tasks, agent, on_result=output.trial, release=True, resume=resumed)
-    except asyncio.CancelledError:
-        on = f"go on with: rollout-ft resume {directory.path}" if journalled(config) else "without a journal it cannot go on"
-        console.print(f"stopped; {on}", highlight=False, soft_wrap=True)
-        raise
     finally:
         agent.close()
 

@@ -1,8 +1,8 @@
 """The sessions that one engine holds, and everything that happens to them there.
 
-Owns which sessions are held, their flights' tasks and the loss of the engine. Knows nothing of Ray or HTTP: the store, the engine and the
-supervisor are ports. A reply leaves only for a turn that the mirror has committed, and a session whose commit is in
-doubt is let go of: its next owner reads from the store what became of it.
+Owns which sessions are held, their flights' tasks and the loss of the engine. Knows nothing of Ray or HTTP: the store, the
+engine and the supervisor are ports. A reply leaves only for a turn that the mirror has committed, and a session whose
+commit is in doubt is let go of: its next owner reads from the store what became of it.
 """
 
 from __future__ import annotations
