@@ -75,15 +75,17 @@ class Seen:
 
     def __init__(self, key: MessageKey):
         self._key = key
-        self._tools = b""
+        self._tools: bytes = b""
         self._messages: list[JSON] = []
         self._comparable: list[bool] = []
         self._marks = [start(b"")]
+        self._digests = [self._marks[0].digest]
 
     def digests(self, tools: bytes, messages: list[JSON]) -> list[bytes]:
         """What `running_digests` gives; messages that were there the last time are compared, not hashed."""
         if tools != self._tools:
             self._tools, self._messages, self._comparable, self._marks = tools, [], [], [start(tools)]
+            self._digests = [self._marks[0].digest]
         same = self._same(messages)
         messages[:same] = self._messages[:same]  # what is equal need not be held twice while a turn is generated
         for i, message in enumerate(messages[same:], same):
@@ -94,11 +96,12 @@ class Seen:
             if known and mark == self._marks[i + 1]:  # spelled in another way, and from now on so
                 self._messages[i], self._comparable[i] = message, _comparable(message)
                 continue
-            del self._messages[i:], self._comparable[i:], self._marks[i + 1 :]
+            del self._messages[i:], self._comparable[i:], self._marks[i + 1 :], self._digests[i + 1 :]
             self._messages.append(message)
             self._comparable.append(_comparable(message))
             self._marks.append(mark)
-        return [mark.digest for mark in self._marks[: len(messages) + 1]]
+            self._digests.append(mark.digest)
+        return self._digests[: len(messages) + 1]
 
     def _same(self, messages: list[JSON]) -> int:
         """How many messages need not be looked at one by one: all that were there, where the request begins with them."""
