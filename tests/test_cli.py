@@ -180,3 +180,7 @@ def test_replicas_that_may_not_share_a_node_need_enough_of_them():
 @pytest.mark.timeout(90)
 def test_an_address_where_no_cluster_answers_is_named():
     assert "ray.address" in refused("serve", "-c", CONFIG, "ray.address=127.0.0.1:1")
+
+
+def test_a_place_that_cannot_be_written_is_named():
+    assert "/proc/nowhere" in refused("run", "-c", CONFIG, "--output", "/proc/nowhere", "ray.address=local")

@@ -294,6 +294,12 @@ def main() -> None:
     except ConfigError as e:
         Console(stderr=True).print(f"rollout-ft: {e}", highlight=False, markup=False, soft_wrap=True)
         raise SystemExit(2) from None
+    except OSError as e:
+        if e.filename is None:
+            raise
+        message = f"rollout-ft: {e.filename}: {e.strerror}; choose another path, or make this one usable"
+        Console(stderr=True).print(message, highlight=False, markup=False, soft_wrap=True)
+        raise SystemExit(2) from None
     except (BadRequest, RolloutFTError) as e:
         Console(stderr=True).print(f"rollout-ft: {type(e).__name__}: {e}", highlight=False, markup=False, soft_wrap=True)
         raise SystemExit(1) from None

@@ -8,6 +8,7 @@ and its core.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import gc
 import os
@@ -42,9 +43,10 @@ def settle() -> None:
     By default every 700 new objects begin a collection, which is an eighth of the CPU of a turn. Bodies and prompts of
     hundreds of kB leave holes that the allocator keeps, more than twice what a session needs; it is asked for them.
     Where cores are scarce, a thread that is woken would interrupt another of ours in the middle of a turn, and both go on
-    with cold caches, which costs an eighth of the CPU: as a batch it waits for the other's end.
+    with cold caches, which costs an eighth of the CPU: as a batch it waits for the other's end. A container may forbid to
+    say so, and a system may not know it.
     """
-    if hasattr(os, "SCHED_BATCH"):  # Linux
+    with contextlib.suppress(OSError, AttributeError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     gc.collect()
     gc.freeze()
