@@ -17,6 +17,7 @@ from test_gateway import Owner as PlayedOwner
 
 from rollout_ft import line
 from rollout_ft.config import Config
+from rollout_ft.engine.driver import Driver
 from rollout_ft.engine.host import SessionHost
 from rollout_ft.engine.http import OwnerHTTP
 from rollout_ft.engine.parsers import make_parser
@@ -52,6 +53,9 @@ class Engine:
         yield Chunk(ids, [-0.5] * len(ids), (VersionSpan("v1", 0, len(ids)),), finish)
 
     async def abort(self, rid: str) -> None: ...
+    async def alive(self) -> bool:
+        return True
+
     async def ready(self) -> bool:
         return True
 
@@ -98,7 +102,7 @@ async def door(*lines: Any, spec: JSON | None = None, **config: Any) -> AsyncIte
     mirror = Cluster("a", "b").mirror()
     engine, renderer = Engine(list(lines)), PlainTemplate()
     parser = await make_parser(settings, "e0", engine, None)
-    host = SessionHost("e0", settings, renderer, engine, parser, mirror, nothing, Events("e0"), Inert())
+    host = SessionHost("e0", settings, renderer, Driver(engine, settings.engine), parser, mirror, nothing, Events("e0"), Inert())
     await host.open("t1", 1, 1, SessionSpec("t1", **(spec or {})), False)
     sock = socket.create_server(("127.0.0.1", 0))
     owner_url = f"127.0.0.1:{sock.getsockname()[1]}"

@@ -22,6 +22,7 @@ from rollout_ft.checkpoint.store import Store
 from rollout_ft.checkpoint.view import View
 from rollout_ft.clock import wall
 from rollout_ft.config import Config
+from rollout_ft.engine.driver import Driver
 from rollout_ft.engine.host import SessionHost
 from rollout_ft.engine.http import OwnerHTTP
 from rollout_ft.engine.parsers import Own, TextParser
@@ -60,6 +61,9 @@ class Engine:
 
     async def abort(self, rid: str) -> None:
         self.aborted.append(rid)
+
+    async def alive(self) -> bool:
+        return True
 
     async def ready(self) -> bool:
         return True
@@ -193,7 +197,8 @@ async def stack(config: Config | None = None, **gateway: Any) -> AsyncIterator[S
         raise AssertionError(reason)
 
     renderer = PlainTemplate()
-    host = SessionHost("e0", config, renderer, engine, TextParser(config.model, Own(), None), mirror, lose, Events("test"), Inert())
+    driver, parser = Driver(engine, config.engine), TextParser(config.model, Own(), None)
+    host = SessionHost("e0", config, renderer, driver, parser, mirror, lose, Events("test"), Inert())
     inner, inner_port = _bound()
     owner = await serve(OwnerHTTP(host, config, renderer).answer, inner, token_of(KEYS.internal), cancels=True)
     supervisor = Supervisor(host, f"127.0.0.1:{inner_port}")

@@ -10,15 +10,17 @@ from typing import Any
 
 import pytest
 
-from rollout_ft.engine import generation as module
-from rollout_ft.engine.generation import Deadlines, Generation, Order, logprob_bytes
+from rollout_ft.config import EngineConfig
+from rollout_ft.engine import ladder
+from rollout_ft.engine.driver import Driver
+from rollout_ft.engine.generation import Generation, Order, Progress, logprob_bytes
 from rollout_ft.engine.port import Chunk, EngineInfo
 from rollout_ft.errors import EngineLost, EngineRefused
 from rollout_ft.session.tree import ids_bytes
 from rollout_ft.types import JSON, Partial, VersionSpan
 
 STOP = 99
-SOON = Deadlines(5, 5)
+SOON = (5, 5)
 
 
 @dataclass
@@ -57,6 +59,9 @@ class Script:
     async def abort(self, rid: str) -> None:
         raise AssertionError("not the generation's affair")
 
+    async def alive(self) -> bool:
+        return True
+
     async def ready(self) -> bool:
         return True
 
@@ -89,15 +94,23 @@ async def nothing(_: Generation) -> None:
     return None
 
 
-async def run(g: Generation, *plays: Sequence[Step], deadlines: Deadlines = SOON, budget: int = 3) -> Script:
+async def run(g: Generation, *plays: Sequence[Step], deadlines: tuple[float, float] = SOON, budget: int = 3) -> Script:
     engine = Script(list(plays))
-    await g.run(engine, deadlines, budget, nothing)
+    await drive(g, engine, deadlines, budget)
     return engine
+
+
+async def drive(
+    g: Generation, engine: Script, deadlines: tuple[float, float] = SOON, budget: int = 3, progress: Progress = nothing
+) -> None:
+    first_token_s, token_s = deadlines
+    settings = EngineConfig(first_token_timeout_s=first_token_s, token_timeout_s=token_s, max_generations_per_turn=budget)
+    await Driver(engine, settings).run(g, progress, 0)
 
 
 @pytest.fixture(autouse=True)
 def _no_pause_between_calls(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "RETRY_PAUSE_S", 0)
+    monkeypatch.setattr(ladder, "RETRY_PAUSE_S", 0)
 
 
 async def test_chunks_become_the_output_in_their_order():
@@ -193,14 +206,14 @@ async def test_a_token_without_a_logprob_is_nonsense_too(bad: Chunk):
 async def test_no_first_token_within_its_deadline_is_a_lost_engine():
     with pytest.raises(EngineLost, match="after 0 tokens"):
         async with asyncio.timeout(5):
-            await run(make(), [STALL], deadlines=Deadlines(0.05, 60))
+            await run(make(), [STALL], deadlines=(0.05, 60))
 
 
 async def test_no_next_token_within_its_deadline_is_a_lost_engine_and_what_came_before_stays():
     g = make()
     with pytest.raises(EngineLost, match="after 2 tokens"):
         async with asyncio.timeout(5):
-            await run(g, [chunk(1, 2), STALL], deadlines=Deadlines(60, 0.05))
+            await run(g, [chunk(1, 2), STALL], deadlines=(60, 0.05))
     assert g.ids == [1, 2]
     spans = (VersionSpan("v0", 0, 2),)
     assert g.partial() == Partial("key", g.rid, "r1", "digest", ids_bytes([1, 2]), logprob_bytes([-0.5] * 2), spans, 1, 0)
@@ -220,7 +233,7 @@ async def test_a_partial_goes_on_elsewhere_as_if_nothing_had_happened():
 async def test_a_lost_engine_is_not_asked_again():
     engine = Script([[EngineLost("e", "killed")], []])
     with pytest.raises(EngineLost, match="killed"):
-        await make().run(engine, SOON, 3, nothing)
+        await drive(make(), engine)
     assert len(engine.calls) == 1
 
 
@@ -228,14 +241,14 @@ async def test_a_spent_budget_is_told():
     g = make()
     engine = Script([[chunk(1, finish="abort")], [EngineRefused(503, "full")], [EngineRefused(500, "no")], []])
     with pytest.raises(EngineRefused, match="budget of 3") as e:
-        await g.run(engine, SOON, 3, nothing)
+        await drive(g, engine)
     assert (e.value.status, len(engine.calls), g.ids) == (500, 3, [1])
 
 
 async def test_a_request_that_the_engine_calls_wrong_is_not_repeated():
     engine = Script([[EngineRefused(400, "too long")], []])
     with pytest.raises(EngineRefused, match="too long"):
-        await make().run(engine, SOON, 3, nothing)
+        await drive(make(), engine)
     assert len(engine.calls) == 1
 
 
@@ -259,7 +272,7 @@ async def test_a_fault_plan_may_add_sampling_parameters():
         return {"custom_params": {"tokens_per_s": 1}}
 
     engine = Script([[chunk(1, finish="stop")]])
-    await make().run(engine, SOON, 3, slow)
+    await drive(make(), engine, progress=slow)
     assert engine.calls[0].sampling["custom_params"] == {"tokens_per_s": 1}
 
 
@@ -269,7 +282,7 @@ async def test_progress_is_told_after_every_chunk():
     async def watch(g: Generation) -> None:
         seen.append(len(g.ids))
 
-    await make().run(Script([[chunk(1), chunk(2, 3, so_far=3), chunk(4, so_far=4, finish="stop")]]), SOON, 3, watch)
+    await drive(make(), Script([[chunk(1), chunk(2, 3, so_far=3), chunk(4, so_far=4, finish="stop")]]), progress=watch)
     assert seen == [0, 1, 3]
 
 
@@ -277,7 +290,7 @@ async def test_progress_is_told_after_every_chunk():
 async def test_no_stream_stays_open_whatever_ends_a_call(steps: list[Step]):
     engine = Script([steps])
     with contextlib.suppress(EngineLost, EngineRefused):
-        await make().run(engine, Deadlines(1, 0.02), 1, nothing)
+        await drive(make(), engine, (1, 0.02), 1)
     assert (len(engine.calls), engine.open) == (1, 0)
 
 
@@ -288,7 +301,7 @@ async def test_a_cancelled_generation_closes_its_stream_and_keeps_what_it_has():
         if g.ids:
             moved.set()
 
-    task = asyncio.create_task(g.run(engine, SOON, 3, told))
+    task = asyncio.create_task(drive(g, engine, progress=told))
     await moved.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

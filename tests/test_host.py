@@ -12,6 +12,7 @@ from conftest import ask, ask_tokens, assistant, user
 from test_checkpoint_fakes import Cluster, run
 
 from rollout_ft.config import Config, load
+from rollout_ft.engine.driver import Driver
 from rollout_ft.engine.host import Reply, SessionHost
 from rollout_ft.engine.http import OwnerHTTP
 from rollout_ft.engine.parsers import Own, TextParser
@@ -65,6 +66,9 @@ class Engine:
         for call in self.calls:
             call.aborted = call.aborted or call.rid == rid
 
+    async def alive(self) -> bool:
+        return True
+
     async def ready(self) -> bool:
         return True
 
@@ -105,7 +109,15 @@ def host_of(config: Config, engine: Engine, cluster: Cluster) -> SessionHost:
         raise AssertionError(reason)
 
     return SessionHost(
-        "e0", config, PlainTemplate(), engine, TextParser(config.model, Own(), None), cluster.mirror(), lose, Events("test"), Inert()
+        "e0",
+        config,
+        PlainTemplate(),
+        Driver(engine, config.engine),
+        TextParser(config.model, Own(), None),
+        cluster.mirror(),
+        lose,
+        Events("test"),
+        Inert(),
     )
 
 

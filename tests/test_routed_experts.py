@@ -22,6 +22,7 @@ from test_sglang_adapter import Process
 from rollout_ft.checkpoint.store import Store
 from rollout_ft.config import load
 from rollout_ft.engine.capture import Shape
+from rollout_ft.engine.driver import Driver
 from rollout_ft.engine.host import SessionHost
 from rollout_ft.engine.parsers import Own, TextParser
 from rollout_ft.engine.port import Chunk
@@ -90,7 +91,8 @@ class World:
             self.lost.set()
 
         parser, mirror = TextParser(self.config.model, Own(), None), self.cluster.mirror()
-        return SessionHost("e0", self.config, Renderer(), engine, parser, mirror, lose, self.events, faults or Inert(), shape)
+        driver = Driver(engine, self.config.engine)
+        return SessionHost("e0", self.config, Renderer(), driver, parser, mirror, lose, self.events, faults or Inert(), shape)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from rollout_ft import line
 from rollout_ft.checkpoint.mirror import Mirror
 from rollout_ft.checkpoint.ports import resolve
 from rollout_ft.checkpoint.view import View
+from rollout_ft.engine.driver import Driver
 from rollout_ft.engine.experts import shape_of
 from rollout_ft.engine.host import SessionHost
 from rollout_ft.engine.http import OwnerHTTP, dump
@@ -70,9 +71,10 @@ class EngineActor:
             payload_copies=config.store.payload_copies,
         )  # fmt: skip
         faults = fault_points(self._setup, self._process)
+        self._driver = Driver(self._engine, config.engine)
         parser = await make_parser(config, self._engine_id, self._engine, await sglang)
         self._host = SessionHost(
-            self._engine_id, config, await renderer, self._engine, parser, self._mirror, self._lose_engine, self._events, faults,
+            self._engine_id, config, await renderer, self._driver, parser, self._mirror, self._lose_engine, self._events, faults,
             shape_of(config),
         )  # fmt: skip
         ip = node_ip(self._setup.loopback)

@@ -6,7 +6,6 @@ when the engine is lost it says so, and what it has stays readable. Every engine
 
 from __future__ import annotations
 
-import asyncio
 import math
 import uuid
 from collections.abc import Awaitable, Callable
@@ -16,18 +15,11 @@ import numpy as np
 
 from rollout_ft.engine.capture import Capture
 from rollout_ft.engine.continuation import cut_spans, join_spans, start_from
+from rollout_ft.engine.patience import Patience
 from rollout_ft.engine.port import Chunk, Engine
 from rollout_ft.errors import EngineLost, EngineRefused
 from rollout_ft.session.tree import ids_bytes, ids_of
 from rollout_ft.types import JSON, Partial, VersionSpan
-
-RETRY_PAUSE_S = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class Deadlines:
-    first_token_s: float
-    token_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,26 +66,8 @@ class Generation:
             self.spans, self.calls, self.wasted,
         )  # fmt: skip
 
-    async def run(
-        self, engine: Engine, deadlines: Deadlines, max_calls: int, progress: Callable[[Generation], Awaitable[JSON | None]]
-    ) -> None:
-        """Generates until the turn is finished; `progress` is told of every chunk and may add sampling parameters.
-
-        Raises EngineLost, or EngineRefused when the budget of calls for this turn is spent.
-        """
-        failures = 0
-        while not self._complete():
-            if failures >= max_calls:
-                raise EngineRefused(500, f"the turn's budget of {max_calls} generations is spent")
-            try:
-                await self._call(engine, deadlines, progress)
-            except EngineRefused as e:
-                if e.status == 400:
-                    raise
-                failures += 1
-                await asyncio.sleep(RETRY_PAUSE_S * failures)
-
-    def _complete(self) -> bool:
+    def complete(self) -> bool:
+        """Whether nothing remains to be generated; drops what the next call cannot continue."""
         if self.finish:
             return True
         o = self.order
@@ -110,7 +84,11 @@ class Generation:
         self.finish = start.finish
         return bool(self.finish)
 
-    async def _call(self, engine: Engine, deadlines: Deadlines, progress: Callable[[Generation], Awaitable[JSON | None]]) -> None:
+    async def call(self, engine: Engine, patience: Patience, progress: Progress) -> None:
+        """One call, to its finish; `progress` is told of every chunk and may add sampling parameters.
+
+        Raises EngineLost, or EngineRefused: with status None when the generation was aborted at the engine.
+        """
         o, kept, before = self.order, len(self.ids), self.spans
         self.rid = uuid.uuid4().hex
         self.calls += 1
@@ -119,10 +97,10 @@ class Generation:
             sampling["min_new_tokens"] = max(0, sampling["min_new_tokens"] - kept)
         input_json = o.input_json + b"," + ",".join(map(str, self.ids)).encode() if kept else o.input_json
         stream = engine.generate(self.rid, input_json, sampling, self.capture.end if self.capture else None)
-        wait_s = deadlines.first_token_s
+        wait_s = patience.first_token_s()
         try:
             while True:
-                async with asyncio.timeout(wait_s):
+                async with patience.within(wait_s):
                     chunk = await anext(stream)
                 self._take(chunk, before, kept)
                 if chunk.finish == "abort":
@@ -131,7 +109,7 @@ class Generation:
                     self.finish = chunk.finish
                     return
                 await progress(self)
-                wait_s = deadlines.token_s
+                wait_s = patience.token_s()
         except TimeoutError:
             raise EngineLost("", f"stalled: no token for {wait_s:g} s after {len(self.ids)} tokens") from None
         finally:
@@ -160,3 +138,7 @@ def _numbers(values: list[float]) -> bool:
 
 def logprob_bytes(values: list[float]) -> bytes:
     return np.asarray(values, dtype="<f4").tobytes()
+
+
+Progress = Callable[[Generation], Awaitable[JSON | None]]
+"""Told of every chunk, and before the first; may add sampling parameters then."""

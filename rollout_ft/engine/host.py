@@ -18,10 +18,10 @@ from rollout_ft.checkpoint.mirror import Mirror
 from rollout_ft.clock import monotonic, wall
 from rollout_ft.config import Config
 from rollout_ft.engine.capture import Shape
-from rollout_ft.engine.generation import Deadlines, Generation
+from rollout_ft.engine.driver import Driver
+from rollout_ft.engine.generation import Generation
 from rollout_ft.engine.held import Held
 from rollout_ft.engine.parsers import Parser
-from rollout_ft.engine.port import Engine
 from rollout_ft.engine.routing import Routing
 from rollout_ft.engine.turns import begin, depth_of, how, message_of, turn_of
 from rollout_ft.errors import EngineLost, EngineRefused, Fenced, SessionClosed, SessionMoved, StoreUnavailable
@@ -49,17 +49,16 @@ class Reply:
 
 class SessionHost:
     def __init__(
-        self, engine_id: str, config: Config, renderer: Renderer, engine: Engine, parser: Parser, mirror: Mirror,
+        self, engine_id: str, config: Config, renderer: Renderer, driver: Driver, parser: Parser, mirror: Mirror,
         lose_engine: AbortEngine, events: Events, faults: FaultPoints, shape: Shape | None = None,
     ):  # fmt: skip
         self._engine_id, self._config, self._renderer, self._parser = engine_id, config, renderer, parser
-        self._engine, self._mirror, self._lose_engine = engine, mirror, lose_engine
-        self._events, self._faults = events, faults
+        self._mirror, self._lose_engine = mirror, lose_engine
+        self._driver, self._events, self._faults = driver, events, faults
         self._routing = Routing(shape, mirror.payloads, events) if shape else None
         self._held: dict[str, Held] = {}
         self._losing: asyncio.Task[None] | None = None
         self._flusher = asyncio.create_task(self._flush_partials())
-        self.last_progress = monotonic()
 
     # -- lifecycle of a session -----------------------------------------------------------------------------------
 
@@ -295,7 +294,7 @@ class SessionHost:
             return node
         except BaseException:
             held.session.drop(flight)
-            await self._abort_quietly(generation)
+            await self._driver.abort(generation)
             raise
         finally:
             # A retry may have begun the same turn again while this one was being aborted: that is not ours to remove.
@@ -321,20 +320,19 @@ class SessionHost:
         async def progress(g: Generation) -> dict[str, object] | None:
             nonlocal seen
             if len(g.ids) > seen:  # being asked is no progress: a frozen engine is asked all the time
-                seen, self.last_progress = len(g.ids), monotonic()
+                seen, self._driver.last_progress = len(g.ids), monotonic()
                 self._resumed(held)
             return await self._faults.generating(held.session.spec, depth, len(g.ids))
 
         for _ in range(engine.max_generations_per_turn):
             try:
-                deadlines = Deadlines(engine.first_token_timeout_s, engine.token_timeout_s)
-                await generation.run(self._engine, deadlines, engine.max_generations_per_turn, progress)
+                await self._driver.run(generation, progress, held.session.began)
                 return await message_of(held.session, flight, generation, self._renderer, self._parser)
             except EngineLost as e:
-                if await self._engine_is_lost(e):
+                if await self._driver.is_lost(e):
                     await self._lose(e.reason)
                     raise SessionMoved(held.session.id, in_flight=True) from e
-                await self._abort_quietly(generation)
+                await self._driver.abort(generation)
         raise EngineRefused(500, f"the turn's budget of {engine.max_generations_per_turn} generations is spent")
 
     def _resumed(self, held: Held) -> None:
@@ -342,18 +340,10 @@ class SessionHost:
             held.moved = False
             self._events.emit("session.resumed", session=held.session.id, engine=self._engine_id, epoch=held.epoch)
 
-    async def _engine_is_lost(self, e: EngineLost) -> bool:
-        """A stalled stream beside others that move is a lost request; without any progress it is a lost engine."""
-        if self._losing is not None:
-            return True
-        if e.reason.startswith("stalled"):
-            return monotonic() - self.last_progress >= self._config.engine.token_timeout_s
-        await asyncio.sleep(0.05)  # a killed process is reported a moment after its connections broke
-        return self._losing is not None or not await self._engine.ready()
-
     async def _lose(self, reason: str) -> None:
         """The engine is gone: keep what was sampled, tell the supervisor, let go of every session. Once."""
         if self._losing is None:
+            self._driver.lost = True
             self._losing = asyncio.create_task(self._let_go_of_all(reason))
         await asyncio.shield(self._losing)
 
@@ -392,10 +382,6 @@ class SessionHost:
     def _left(self, held: Held) -> None:
         if self._held.get(held.session.id) is held:
             del self._held[held.session.id]
-
-    async def _abort_quietly(self, generation: Generation) -> None:
-        if generation.rid and not generation.finish and self._losing is None:
-            await self._engine.abort(generation.rid)
 
     # -- helpers --------------------------------------------------------------------------------------------------
 

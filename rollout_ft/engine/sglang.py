@@ -74,6 +74,14 @@ class SGLang:
         """Asks the engine to stop; its 200 proves nothing."""
         await self._post("/abort_request", {"rid": rid})
 
+    async def alive(self) -> bool:
+        try:
+            async with self._http.get(f"{self.url}/ready", timeout=_CONTROL_TIMEOUT_S) as response:
+                await response.read()
+                return True
+        except (*_LOST, TimeoutError):
+            return False
+
     async def ready(self) -> bool:
         try:
             async with self._http.get(f"{self.url}/ready", timeout=_CONTROL_TIMEOUT_S) as response:
