@@ -70,6 +70,9 @@ class ModelConfig(Settings):
 class EngineConfig(Settings):
     kind: Literal["small", "sglang"] = "small"
     count: int = Field(default=3, ge=1)
+    command: list[str] = []
+    """What is run in place of `python -m sglang.launch_server` (or of the small engine): a program of another environment,
+    or a wrapper around it. It is given the same arguments."""
     args: list[str] = []
     """More arguments for the engine's command line, as they stand."""
     env: dict[str, str] = {}

@@ -23,10 +23,10 @@ def command(config: Config, engine_id: str, port: int) -> list[str]:
     engine = config.engine
     common = ["--model-path", model_dir(config), "--host", "127.0.0.1", "--port", str(port)]
     if engine.kind == "sglang":
-        program = [sys.executable, "-m", "sglang.launch_server", "--incremental-streaming-output"]
+        program = [*(engine.command or [sys.executable, "-m", "sglang.launch_server"]), "--incremental-streaming-output"]
         program += ["--stream-interval", str(engine.stream_interval_tokens), "--context-length", str(config.model.context_tokens)]
     else:
-        program = [sys.executable, "-m", "rollout_ft.testing.small_engine", "--incremental-streaming-output"]
+        program = [*(engine.command or [sys.executable, "-m", "rollout_ft.testing.small_engine"]), "--incremental-streaming-output"]
         program += ["--stream-interval", str(engine.stream_interval_tokens), "--context-length", str(config.model.context_tokens)]
     return [*program, *_routed(config), *common, *(arg.replace("{engine}", engine_id) for arg in engine.args)]
 

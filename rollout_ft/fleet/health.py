@@ -2,7 +2,7 @@
 
 Owns the states and their transitions. Pure. The transition that matters is the one that does not exist: from dead
 there is no way to healthy but through restarting, stale, and loaded weights, for an engine that answers says nothing
-about its weights. Retired is final.
+about its weights. An engine whose memory the trainer has comes back through stale as well. Retired is final.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ class State(StrEnum):
     DEAD = "dead"
     RESTARTING = "restarting"
     STALE = "stale"
+    OFFLOADED = "offloaded"
     RETIRED = "retired"
 
 
@@ -24,6 +25,9 @@ class Event(StrEnum):
     STARTING = "starting"
     UP = "up"
     WEIGHTS_LOADED = "weights_loaded"
+    WEIGHTS_MISSED = "weights_missed"
+    OFFLOADED = "offloaded"
+    ONLOADED = "onloaded"
     DOUBT = "doubt"
     PROGRESS = "progress"
     LOST = "lost"
@@ -36,7 +40,10 @@ _NEXT: dict[tuple[State, Event], State] = {
     (State.HEALTHY, Event.DOUBT): State.SUSPECT,
     (State.SUSPECT, Event.PROGRESS): State.HEALTHY,
     (State.DEAD, Event.STARTING): State.RESTARTING,
-    **{(s, Event.LOST): State.DEAD for s in (State.HEALTHY, State.SUSPECT, State.RESTARTING, State.STALE)},
+    **{(s, Event.WEIGHTS_MISSED): State.STALE for s in (State.HEALTHY, State.SUSPECT)},
+    **{(s, Event.OFFLOADED): State.OFFLOADED for s in (State.HEALTHY, State.SUSPECT, State.STALE)},
+    (State.OFFLOADED, Event.ONLOADED): State.STALE,
+    **{(s, Event.LOST): State.DEAD for s in State if s not in (State.DEAD, State.RETIRED)},
     **{(s, Event.RETIRE): State.RETIRED for s in State},
 }
 
