@@ -10,6 +10,7 @@ import difflib
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
+from urllib.parse import urlsplit
 
 import orjson
 import yaml
@@ -67,6 +68,54 @@ class ModelConfig(Settings):
     the tokens as they were, `rerender` renders the whole conversation for every turn and trains on what stayed."""
 
 
+class AttachConfig(Settings):
+    """Engines that somebody else owns: `urls`, or the workers of the router at `router_url`. They are watched and used, and
+    never killed, paused, updated or probed with generations."""
+
+    urls: list[str] = []
+    """One `http://host:port` for each engine."""
+    router_url: str = ""
+    """Of an sglang-router (`GET /workers`) or an older one (`GET /list_workers`): its workers are read again each `poll_s`."""
+    replace_url: str = ""
+    """POST `{url, reason, incarnation}` goes there when an engine is lost. Empty: that the owner replaces it is awaited."""
+    poll_s: Seconds = 1
+    """Each engine is asked so often whether it is ready, for its weight version and its load."""
+    spread_s: Seconds = 3
+    """Owners abort all their engines within so long: an abort that was not ours closes all of them, and one whose turns run
+    on for longer was spared."""
+    others_s: Seconds = 5
+    """An aborted engine is open again when it has requests that are not ours for so long. Longer than its owner waits
+    between two aborts (slime: 3 s)."""
+    reopen_idle_s: Seconds | None = None
+    """An aborted engine counts as open when it was idle for so long: for an owner that aborts, and then neither pauses it nor
+    gives it another weight version, nor says `POST /fleet/resume`. None: never, since what it waits for may take hours."""
+    memory_settle_s: Seconds | None = None
+    """An engine started with --enable-memory-saver does not tell whether its owner has its memory, and dies of a request
+    then. Once it is ready with new weights the rest of the memory is there after so long. None: it opens when somebody says
+    so (`POST /fleet/resume`), or when others send requests."""
+    version_grace_s: Seconds = 30
+    """The newest weight version that was seen to arrive is the fleet's, and engines with another serve nothing. Where no
+    engine that is ready has it for so long, it is the one that most of them have."""
+
+    @property
+    def active(self) -> bool:
+        return bool(self.urls or self.router_url)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> AttachConfig:
+        if self.urls and self.router_url:
+            raise ValueError("engine.attach.urls and engine.attach.router_url: set one of them")
+        for key in ("router_url", "replace_url"):
+            if (url := getattr(self, key)) and not _is_url(url):
+                raise ValueError(f"engine.attach.{key}: {url!r} is no http:// or https:// URL")
+        for url in self.urls:
+            if not _is_url(url):
+                raise ValueError(f"engine.attach.urls: {url!r} is no http:// or https:// URL")
+        if len({url.rstrip("/") for url in self.urls}) != len(self.urls):
+            raise ValueError("engine.attach.urls names an engine twice")
+        return self
+
+
 class EngineConfig(Settings):
     kind: Literal["small", "sglang"] = "small"
     count: int = Field(default=3, ge=1)
@@ -85,7 +134,21 @@ class EngineConfig(Settings):
     partial_flush_s: Seconds = 1
     max_generations_per_turn: int = Field(default=6, ge=1)
     max_restarts: int = Field(default=100, ge=0)
-    """Replacements of one engine before it is retired."""
+    """Replacements of one engine before it is retired. One that is attached is awaited for as long as it is listed."""
+    attach: AttachConfig = AttachConfig()
+
+    @model_validator(mode="after")
+    def _attached_is_not_launched(self) -> EngineConfig:
+        if not self.attach.active:
+            return self
+        if self.kind == "small":
+            raise ValueError("engine.attach needs engine.kind sglang: the small engine is started by us")
+        for key in ("command", "args", "env", "num_gpus", "count"):
+            if getattr(self, key) if key != "count" else "count" in self.model_fields_set:
+                raise ValueError(f"engine.{key} is for engines that we start; remove it, or engine.attach")
+        if self.token_timeout_s <= 2 * self.attach.poll_s:
+            raise ValueError("engine.token_timeout_s must be more than twice engine.attach.poll_s: a pause would look like a hang")
+        return self
 
 
 class GatewayConfig(Settings):
@@ -245,6 +308,11 @@ class Config(Settings):
         if self.model.tool_parser == "gpt-oss" != self.model.reasoning_parser:
             raise ValueError("model.tool_parser gpt-oss needs model.reasoning_parser gpt-oss: it drops the reasoning otherwise")
         return self
+
+
+def _is_url(text: str) -> bool:
+    parts = urlsplit(text)
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 def load(path: str | Path | None = None, overrides: list[str] | dict[str, Any] | None = None) -> Config:
