@@ -186,6 +186,7 @@ class SessionHost:
                 return Reply(node, Served.REPLAYED)
             case Begin(flight):
                 generation = begin(held.session, flight, self._renderer, self._routing.shape if self._routing else None)
+                generation.rank = self._driver.rank_of(sid)
                 held.session.take_off(flight)
                 held.generations[flight.key] = generation
                 task = asyncio.create_task(self._fly(held, flight, generation), name=f"turn:{sid}:{flight.key}")
