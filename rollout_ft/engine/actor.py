@@ -7,14 +7,17 @@ meet. The actor never outlives its engine's death for long: it saves what was sa
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
+from dataclasses import asdict
 from typing import Any
 
 from rollout_ft import line
 from rollout_ft.checkpoint.mirror import Mirror
 from rollout_ft.checkpoint.ports import resolve
 from rollout_ft.checkpoint.view import View
+from rollout_ft.engine.attached import Attached, Report
 from rollout_ft.engine.driver import Driver
 from rollout_ft.engine.experts import shape_of
 from rollout_ft.engine.host import SessionHost
@@ -24,7 +27,7 @@ from rollout_ft.engine.launched import Launched
 from rollout_ft.engine.parsers import make_parser, start_sglang
 from rollout_ft.engine.sglang import SGLang
 from rollout_ft.engine.unit import Unit
-from rollout_ft.errors import SessionClosed
+from rollout_ft.errors import EngineLost, RolloutFTError, SessionClosed
 from rollout_ft.fleet.crew import Setup, actor_name
 from rollout_ft.fleet.lease import Lease, live
 from rollout_ft.fleet.node import node_id, node_ip, settle
@@ -34,6 +37,7 @@ from rollout_ft.line import token_of
 from rollout_ft.rayapi import ray
 from rollout_ft.samples.summary import summary
 from rollout_ft.session.drift import load_renderer
+from rollout_ft.session.render import ChatTemplate
 from rollout_ft.telemetry.events import Events
 from rollout_ft.testing.faults import fault_points
 from rollout_ft.types import JSON, Ended, SessionSpec
@@ -41,11 +45,12 @@ from rollout_ft.types import JSON, Ended, SessionSpec
 
 @ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0, max_concurrency=1000, concurrency_groups={"health": 4, "watch": 16})
 class EngineActor:
-    def __init__(self, setup: Setup, engine_id: str, incarnation: int, view: View):
+    def __init__(self, setup: Setup, engine_id: str, incarnation: int, view: View, target: str = ""):
+        """`target`: the URL of an engine that somebody else owns; without one the engine is started here."""
         self._setup, self._config = setup, setup.config
         self._engine_id, self._incarnation = engine_id, incarnation
         self._name = actor_name(setup.config.run, engine_id, incarnation)
-        self._view = view
+        self._view, self._target = view, target
         self._lease = Lease(setup.config.orphan_s)
         self._started: asyncio.Task[JSON] | None = None
         self._events = Events(self._name)
@@ -65,7 +70,7 @@ class EngineActor:
         self._supervisor = RemoteSupervisor(config.run, self._setup.namespace)
         renderer = asyncio.create_task(asyncio.to_thread(load_renderer, config))
         sglang = asyncio.create_task(start_sglang(config, environment(config)))
-        self._unit = await self._start_unit()
+        self._unit = await self._start_unit(renderer)
         self._engine = SGLang(self._engine_id, self._unit.url)
         self._mirror = Mirror(
             self._view, lambda name: resolve(name, self._setup.namespace), self._supervisor.view,
@@ -74,6 +79,7 @@ class EngineActor:
         )  # fmt: skip
         faults = fault_points(self._setup, self._unit)
         self._driver = Driver(self._engine, config.engine)
+        self._driver.ranks = await self._engine.ranks()
         parser = await make_parser(config, self._engine_id, self._engine, await sglang)
         self._host = SessionHost(
             self._engine_id, config, await renderer, self._driver, parser, self._mirror, self._lose_engine, self._events, faults,
@@ -86,12 +92,52 @@ class EngineActor:
         self._line = await line.serve(owner.answer, sock, token_of(Keys(self._setup.secret).internal), cancels=True)
         info = await self._engine.info()
         self._weight_version = info.weight_version
+        if isinstance(self._unit, Attached):
+            await self._watch_owner(self._unit)
         asyncio.create_task(self._watch_unit())  # noqa: RUF006 - lives as long as the process
         settle()
         return await self.describe()
 
-    async def _start_unit(self) -> Unit:
+    async def _start_unit(self, renderer: asyncio.Task[ChatTemplate]) -> Unit:
+        if self._target:
+            return await Attached.start(self._config, self._engine_id, self._target, (await renderer).template.encode)
         return await Launched.start(self._config, self._engine_id, self._name)
+
+    async def _watch_owner(self, unit: Attached) -> None:
+        """What the engine's owner does to it is told to the supervisor, in order."""
+        for warning in unit.warnings:
+            self._events.emit("engine.warning", engine=self._engine_id, url=unit.url, warning=warning)
+        reports: asyncio.Queue[Report] = asyncio.Queue()
+        await unit.watch(self._driver, reports.put_nowait)
+        asyncio.create_task(self._tell(reports))  # noqa: RUF006 - lives as long as the process
+
+    async def _tell(self, reports: asyncio.Queue[Report]) -> None:
+        while True:
+            report = await reports.get()
+            self._events.emit(
+                "engine.opened" if report.open else "engine.closed", engine=self._engine_id, incarnation=self._incarnation,
+                why=report.why, held=report.held, weight_version=report.version,
+            )  # fmt: skip
+            with contextlib.suppress(RolloutFTError):  # a supervisor that is new asks
+                await self._supervisor.engine_observed(self._engine_id, self._incarnation, asdict(report))
+
+    # -- an engine of somebody else: called by the supervisor -----------------------------------------------------
+
+    async def owner_suspected(self, by: str) -> None:
+        """An owner's abort was seen at the engine `by`."""
+        await self._theirs().suspected(by)
+
+    async def owner_cleared(self, why: str) -> None:
+        self._theirs().cleared(why)
+
+    async def owner_told(self) -> None:
+        """Somebody who knows says that its owner has opened it."""
+        self._theirs().told()
+
+    def _theirs(self) -> Attached:
+        if not isinstance(self._unit, Attached):
+            raise EngineLost(self._engine_id, "nobody else owns it")
+        return self._unit
 
     async def _watch_unit(self) -> None:
         reason = await self._unit.wait()
@@ -114,6 +160,14 @@ class EngineActor:
 
     async def retire(self, sid: str) -> None:
         await self._host.retire(sid)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Lets go of every session, of one with turns in flight when they have ended, or after `timeout_s`."""
+        await self._host.drain(timeout_s)
+
+    async def release(self) -> None:
+        """Lets go of every session that has nothing at the engine just now: it goes on where it is asked for next."""
+        await self._host.release()
 
     async def end(self, sid: str, ended: Ended) -> JSON:
         return summary(await self._host.end(sid, ended))
@@ -148,6 +202,7 @@ class EngineActor:
             "engine_id": self._engine_id, "incarnation": self._incarnation, "url": self._url, "pid": os.getpid(),
             "engine_pid": self._unit.pid(), "weight_version": self._weight_version, "view": self._view,
             "sessions": self._host.sessions(), "node": node_ip(self._setup.loopback), "node_id": node_id(),
+            "target": self._target, "attached": self._unit.describe() if isinstance(self._unit, Attached) else None,
         }  # fmt: skip
 
     async def renew(self) -> list[Any]:

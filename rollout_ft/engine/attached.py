@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -236,6 +236,11 @@ class Attached:
             self._tell(report)
 
     # -- the unit -------------------------------------------------------------------------------------------------
+
+    def describe(self) -> JSON:
+        """What there is to say of it: `report` as when it changed last."""
+        assert self._told is not None
+        return {**asdict(self._told), "ranks": self.facts.ranks, "loads": self.loads, "warnings": list(self.warnings)}
 
     def pid(self) -> int | None:
         return None

@@ -73,6 +73,10 @@ class Driver:
         finally:
             del self.calls[id(generation)]
 
+    def has(self, generation: Generation) -> bool:
+        """Whether the engine works on it just now."""
+        return id(generation) in self.calls
+
     def rank_of(self, session_id: str) -> int | None:
         """A session stays where its prefix is cached: on one rank."""
         return crc32(session_id.encode()) % self.ranks if self.ranks > 1 else None

@@ -8,6 +8,7 @@ commit is in doubt is let go of: its next owner reads from the store what became
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine
@@ -36,6 +37,8 @@ from rollout_ft.session.tree import Node
 from rollout_ft.telemetry.events import Events
 from rollout_ft.types import JSON, Answered, Ended, Opened, Partial, RoutedExperts, Served, SessionSpec, Turn, split_session_id
 
+DELIVERED_S = 0.2
+"""How long after a turn its reply is on its way, in all likelihood."""
 _log = logging.getLogger("rollout_ft")
 AbortEngine = Callable[[str], Awaitable[None]]
 """Told once, with the reason, when the engine is lost: kills what is left of it and tells the supervisor."""
@@ -131,6 +134,32 @@ class SessionHost:
         partials = held.partials()
         held.let_go()
         await self._mirror.put_partials(partials)
+
+    async def release(self) -> None:
+        """Lets go of every session that has nothing at the engine just now; what waits for the engine goes on elsewhere."""
+        await self._let_go_of([h for h in self._held.values() if not any(self._driver.has(g) for g in h.generations.values())])
+
+    async def drain(self, timeout_s: float) -> None:
+        """Lets go of every session: at once where nothing runs, else when that has ended, or after `timeout_s`."""
+        until = monotonic() + timeout_s
+        while self._held and monotonic() < until:
+            idle = [h for h in self._held.values() if not h.tasks]
+            for held in idle:
+                with contextlib.suppress(SessionMoved, SessionClosed):
+                    await held.save_evidence()
+            await self._let_go_of([h for h in idle if not h.tasks])
+            running = [t for h in self._held.values() for t in h.tasks.values()]
+            if running:
+                await asyncio.wait(running, timeout=until - monotonic(), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.sleep(DELIVERED_S)
+        await self._let_go_of(list(self._held.values()))
+
+    async def _let_go_of(self, which: list[Held]) -> None:
+        partials = [p for held in which for p in held.partials()]
+        for held in which:
+            held.let_go()
+        if partials:
+            await self._mirror.put_partials(partials)
 
     async def end(self, sid: str, ended: Ended) -> Session:
         """Records how the trial ended; after that nothing of it changes. The same end again is a success."""
