@@ -93,6 +93,9 @@ class AttachConfig(Settings):
     """An engine started with --enable-memory-saver does not tell whether its owner has its memory, and dies of a request
     then. Once it is ready with new weights the rest of the memory is there after so long. None: it opens when somebody says
     so (`POST /fleet/resume`), or when others send requests."""
+    move_parked_s: Seconds = 10
+    """What waits at a closed engine goes to others when one has been open for so long meanwhile: owners open all of them at
+    about the same time, and where a session was its prefix is cached."""
     version_grace_s: Seconds = 30
     """The newest weight version that was seen to arrive is the fleet's, and engines with another serve nothing. Where no
     engine that is ready has it for so long, it is the one that most of them have."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,6 +42,7 @@ class Report:
     open: bool
     held: str
     version: str
+    spared: bool
     why: str
 
 
@@ -230,8 +231,8 @@ class Attached:
         (gate.open if state.open else gate.close)(Closed.OWNER)
         if state.ended and not self._ended.done():
             self._ended.set_result(state.ended)
-        report = Report(state.open, state.held or ("paused" if state.paused else ""), state.version, state.why)
-        if self._told is None or (report.open, report.held, report.version) != (self._told.open, self._told.held, self._told.version):
+        report = Report(state.open, state.held or ("paused" if state.paused else ""), state.version, state.spared, state.why)
+        if self._told is None or replace(report, why=self._told.why) != self._told:
             self._told = report
             self._tell(report)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import orjson
 
@@ -132,14 +132,14 @@ def _warnings(facts: Facts, wanted: Wanted) -> list[str]:
         tokens, every = wanted.output_tokens, wanted.stream_interval
         sent = BYTES_PER_TOKEN * tokens * (tokens // every + 1) // 2
         found.append(
-            f"it was started without --incremental-streaming-output: every chunk repeats all tokens before it, {sent / 2**20:.0f} MiB for a "
-            f"turn of {tokens} tokens instead of {BYTES_PER_TOKEN * tokens / 2**20:.1f}"
+            "it was started without --incremental-streaming-output: every chunk repeats all tokens before it, "
+            f"{sent / 2**20:.0f} MiB for a turn of {tokens} tokens instead of {BYTES_PER_TOKEN * tokens / 2**20:.1f}"
         )
     if facts.memory_saver:
         found.append(
-            "it was started with --enable-memory-saver: no GET tells whether its owner has its memory, and a request then kills it. Tell us "
-            "(POST /fleet/offload before, POST /fleet/resume after); after an abort or a pause it opens only so, or by "
-            "engine.attach.memory_settle_s"
+            "it was started with --enable-memory-saver: no GET tells whether its owner has its memory, and a request then kills it. Say so "
+            "(POST /fleet/offload before, POST /fleet/resume after): after an abort or a pause it opens only by that, or as "
+            "engine.attach.memory_settle_s says"
         )
     return found
 
@@ -156,5 +156,5 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def router_facts(model: JSON) -> Facts:
     """A router passes on what one of its workers says of the model."""
-    made = facts_of({}, cast(JSON, model), {})
+    made = facts_of({}, model, {})
     return replace(made, router=True)

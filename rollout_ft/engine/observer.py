@@ -85,6 +85,8 @@ class Observed:
     missed: int = 0
     refused: int = 0
     ended: str = ""
+    spared: bool = False
+    """It was suspected, and what ran there goes on: its owner meant others, or one other."""
     why: str = ""
     """What opened or closed it last."""
 
@@ -152,7 +154,7 @@ def _proof(state: Observed, look: Look, rules: Rules) -> Observed:
             return _opened(state, f"ready for {rules.settle_s:g} s")
         return state
     if state.held is Held.SUSPECTED and look.moved >= state.since + rules.spread_s:
-        return _opened(state, "what runs there was spared")
+        return replace(_opened(state, "what runs there was spared"), spared=True)
     if rules.reopen_idle_s is not None and state.idle_since is not None and now - state.idle_since >= rules.reopen_idle_s:
         return _opened(state, f"idle for {rules.reopen_idle_s:g} s")
     return state
@@ -183,7 +185,7 @@ def _unseen(state: Observed, look: Look, rules: Rules) -> Observed:
 def _close(state: Observed, held: Held, at: float, version: str, why: str) -> Observed:
     return replace(
         state, held=held, since=at, baseline=version, was_paused=False, was_idle=False, idle_since=None, others_since=None,
-        proven=None, why=why,
+        proven=None, spared=False, why=why,
     )  # fmt: skip
 
 
