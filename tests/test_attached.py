@@ -185,23 +185,23 @@ async def test_an_abort_at_one_engine_closes_all_before_its_owner_comes_to_the_n
         trials = f.trials(each=1, turns=1, tokens=800 // 2)
         await f.until(lambda: f.calls == 3)
         await f.owner.post(f.engines.urls[0], "/abort_request", {"abort_all": True})
-        await f.until(lambda: all(f.closed), 2)
+        await f.until(lambda: all(f.closed))
         await f.until(lambda: f.members[0].seen.held == Held.ABORTED)
         assert {m.unit.state.held for m in f.members[1:]} == {Held.SUSPECTED}
-        assert f.calls == 0  # what had been sent just before is taken back
+        await f.until(lambda: f.calls == 0)  # what had been sent just before is taken back
         await f.owner.stays_idle(1)
         await f.owner.update("v1")
         assert [len(t) for t in await trials] == [1, 1, 1]
 
 
 async def test_an_engine_whose_turns_run_on_was_not_meant_and_the_others_follow_it():
-    async with fleet(3, engine__attach__spread_s=0.5) as f:
+    async with fleet(3, tokens_per_s=40, engine__attach__spread_s=1) as f:
         long = asyncio.gather(*(f.trial(f"long{i}", f.members[i], 1, 400) for i in (0, 1)))
         await f.until(lambda: f.calls == 2)
-        await f.until(lambda: f.youngest_s > 0.6)  # older than what an abort might have preceded
+        await f.until(lambda: f.youngest_s > 1.5)  # older than what an abort might have preceded
         await f.owner.post(f.engines.urls[0], "/abort_request", {"abort_all": True})
-        await f.until(lambda: all(f.closed), 2)
-        await f.until(lambda: f.closed == [True, False, False], 5)
+        await f.until(lambda: all(f.closed))
+        await f.until(lambda: f.closed == [True, False, False])
         await f.owner.update("v1")
         assert all(len(t.output_ids) == 1600 for made in await long for t in made)
 

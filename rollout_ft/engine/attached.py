@@ -154,7 +154,8 @@ class Attached:
 
     async def _look(self) -> None:
         try:
-            self._become(observer.looked(self.state, await self._seen(), self.rules))
+            seen = await self._seen()  # meanwhile it may have been closed or opened: the state is that of afterwards
+            self._become(observer.looked(self.state, seen, self.rules))
         finally:
             self._looking = None
 
