@@ -26,9 +26,11 @@ from rollout_ft.engine.routing import Routing
 from rollout_ft.engine.turns import begin, depth_of, how, message_of, turn_of
 from rollout_ft.errors import EngineLost, EngineRefused, Fenced, SessionClosed, SessionMoved, StoreUnavailable
 from rollout_ft.faultpoints import FaultPoints
+from rollout_ft.fleet.weights import Weights
 from rollout_ft.samples.trajectory import Assembly, records_of, routed_of, trajectory_of
 from rollout_ft.session.entries import FAULT, decode_entry
 from rollout_ft.session.flight import Flight
+from rollout_ft.session.freshness import verdict, versions_of
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.request import TurnRequest
 from rollout_ft.session.session import Attach, Begin, Replay, Session
@@ -56,6 +58,8 @@ class SessionHost:
         self._mirror, self._lose_engine = mirror, lose_engine
         self._driver, self._events, self._faults = driver, events, faults
         self._routing = Routing(shape, mirror.payloads, events) if shape else None
+        self.fleet: Callable[[], Weights] = Weights
+        """Where the trainer is."""
         self._held: dict[str, Held] = {}
         self._losing: asyncio.Task[None] | None = None
         self._flusher = asyncio.create_task(self._flush_partials())
@@ -169,6 +173,10 @@ class SessionHost:
         """Session id → owner epoch of everything held here."""
         return {sid: held.epoch for sid, held in self._held.items()}
 
+    def still_s(self) -> float:
+        """How long nothing has been generated here, on purpose."""
+        return self._driver.gate.closed_s()
+
     # -- turns ----------------------------------------------------------------------------------------------------
 
     async def serve(self, sid: str, request: TurnRequest) -> Reply:
@@ -180,6 +188,8 @@ class SessionHost:
         if held.ending:
             raise SessionMoved(sid)
         decision = held.session.decide(request)
+        if isinstance(decision, Begin):
+            self._check_versions(held.session, held.session.versions, more=True)
         match decision:
             case Replay(node, first):
                 await _whole(self._replay(held, node, request, first))
@@ -258,7 +268,7 @@ class SessionHost:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             if task.cancelled():
-                raise SessionMoved(held.session.id, in_flight=True) from None
+                raise SessionMoved(held.session.id, in_flight=not held.excused) from None
             raise
         finally:
             if held.session.leave(flight, request.request_id) and not task.done():
@@ -284,6 +294,7 @@ class SessionHost:
             message = await self._generate(held, flight, generation)
             routed = await self._keep_routed(held, flight, generation)
             turn = turn_of(held.session, flight, generation, message, routed)
+            self._check_versions(held.session, held.session.versions | versions_of(generation.spans), more=False)
             try:
                 await held.commit(held.session.entry_key(turn.key), turn)
             except (SessionMoved, SessionClosed):
@@ -315,10 +326,13 @@ class SessionHost:
     async def _generate(self, held: Held, flight: Flight, generation: Generation) -> JSON:
         """Generates until the turn is finished, and returns its message."""
         engine = self._config.engine
-        depth, seen = depth_of(flight), len(generation.ids)
+        depth, seen, fleet = depth_of(flight), len(generation.ids), self.fleet()
 
         async def progress(g: Generation) -> dict[str, object] | None:
-            nonlocal seen
+            nonlocal seen, fleet
+            if fleet is not self.fleet():
+                fleet = self.fleet()
+                self._check_versions(held.session, held.session.versions, more=True)
             if len(g.ids) > seen:  # being asked is no progress: a frozen engine is asked all the time
                 seen, self._driver.last_progress = len(g.ids), monotonic()
                 self._resumed(held)
@@ -361,6 +375,23 @@ class SessionHost:
             os._exit(1)  # the actor's own death is news that cannot be missed
         for each in held:
             each.let_go()
+
+    async def let_go_of_all(self) -> None:
+        """Every session goes to another engine when somebody asks for it. Nobody failed, and it costs no turn anything."""
+        held = list(self._held.values())
+        for generation in (g for each in held for g in each.generations.values() if g.calling):
+            generation.excuse()
+        await self._mirror.put_partials([p for h in held for p in h.partials()])
+        for each in held:
+            each.excused = True
+            each.let_go()
+
+    def _check_versions(self, session: Session, used: frozenset[str], *, more: bool) -> None:
+        """Raises TrialFault when the config does not allow the versions that the trial's tokens have, or would have."""
+        fleet = self.fleet()
+        reason = verdict(self._config.session, used, fleet.version, fleet.behind, more=more)
+        if reason:
+            raise session.lost(reason)
 
     async def _flush_partials(self) -> None:
         """About once a second, what every flight has so far, in one call for all of them."""

@@ -57,6 +57,11 @@ class Health:
     reason: str = ""
 
     @property
+    def lives(self) -> bool:
+        """Whether it can be told something, and can hold sessions until it serves again."""
+        return self.serves or self.state in (State.STALE, State.OFFLOADED)
+
+    @property
     def serves(self) -> bool:
         return self.state in (State.HEALTHY, State.SUSPECT)
 
