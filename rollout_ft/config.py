@@ -229,6 +229,13 @@ class StoreConfig(Settings):
 class FleetConfig(Settings):
     ping_s: Seconds = 1
     """The supervisor pings every actor so often and waits so long for the answer; two misses and it is replaced."""
+    order_timeout_s: Seconds = 60
+    """How long an engine may take to pause, to go on, to give its memory up or to get it back."""
+    update_timeout_s: Seconds = 600
+    """How long an engine may take to load weights. One of ours that does not answer by then is replaced."""
+    max_pause_s: Seconds = 3600
+    """A pause, an update or an offload that takes longer is called out, in an event and by `GET /fleet`. It is not ended, for
+    the trainer may rely on it: nothing is lost by waiting."""
 
 
 class SessionConfig(Settings):
@@ -251,6 +258,14 @@ class SessionConfig(Settings):
     max_in_flight: int = Field(default=32, ge=1)
     max_output_tokens: int = Field(default=8192, ge=1)
     """Used when neither the agent nor the session names a limit."""
+    version_policy: Literal["mixed", "turn", "trial"] = "mixed"
+    """What an update of the weights means to what was sampled before it. `mixed`: it stays, and spans tell which token is of
+    which version; `turn`: all tokens of a turn are of one version, and one that is being generated begins anew; `trial`: all
+    tokens of a trial are, and one that has any of another version starts from scratch."""
+    max_staleness: int | None = Field(default=None, ge=0)
+    """How many updates the oldest token of a trial may be behind the trainer; none: any number."""
+    on_stale: Literal["refuse", "restart"] = "refuse"
+    """What becomes of a trial that is older: its next request gets a final error, or it starts from scratch."""
     special_tokens_in_text: Literal["keep", "refuse"] = "keep"
     """A message that contains the text of a special token (`<|im_end|>`): `keep` encodes it as that token, as serving
     stacks do, so that an agent can write turns that nobody took; `refuse` is a 400."""
@@ -281,6 +296,9 @@ class TrialConfig(Settings):
     """`module:function`, called with (task, base_url, api_key) in a process of its own."""
     tasks: str = ""
     """A JSON-lines file: one task a line, each with a `task_id`."""
+    max_version_restarts: int = Field(default=100, ge=0)
+    """How often a trial starts from scratch for `session.version_policy` or `session.max_staleness`; more, and trials take
+    longer than the trainer's updates leave them."""
     max_lost: int = Field(default=0, ge=0)
     """How many lost trials `run` tolerates before it exits with 1."""
 

@@ -11,6 +11,7 @@ import contextlib
 import os
 import socket
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from rollout_ft import line
@@ -18,6 +19,7 @@ from rollout_ft.checkpoint.mirror import Mirror
 from rollout_ft.checkpoint.ports import resolve
 from rollout_ft.checkpoint.view import View
 from rollout_ft.engine.attached import Attached, Report
+from rollout_ft.engine.control import HTTPControl, Never
 from rollout_ft.engine.driver import Driver
 from rollout_ft.engine.experts import shape_of
 from rollout_ft.engine.host import SessionHost
@@ -27,11 +29,13 @@ from rollout_ft.engine.launched import Launched
 from rollout_ft.engine.parsers import make_parser, start_sglang
 from rollout_ft.engine.sglang import SGLang
 from rollout_ft.engine.unit import Unit
+from rollout_ft.engine.weights import EngineWeights
 from rollout_ft.errors import EngineLost, RolloutFTError, SessionClosed
 from rollout_ft.fleet.crew import Setup, actor_name
 from rollout_ft.fleet.lease import Lease, live
 from rollout_ft.fleet.node import node_id, node_ip, settle
 from rollout_ft.fleet.remote import RemoteSupervisor
+from rollout_ft.fleet.weights import Command, Weights
 from rollout_ft.gateway.keys import Keys
 from rollout_ft.line import token_of
 from rollout_ft.rayapi import ray
@@ -72,6 +76,7 @@ class EngineActor:
         sglang = asyncio.create_task(start_sglang(config, environment(config)))
         self._unit = await self._start_unit(renderer)
         self._engine = SGLang(self._engine_id, self._unit.url)
+        self._control = HTTPControl(self._engine_id, self._unit.url) if self._unit.ours else Never()
         self._mirror = Mirror(
             self._view, lambda name: resolve(name, self._setup.namespace), self._supervisor.view,
             commit_timeout_s=config.store.commit_timeout_s, call_timeout_s=config.store.call_timeout_s,
@@ -90,8 +95,9 @@ class EngineActor:
         owner = OwnerHTTP(self._host, config, await renderer)
         self._url = f"{ip}:{sock.getsockname()[1]}"
         self._line = await line.serve(owner.answer, sock, token_of(Keys(self._setup.secret).internal), cancels=True)
-        info = await self._engine.info()
-        self._weight_version = info.weight_version
+        self._weights = EngineWeights(self._engine, self._control, self._driver.gate, partial(self._events.emit, engine=self._engine_id))
+        await self._weights.start()
+        self._host.fleet = lambda: self._weights.fleet
         if isinstance(self._unit, Attached):
             await self._watch_owner(self._unit)
         asyncio.create_task(self._watch_unit())  # noqa: RUF006 - lives as long as the process
@@ -150,6 +156,14 @@ class EngineActor:
 
     # -- sessions: called by the supervisor -----------------------------------------------------------------------
 
+    async def let_go(self) -> None:
+        """Others serve and this engine does not: its sessions go there, as soon as somebody asks for them."""
+        await self._host.let_go_of_all()
+
+    async def carry_out(self, order: Command, fleet: Weights, timeout_s: float) -> JSON:
+        """What a trainer asks of the engine."""
+        return await self._weights.carry_out(order, fleet, timeout_s)
+
     async def open(self, trial_id: str, attempt: int, epoch: int, spec: SessionSpec | None, resume: bool) -> JSON:
         return summary(await self._host.open(trial_id, attempt, epoch, spec, resume))
 
@@ -200,7 +214,7 @@ class EngineActor:
     async def describe(self) -> JSON:
         return {
             "engine_id": self._engine_id, "incarnation": self._incarnation, "url": self._url, "pid": os.getpid(),
-            "engine_pid": self._unit.pid(), "weight_version": self._weight_version, "view": self._view,
+            "engine_url": self._unit.url, "engine_pid": self._unit.pid(), "weights": self._weights.describe(), "view": self._view,
             "sessions": self._host.sessions(), "node": node_ip(self._setup.loopback), "node_id": node_id(),
             "target": self._target, "attached": self._unit.describe() if isinstance(self._unit, Attached) else None,
         }  # fmt: skip

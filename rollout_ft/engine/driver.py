@@ -14,7 +14,7 @@ from rollout_ft.clock import monotonic
 from rollout_ft.config import EngineConfig
 from rollout_ft.engine.admission import Admission
 from rollout_ft.engine.gate import Gate
-from rollout_ft.engine.generation import Generation, Progress
+from rollout_ft.engine.generation import Generation, Progress, VersionsMixed
 from rollout_ft.engine.ladder import GiveUp, after_refusal
 from rollout_ft.engine.patience import Patience
 from rollout_ft.engine.port import Engine
@@ -54,12 +54,19 @@ class Driver:
                 try:
                     await self._call(generation, progress)
                     return
+                except VersionsMixed:
+                    await self.abort(generation)
+                    generation.excuse()
+                    generation.begin_anew()
+                    continue
                 except EngineRefused as e:
                     excused = closings != self.gate.closings
                     next_step = after_refusal(e, excused=excused, failures=failures, max_failures=self._config.max_generations_per_turn)
             if isinstance(next_step, GiveUp):
                 raise next_step.error
             failures += next_step.costs
+            if not next_step.costs:
+                generation.excuse()
             await asyncio.sleep(next_step.pause_s)
 
     async def _call(self, generation: Generation, progress: Progress) -> None:
@@ -72,10 +79,6 @@ class Driver:
             raise
         finally:
             del self.calls[id(generation)]
-
-    def has(self, generation: Generation) -> bool:
-        """Whether the engine works on it just now."""
-        return id(generation) in self.calls
 
     def rank_of(self, session_id: str) -> int | None:
         """A session stays where its prefix is cached: on one rank."""

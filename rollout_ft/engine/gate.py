@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from enum import StrEnum
 
+from rollout_ft.clock import monotonic
 from rollout_ft.engine.patience import Patience
 
 
@@ -19,6 +20,8 @@ class Closed(StrEnum):
     """The trainer paused it through us."""
     OFFLOADED = "offloaded"
     """The trainer has its memory; opens only through loaded weights."""
+    UPDATING = "updating"
+    """Its weights are being loaded."""
     STALE = "stale"
     """It missed an update of the weights."""
     OWNER = "owner"
@@ -31,12 +34,14 @@ class Gate:
         self._open = asyncio.Event()
         self._open.set()
         self.closed: frozenset[Closed] = frozenset()
+        self._since = 0.0
         self.closings = 0
         """How often it was closed: what ended badly while this changed is excused."""
 
     def close(self, why: Closed) -> None:
         if why not in self.closed:
             self.closings += 1
+            self._since = self._since if self.closed else monotonic()
             self.closed |= {why}
             self._open.clear()
             self._patience.stop()
@@ -46,6 +51,10 @@ class Gate:
             self._open.set()
             self._patience.go_on()
         self.closed -= {why}
+
+    def closed_s(self) -> float:
+        """How long it has been closed; 0 while it is open."""
+        return monotonic() - self._since if self.closed else 0.0
 
     async def opened(self) -> None:
         """Returns when something may be sent."""

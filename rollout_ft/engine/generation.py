@@ -18,6 +18,7 @@ from rollout_ft.engine.continuation import cut_spans, join_spans, start_from
 from rollout_ft.engine.patience import Patience
 from rollout_ft.engine.port import Chunk, Engine
 from rollout_ft.errors import EngineAborted, EngineLost, EngineRefused
+from rollout_ft.session.freshness import versions_of
 from rollout_ft.session.tree import ids_bytes, ids_of
 from rollout_ft.types import JSON, Partial, VersionSpan
 
@@ -35,6 +36,12 @@ class Order:
     seed: int
     stop_ids: frozenset[int]
     vocab_size: int
+    one_version: bool = False
+    """All its tokens are to be of one version of the weights."""
+
+
+class VersionsMixed(Exception):
+    """The weights were updated under a turn whose tokens are to be of one version: it begins anew."""
 
 
 @dataclass(slots=True)
@@ -48,6 +55,7 @@ class Generation:
     wasted: int = 0
     reused: int = 0
     regenerated: bool = False
+    calling: bool = False
     finish: str = ""
     rank: int | None = None
     """The data-parallel rank that it goes to, where there are several."""
@@ -88,14 +96,27 @@ class Generation:
         self.finish = start.finish
         return bool(self.finish)
 
+    def excuse(self) -> None:
+        """The last call ended for what is no failure of anybody, and counts as none."""
+        self.calls -= 1
+        self.reused = len(self.ids)
+
+    def begin_anew(self) -> None:
+        """Nothing that was sampled so far is kept."""
+        self.wasted += len(self.ids)
+        self.ids, self.logprobs, self.spans, self.reused, self.regenerated = [], [], (), 0, True
+        if self.capture is not None:
+            self.capture.cut(0)
+
     async def call(self, engine: Engine, patience: Patience, progress: Progress) -> None:
         """One call, to its finish; `progress` is told of every chunk and may add sampling parameters.
 
-        Raises EngineLost, or EngineRefused: with status None when the generation was aborted at the engine.
+        Raises EngineLost, or EngineRefused: with status None when the generation was aborted at the engine. VersionsMixed.
         """
         o, kept, before = self.order, len(self.ids), self.spans
         self.rid = uuid.uuid4().hex
         self.calls += 1
+        self.calling = True
         sampling = {**o.sampling, "max_new_tokens": o.max_new_tokens - kept, "sampling_seed": o.seed, **(await progress(self) or {})}
         if sampling.get("min_new_tokens"):
             sampling["min_new_tokens"] = max(0, sampling["min_new_tokens"] - kept)
@@ -108,6 +129,8 @@ class Generation:
                 async with patience.within(wait_s):
                     chunk = await anext(stream)
                 self._take(chunk, before, kept)
+                if o.one_version and len(versions_of(self.spans)) > 1:
+                    raise VersionsMixed
                 if chunk.finish == "abort":
                     raise EngineAborted(chunk.version)
                 if chunk.finish:
@@ -118,6 +141,7 @@ class Generation:
         except TimeoutError:
             raise EngineLost("", f"stalled: no token for {wait_s:g} s after {len(self.ids)} tokens") from None
         finally:
+            self.calling = False
             await stream.aclose()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
 
     def _take(self, chunk: Chunk, before: tuple[VersionSpan, ...], kept: int) -> None:

@@ -32,6 +32,8 @@ class Held:
     left: Callable[[Held], None]
     gone: bool = False
     ending: bool = False
+    excused: bool = False
+    """It was let go of on purpose: what was in flight goes on elsewhere, and nobody failed."""
     moved: bool = False
     """It came from another owner, and no token was sampled here yet."""
     log: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -78,7 +80,7 @@ class Held:
         if not self.session.survives:
             return []
         trial_id, attempt = self.session.spec.trial_id, self.session.attempt
-        kept = {**self.session.partials, **{k: g.partial() for k, g in self.generations.items() if g.calls}}
+        kept = {**self.session.partials, **{k: g.partial() for k, g in self.generations.items() if g.calls or g.ids}}
         return [(trial_id, attempt, self.epoch, partial) for partial in kept.values()]
 
     def let_go(self, *spare: asyncio.Task[Any] | None) -> None:

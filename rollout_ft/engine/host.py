@@ -27,9 +27,11 @@ from rollout_ft.engine.routing import Routing
 from rollout_ft.engine.turns import begin, depth_of, how, message_of, turn_of
 from rollout_ft.errors import EngineLost, EngineRefused, Fenced, SessionClosed, SessionMoved, StoreUnavailable
 from rollout_ft.faultpoints import FaultPoints
+from rollout_ft.fleet.weights import Weights
 from rollout_ft.samples.trajectory import Assembly, records_of, routed_of, trajectory_of
 from rollout_ft.session.entries import FAULT, decode_entry
 from rollout_ft.session.flight import Flight
+from rollout_ft.session.freshness import verdict, versions_of
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.request import TurnRequest
 from rollout_ft.session.session import Attach, Begin, Replay, Session
@@ -59,6 +61,8 @@ class SessionHost:
         self._mirror, self._lose_engine = mirror, lose_engine
         self._driver, self._events, self._faults = driver, events, faults
         self._routing = Routing(shape, mirror.payloads, events) if shape else None
+        self.fleet: Callable[[], Weights] = Weights
+        """Where the trainer is."""
         self._held: dict[str, Held] = {}
         self._losing: asyncio.Task[None] | None = None
         self._flusher = asyncio.create_task(self._flush_partials())
@@ -137,29 +141,21 @@ class SessionHost:
 
     async def release(self) -> None:
         """Lets go of every session that has nothing at the engine just now; what waits for the engine goes on elsewhere."""
-        await self._let_go_of([h for h in self._held.values() if not any(self._driver.has(g) for g in h.generations.values())])
+        await self._release([h for h in self._held.values() if not any(g.calling for g in h.generations.values())])
 
     async def drain(self, timeout_s: float) -> None:
         """Lets go of every session: at once where nothing runs, else when that has ended, or after `timeout_s`."""
         until = monotonic() + timeout_s
         while self._held and monotonic() < until:
-            idle = [h for h in self._held.values() if not h.tasks]
-            for held in idle:
+            for held in [h for h in self._held.values() if not h.tasks]:
                 with contextlib.suppress(SessionMoved, SessionClosed):
                     await held.save_evidence()
-            await self._let_go_of([h for h in idle if not h.tasks])
+            await self._release([h for h in self._held.values() if not h.tasks])
             running = [t for h in self._held.values() for t in h.tasks.values()]
             if running:
                 await asyncio.wait(running, timeout=until - monotonic(), return_when=asyncio.FIRST_COMPLETED)
                 await asyncio.sleep(DELIVERED_S)
-        await self._let_go_of(list(self._held.values()))
-
-    async def _let_go_of(self, which: list[Held]) -> None:
-        partials = [p for held in which for p in held.partials()]
-        for held in which:
-            held.let_go()
-        if partials:
-            await self._mirror.put_partials(partials)
+        await self.let_go_of_all()
 
     async def end(self, sid: str, ended: Ended) -> Session:
         """Records how the trial ended; after that nothing of it changes. The same end again is a success."""
@@ -198,6 +194,10 @@ class SessionHost:
         """Session id → owner epoch of everything held here."""
         return {sid: held.epoch for sid, held in self._held.items()}
 
+    def still_s(self) -> float:
+        """How long nothing has been generated here, on purpose."""
+        return self._driver.gate.closed_s()
+
     # -- turns ----------------------------------------------------------------------------------------------------
 
     async def serve(self, sid: str, request: TurnRequest) -> Reply:
@@ -209,6 +209,8 @@ class SessionHost:
         if held.ending:
             raise SessionMoved(sid)
         decision = held.session.decide(request)
+        if isinstance(decision, Begin):
+            self._check_versions(held.session, held.session.versions, more=True)
         match decision:
             case Replay(node, first):
                 await _whole(self._replay(held, node, request, first))
@@ -288,7 +290,7 @@ class SessionHost:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             if task.cancelled():
-                raise SessionMoved(held.session.id, in_flight=True) from None
+                raise SessionMoved(held.session.id, in_flight=not held.excused) from None
             raise
         finally:
             if held.session.leave(flight, request.request_id) and not task.done():
@@ -314,6 +316,7 @@ class SessionHost:
             message = await self._generate(held, flight, generation)
             routed = await self._keep_routed(held, flight, generation)
             turn = turn_of(held.session, flight, generation, message, routed)
+            self._check_versions(held.session, held.session.versions | versions_of(generation.spans), more=False)
             try:
                 await held.commit(held.session.entry_key(turn.key), turn)
             except (SessionMoved, SessionClosed):
@@ -345,10 +348,13 @@ class SessionHost:
     async def _generate(self, held: Held, flight: Flight, generation: Generation) -> JSON:
         """Generates until the turn is finished, and returns its message."""
         engine = self._config.engine
-        depth, seen = depth_of(flight), len(generation.ids)
+        depth, seen, fleet = depth_of(flight), len(generation.ids), self.fleet()
 
         async def progress(g: Generation) -> dict[str, object] | None:
-            nonlocal seen
+            nonlocal seen, fleet
+            if fleet is not self.fleet():
+                fleet = self.fleet()
+                self._check_versions(held.session, held.session.versions, more=True)
             if len(g.ids) > seen:  # being asked is no progress: a frozen engine is asked all the time
                 seen, self._driver.last_progress = len(g.ids), monotonic()
                 self._resumed(held)
@@ -391,6 +397,27 @@ class SessionHost:
             os._exit(1)  # the actor's own death is news that cannot be missed
         for each in held:
             each.let_go()
+
+    async def let_go_of_all(self) -> None:
+        """Every session goes to another engine when somebody asks for it. Nobody failed, and it costs no turn anything."""
+        await self._release(list(self._held.values()))
+
+    async def _release(self, held: list[Held]) -> None:
+        if not held:
+            return
+        for generation in (g for each in held for g in each.generations.values() if g.calling):
+            generation.excuse()
+        await self._mirror.put_partials([p for h in held for p in h.partials()])
+        for each in held:
+            each.excused = True
+            each.let_go()
+
+    def _check_versions(self, session: Session, used: frozenset[str], *, more: bool) -> None:
+        """Raises TrialFault when the config does not allow the versions that the trial's tokens have, or would have."""
+        fleet = self.fleet()
+        reason = verdict(self._config.session, used, fleet.version, fleet.behind, more=more)
+        if reason:
+            raise session.lost(reason)
 
     async def _flush_partials(self) -> None:
         """About once a second, what every flight has so far, in one call for all of them."""

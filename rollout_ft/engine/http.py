@@ -24,11 +24,12 @@ from rollout_ft.gateway.dialects import COUNT, DIALECTS, Asked, Dialect, Evidenc
 from rollout_ft.gateway.dialects.sampling import session_sampling
 from rollout_ft.gateway.reading import Reading
 from rollout_ft.samples.routed import array_json
+from rollout_ft.session.freshness import advice, code_of
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.session import Session
-from rollout_ft.types import JSON, Raw
+from rollout_ft.types import JSON, Raw, split_session_id
 
-OWNER, REQUEST, RESENT, DEPTH = b"x-rft-owner", b"x-request-id", b"x-rft-resent", b"x-rft-depth"
+OWNER, REQUEST, RESENT, DEPTH, STILL = b"x-rft-owner", b"x-request-id", b"x-rft-resent", b"x-rft-depth", b"x-rft-still"
 RETRY = [(b"x-should-retry", b"true")]
 _log = logging.getLogger("rollout_ft")
 ARRAY_STEP = 8192
@@ -67,7 +68,7 @@ class OwnerHTTP:
             elif route == "count":
                 await self._count(x, sid)
             elif route == "ping":
-                await x.reply(204, b"")
+                await x.reply(204, b"", [(STILL, b"%.1f" % self._host.still_s())])
             elif route == "failed":
                 request = self._parse(sid, DIALECTS[what], await x.body(self._config.gateway.max_body_bytes), Evidence("failed"))
                 await self._host.failed(sid, request.turn)
@@ -109,7 +110,9 @@ class OwnerHTTP:
             return await x.reply(404, error_body(str(e), "session_closed", 404), FINAL)
         except TrialFault as e:
             await self._host.fault(sid, e.reason)
-            return await x.reply(500, error_body(f"{e}; the trial's policy decides", "trial_fault", 500), FINAL)
+            trial_id, attempt = split_session_id(sid) or (e.trial_id, 0)
+            message = f"{e}: {advice(e.reason, trial_id, attempt)}"
+            return await x.reply(500, error_body(message, code_of(e.reason), 500), FINAL)
         except EngineRefused as e:
             if e.status == 400:
                 return await x.reply(400, error_body(e.message, _engine_code(e.message), 400))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from rollout_ft.checkpoint.view import View
 from rollout_ft.errors import EngineLost
+from rollout_ft.fleet.commands import Commands
 from rollout_ft.fleet.crew import Crew
 from rollout_ft.fleet.health import Event, Health, State, step
 from rollout_ft.fleet.member import Gone, Member
@@ -33,13 +34,16 @@ class Engine:
     member: Member | None = None
     url: str = ""
     weight_version: str = ""
+    stale: str = ""
+    released: bool = False
     node: str = ""
     failed_starts: int = 0
 
     def describe(self) -> JSON:
         return {
             "engine_id": self.engine_id, "state": self.health.state.value, "incarnation": self.health.incarnation,
-            "reason": self.health.reason, "url": self.url, "weight_version": self.weight_version, "node": self.node,
+            "reason": self.health.reason, "url": self.url, "weight_version": self.weight_version, "stale": self.stale,
+            "node": self.node,
         }  # fmt: skip
 
 
@@ -48,7 +52,7 @@ class Engines:
         self._crew, self._pulse, self._events, self._view = crew, pulse, events, view
         self.by_id = {f"engine-{i}": Engine(f"engine-{i}") for i in range(crew.setup.config.engine.count)}
         self._tasks: set[asyncio.Task[None]] = set()
-        self.weight_version = ""
+        self.commands = Commands(crew.setup.config.fleet, events, self.by_id.values, self._told, self.lost, self._unpark)
 
     async def start(self, existing: list[Member], floor: Mapping[str, int]) -> dict[str, dict[str, int]]:
         """Takes over the engines that live and starts the others; returns which sessions the living hold, with epochs.
@@ -68,10 +72,12 @@ class Engines:
                     return
                 self._crew.gone(mine[-1])
                 engine.health = Health(incarnation=floor[engine.engine_id] + 1)
+            if self.commands.weights.released:  # it is for the trainer's memory to come back that nobody is to wait
+                return self._spawn(self._start_later(engine))
             await self._start_one(engine)
 
         await asyncio.gather(*(one(engine) for engine in self.by_id.values()))
-        if not any(e.health.serves for e in self.by_id.values()):
+        if not any(e.health.lives for e in self.by_id.values()):
             raise EngineLost("all", "; ".join(f"{e.engine_id}: {e.health.reason}" for e in self.by_id.values()))
         return held
 
@@ -80,9 +86,16 @@ class Engines:
             described = await member.ask("describe", timeout_s=TAKE_OVER_S)
         except (Gone, AttributeError):
             return False
-        self._up(engine, member, described)
         held[engine.engine_id] = described["sessions"]
+        try:
+            await self._up(engine, member, described)
+        except Gone as e:
+            self.lost(engine.engine_id, member.incarnation, str(e), silent=True)
         return True
+
+    async def _start_later(self, engine: Engine) -> None:
+        await self.commands.memory_is_ours()
+        await self._start_one(engine)
 
     async def _start_one(self, engine: Engine) -> None:
         incarnation = engine.health.incarnation
@@ -92,22 +105,35 @@ class Engines:
                 await member.ask("ping", timeout_s=ACTOR_START_S)
             described = await member.ask("start", timeout_s=self._crew.setup.config.engine.start_timeout_s + 30)
             await member.ask("set_view", self._view())
+            await self._up(engine, member, described)
         except Exception as e:  # whatever it is, an engine that did not start is tried again
             engine.failed_starts += 1
             self._events.emit("engine.start_failed", engine=engine.engine_id, incarnation=incarnation, reason=str(e))
-            return self.lost(engine.engine_id, incarnation, str(e), silent=isinstance(e, Gone))
-        self._up(engine, member, described)
+            self.lost(engine.engine_id, incarnation, str(e), silent=isinstance(e, Gone))
 
-    def _up(self, engine: Engine, member: Member, described: JSON) -> None:
+    async def _up(self, engine: Engine, member: Member, described: JSON) -> None:
+        """It answers; whether it serves is said by its weights. Raises Gone."""
         engine.member, engine.url, engine.node = member, described["url"], described["node"]
         self._crew.seen(member, described["node_id"])
-        engine.weight_version, engine.failed_starts = described["weight_version"], 0
-        self.weight_version = self.weight_version or engine.weight_version
         engine.health = step(engine.health, Event.UP, incarnation=member.incarnation)
-        if engine.weight_version == self.weight_version:
-            engine.health = step(engine.health, Event.WEIGHTS_LOADED, incarnation=member.incarnation)
-        self._events.emit("engine.up", engine=engine.engine_id, incarnation=member.incarnation, state=engine.health.state.value)
         self._spawn(self._watch(engine.engine_id, member))
+        await self.commands.join(engine, member)
+        engine.failed_starts = 0
+        self._events.emit("engine.up", engine=engine.engine_id, incarnation=member.incarnation, state=engine.health.state.value)
+
+    def _told(self, engine: Engine, member: Member, report: JSON) -> None:
+        """What an engine's actor says of its weights."""
+        engine.weight_version, engine.stale, engine.released = report["version"], report["stale"], report["offloaded"]
+        stale = Event.WEIGHTS_MISSED if engine.stale else Event.WEIGHTS_LOADED
+        for event in (Event.OFFLOADED,) if engine.released else (Event.ONLOADED, stale):
+            engine.health = step(engine.health, event, incarnation=member.incarnation, reason=engine.stale)
+
+    def _unpark(self) -> None:
+        """What waits at engines that serve nothing goes to those that do, where there are any."""
+        if any(e.health.serves for e in self.by_id.values()):
+            for engine in self.by_id.values():
+                if engine.member is not None and engine.health.lives and not engine.health.serves:
+                    self._spawn(_quietly(engine.member.ask("let_go", timeout_s=TAKE_OVER_S)))
 
     async def _watch(self, engine_id: str, member: Member) -> None:
         reason = await member.death()
@@ -141,6 +167,7 @@ class Engines:
 
     async def _replace(self, engine: Engine) -> None:
         await asyncio.sleep(min(MAX_PAUSE_S, RESTART_PAUSE_S * 2**engine.failed_starts) if engine.failed_starts else 0)
+        await self.commands.memory_is_ours()
         starting = step(engine.health, Event.STARTING, incarnation=engine.health.incarnation + 1)
         if starting is engine.health:
             return  # it was retired meanwhile
@@ -150,7 +177,7 @@ class Engines:
     async def suspect(self, engine_id: str, incarnation: int, reason: str) -> bool:
         """Whether this incarnation is dead. One that does not answer is declared so: fenced first, killed later."""
         engine = self.by_id.get(engine_id)
-        if engine is None or engine.health.incarnation != incarnation or not engine.health.serves or engine.member is None:
+        if engine is None or engine.health.incarnation != incarnation or not engine.health.lives or engine.member is None:
             return True
         engine.health = step(engine.health, Event.DOUBT, incarnation=incarnation, reason=reason)
         if await self._pulse.beats(engine.member, engine.url):
@@ -165,13 +192,13 @@ class Engines:
         if engine.member is member and not await self._pulse.beats(member, engine.url):
             self.lost(member.role, member.incarnation, "does not answer", silent=True)
 
-    def serving(self) -> list[Member]:
-        return [e.member for e in self.by_id.values() if e.member is not None and e.health.serves]
+    def living(self) -> list[Member]:
+        return [e.member for e in self.by_id.values() if e.member is not None and e.health.lives]
 
     async def push_view(self, view: View) -> None:
         """Tells every writer of a new view; one that does not hear it is refused by the stores and asks."""
         ping_s = self._crew.setup.config.fleet.ping_s
-        await asyncio.gather(*(_quietly(m.ask("set_view", view, timeout_s=ping_s)) for m in self.serving()))
+        await asyncio.gather(*(_quietly(m.ask("set_view", view, timeout_s=ping_s)) for m in self.living()))
 
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)

@@ -15,6 +15,7 @@ from rollout_ft.checkpoint.view import View
 from rollout_ft.clock import monotonic
 from rollout_ft.errors import BadRequest, RolloutFTError
 from rollout_ft.fleet.crew import actor_name
+from rollout_ft.fleet.weights import Command
 from rollout_ft.rayapi import ray
 from rollout_ft.types import JSON, Outcome, SessionSpec
 
@@ -89,6 +90,9 @@ class RemoteSupervisor:
 
     async def fleet(self) -> JSON:
         return await self.ask("fleet")
+
+    async def command(self, command: Command) -> JSON:
+        return await self.ask("command", command)
 
     async def read_session(self, sid: str, what: str) -> bytes:
         return await self.ask("read_session", sid, what)

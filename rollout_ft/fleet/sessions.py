@@ -275,14 +275,20 @@ class Sessions:
 
     def _choose(self, prefer: str, exclude: set[str]) -> Engine | None:
         load = Counter(p.engine_id for p in self._places.values()) + self._coming
-        found = [Candidate(e.engine_id, e.health.serves, load[e.engine_id]) for e in self._engines.by_id.values()]
+        found = [Candidate(e.engine_id, self._fit(e), load[e.engine_id]) for e in self._engines.by_id.values()]
         chosen = place(found, prefer=prefer, exclude=exclude)
         return self._engines.by_id[chosen] if chosen else None
 
     def _serving(self, at: Place) -> Engine | None:
         engine = self._engines.by_id[at.engine_id]
         same = engine.health.incarnation == at.incarnation
-        return engine if same and engine.health.serves and engine.member is not None else None
+        return engine if same and self._fit(engine) and engine.member is not None else None
+
+    def _fit(self, engine: Engine) -> bool:
+        """Whether it serves; while none does, whether it can hold sessions until it serves again."""
+        if any(e.health.serves for e in self._engines.by_id.values()):
+            return engine.health.serves
+        return engine.health.lives
 
     async def _holds(self, engine: Engine, sid: str) -> bool:
         """A gateway could not reach the owner: does the owner answer, and is it still the owner?"""

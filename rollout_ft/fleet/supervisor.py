@@ -23,6 +23,7 @@ from rollout_ft.fleet.predecessor import Claim, judge
 from rollout_ft.fleet.pulse import Pulse
 from rollout_ft.fleet.sessions import Sessions
 from rollout_ft.fleet.stores import Stores
+from rollout_ft.fleet.weights import Command, latest
 from rollout_ft.gateway.actor import base_url
 from rollout_ft.rayapi import ray
 from rollout_ft.telemetry.events import MAX_BUFFERED, Events
@@ -73,9 +74,11 @@ class Supervisor:
                 self._crew.seen(member, described_as.get("node_id", ""))
                 for role, incarnation in _remembered(described_as):
                     floor[role] = max(floor[role], incarnation)
+        weights = latest(d["weights"]["fleet"] for m, d in alive if m.role.startswith("engine-"))
         known_view = max([self._setup.last_view, *(d["view"].number for m, d in alive if m.role.startswith("engine-"))])
         pulse = Pulse(self._setup.config.fleet.ping_s)
         self._engines = Engines(self._crew, pulse, self._events, lambda: self._stores.view)
+        self._engines.commands.restore(weights)
         self._stores = Stores(self._crew, pulse, self._events, self._engines.push_view)
         self._gateways = Gateways(self._crew, pulse, self._events)
         self._sessions = Sessions(self._engines, self._stores, self._events)
@@ -90,7 +93,7 @@ class Supervisor:
         self._spawn(pulse.patrol(self._counted, self._look))
 
     def _counted(self) -> list[Member]:
-        return [*self._engines.serving(), *self._stores.counted(), *self._gateways.members()]
+        return [*self._engines.living(), *self._stores.counted(), *self._gateways.members()]
 
     async def _look(self, member: Member) -> None:
         """The patrol: a node that is gone takes its actors along in silence."""
@@ -204,6 +207,11 @@ class Supervisor:
         heads = await self._stores.port().heads()
         return [{"trial_id": t, "attempt": h.attempt, "entries": h.length} for t, h in sorted(heads.items())]
 
+    async def command(self, command: Command) -> JSON:
+        """What a trainer asks of all engines."""
+        await self.start()
+        return await self._engines.commands.carry_out(command)
+
     async def read_session(self, sid: str, what: str) -> bytes:
         await self.start()
         return await self._sessions.read_session(sid, what)
@@ -215,7 +223,8 @@ class Supervisor:
         return {
             "run": self._setup.config.run, "serves": any(e.health.serves for e in self._engines.by_id.values()),
             "engines": engines, "view": {"number": view.number, "members": list(view.members)},
-            "warnings": [self._stores.warning] if self._stores.warning else [],
+            "weights": self._engines.commands.weights.describe(),
+            "warnings": [*([self._stores.warning] if self._stores.warning else []), *self._engines.commands.warnings()],
             "nodes": {self._crew.name("supervisor", 1): node_id(), **{m.name: self._crew.node_of(m) for m in self._crew_members()}},
             "gateways": [m.name for m in self._gateways.members()], "sessions": len(self._sessions.known()),
         }  # fmt: skip

@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rollout_ft.config import GatewayConfig
 from rollout_ft.errors import BadRequest
+from rollout_ft.fleet.weights import Command
+from rollout_ft.gateway import trainer
 from rollout_ft.gateway.asgi import Exchange
 from rollout_ft.gateway.body import check_id, load_json
 from rollout_ft.gateway.dialects.sampling import check_sampling
@@ -33,6 +35,7 @@ class Control(Protocol):
     async def trials(self) -> list[JSON]: ...
     async def fleet(self) -> JSON: ...
     async def read_session(self, sid: str, what: str) -> bytes: ...
+    async def command(self, command: Command) -> JSON: ...
 
 
 MAX_OUTPUT_TOKENS = 2**31
@@ -104,6 +107,10 @@ class ControlRoutes:
                 return _Later(self._supervisor.trial, trial_id)
             case ("GET", ["fleet"]):
                 return _Later(self._supervisor.fleet)
+            case ("GET", ["model_info"] | ["get_model_info"]):
+                return _Later(self._model_info)
+            case ("POST", _) | ("GET", ["flush_cache"]) if (route := "/".join(parts)) in trainer.BODIES:
+                return _Later(self._command, x, route)
             case _:
                 return None
 
@@ -137,6 +144,14 @@ class ControlRoutes:
     async def _outcome(self, x: Exchange, trial_id: str) -> JSON:
         body = await self._parse(x, OutcomeBody)
         return await self._supervisor.end_trial(trial_id, body.attempt, Outcome(body.outcome), body.reward, body.cause)
+
+    async def _model_info(self) -> JSON:
+        """What a trainer reads of SGLang's own: the version, which is that of the fleet."""
+        return {"weight_version": (await self._supervisor.fleet())["weights"]["version"], "is_generation": True}
+
+    async def _command(self, x: Exchange, route: str) -> JSON:
+        data = load_json(await x.body(self._limits.max_body_bytes) or b"{}", self._limits.max_json_depth)
+        return trainer.reply_of(route, await self._supervisor.command(trainer.command_of(route, data)))
 
     def _session(self, opened: JSON) -> JSON:
         sid = opened["session_id"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import uuid
 from collections import Counter
 from hashlib import blake2b
@@ -31,6 +32,7 @@ from rollout_ft.gateway.owners import Owner, OwnerLost, Owners
 from rollout_ft.types import Raw, split_session_id
 
 _log = logging.getLogger("rollout_ft")
+MAX_RETRY_AFTER_S = 30.0
 MAX_LOSSES = 6
 """A request that takes so many owners along is not sent to another."""
 _PASSED = (b"x-stainless-retry-count", b"idempotency-key")
@@ -173,7 +175,7 @@ class Gateway:
             answer.cancel()
             call.report_failed()
             message = "still generating; repeat the same request and it is answered when it is done"
-            return await x.reply(503, call.dialect.error(message, "still_generating", 503), _RETRY_NOW)
+            return await x.reply(503, call.dialect.error(message, "still_generating", 503), _come_again(call.still_s))
         headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
         x.started = True
         every_s = min(self._config.keepalive_s, _hold_s(x.headers(), self._config))  # the client's patience is with each read
@@ -250,6 +252,10 @@ class _TurnCall:
                     message = f"{losses} owners were lost over this request; the trial's policy decides"
                     return 500, {"x-should-retry": "false"}, self.dialect.error(message, "turn_budget_spent", 500)
 
+    @property
+    def still_s(self) -> float:
+        return self._owner.still_s if self._owner is not None else 0.0
+
     def report_delivered(self) -> None:
         if self._owner is not None:
             self._owners.report(self._owner, self.sid, delivered=self._request_id)
@@ -282,6 +288,16 @@ def _hold_s(headers: Headers, config: GatewayConfig) -> float:
     except ValueError:
         return config.max_hold_s
     return min(config.max_hold_s, max(own * 0.5, own - config.deadline_margin_s)) if own > 0 else config.max_hold_s
+
+
+def _come_again(still_s: float) -> list[tuple[bytes, bytes]]:
+    """When a plain request that was not answered in time comes again: at once, for each try waits as long as its client can.
+
+    Through a pause its few tries have to last longer: the longer it has taken already, the later. Clients heed up to 60 s."""
+    if not still_s:
+        return _RETRY_NOW
+    wait_s = min(MAX_RETRY_AFTER_S, max(1.0, still_s))
+    return [(b"retry-after-ms", b"%d" % (wait_s * 1000)), (b"retry-after", b"%d" % math.ceil(wait_s)), (b"x-should-retry", b"true")]
 
 
 def _outward(name: str) -> bool:

@@ -32,6 +32,8 @@ class Owner:
     incarnation: int
     in_flight: int = 0
     misses: int = 0
+    still_s: float = 0.0
+    """How long its engine has been paused, as it said last; 0 while it generates."""
     lost: bool = False
     line: Line | None = None
     connecting: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -159,7 +161,8 @@ class Owners:
     async def _ping(self, owner: Owner) -> None:
         try:
             async with asyncio.timeout(self._ping_s):
-                await self._call(owner, "GET", "/ping", b"", {})
+                _, headers, _ = await self._call(owner, "GET", "/ping", b"", {})
+            owner.still_s = float(headers.get("x-rft-still", 0))
             owner.misses = 0
             return
         except (TimeoutError, OwnerLost):

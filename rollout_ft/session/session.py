@@ -79,6 +79,8 @@ class Session:
         the replays that were recorded."""
         self.leniencies: Counter[str] = Counter()
         """In how many messages of acknowledged turns each was needed; of this owner."""
+        self.versions: frozenset[str] = frozenset()
+        """Of the weights that sampled its tokens."""
         self.began = 0
         """When the first attempt was opened, on the clock that people read."""
         self.ended: Ended | None = None
@@ -101,7 +103,7 @@ class Session:
                     self.known = Known()  # an agent that begins anew numbers its requests anew
                     self.counts.clear()
                     if not entry.resume:
-                        self.tree, self.lineage = Tree(self.key), entry.attempt
+                        self.tree, self.lineage, self.versions = Tree(self.key), entry.attempt, frozenset()
                 case Turn():
                     self._add(entry)
                     self.evidence.restore(entry.acknowledged, entry.delivered)
@@ -293,6 +295,8 @@ class Session:
         if turn.key in self.tree.nodes:
             return self.tree.nodes[turn.key]
         node = self.tree.add(turn)
+        if not self.versions.issuperset(s.version for s in turn.version_spans):
+            self.versions |= {s.version for s in turn.version_spans}
         self.counts["turns_served"] += 1
         self.counts["branched"] += self.tree.branches(node.parent, node.base)
         self._order = max(self._order, turn.order)

@@ -21,6 +21,7 @@ from rollout_ft.types import JSON
 PATIENCE_S = 300.0
 """How long a run that cannot serve is waited for: engines take minutes to load, and a trial is worth more."""
 MAX_PAUSE_S = 2.0
+ANSWER_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Client:
     def __init__(self, gateway_url: str, operator_key: str, *, verify: bool = True):
         self._url, self._key = gateway_url, operator_key
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=15, ssl=verify)
-        self._http = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=60))
+        self._http = aiohttp.ClientSession(connector=connector)
 
     async def open_session(self, **request: Any) -> Session:
         """Opens a trial's session; a call whose answer was lost gives the same one."""
@@ -74,16 +75,21 @@ class Client:
     async def get(self, path: str) -> Any:
         return await self.request("GET", path)
 
-    async def request(self, method: str, path: str, body: JSON | None = None, *, key: str = "", idempotency_key: str = "") -> Any:
-        """One call, repeated while nobody can serve it. Raises BadRequest with the status and the server's words."""
+    async def request(
+        self, method: str, path: str, body: JSON | None = None, *, key: str = "", idempotency_key: str = "", answer_s: float = ANSWER_S
+    ) -> Any:
+        """One call, repeated while nobody can serve it. Raises BadRequest with the status and the server's words.
+
+        `answer_s`: how long one try may take."""
         headers = {"authorization": f"Bearer {key or self._key}"}
         if idempotency_key:
             headers["idempotency-key"] = idempotency_key
         data = orjson.dumps(body) if body is not None else None
         until, pause_s = monotonic() + PATIENCE_S, 0.1
+        timeout = aiohttp.ClientTimeout(total=answer_s)
         while True:
             try:
-                async with self._http.request(method, self._url + path, data=data, headers=headers) as response:
+                async with self._http.request(method, self._url + path, data=data, headers=headers, timeout=timeout) as response:
                     content = await response.read()
                     if response.status < 300:
                         return orjson.loads(content) if content else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from rollout_ft.session.freshness import REFUSED, SCRATCH
 from rollout_ft.types import Outcome, Recovery
 
 
@@ -30,6 +31,8 @@ class AttemptEnd:
     cause: str = ""
     infra: bool = False
     tainted: bool = False
+    fault: str = ""
+    """What the attempt met that it does not survive, in the words of the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +48,20 @@ class Restart:
 
     checkpoint: bool
     cause: str
+    costs: bool = True
+    """Whether it counts against what infrastructure faults may cost."""
 
 
-def decide(ended: AttemptEnd, *, restarts: int, max_restarts: int, recovery: Recovery) -> Finish | Restart:
-    """`restarts` are those that infrastructure faults cost this trial so far."""
+def decide(
+    ended: AttemptEnd, *, restarts: int, max_restarts: int, recovery: Recovery, anew: int = 0, max_anew: int = 0
+) -> Finish | Restart:
+    """`restarts` are those that infrastructure faults cost this trial so far, `anew` those for its tokens' versions."""
+    if ended.fault.startswith(REFUSED):
+        return Finish(Outcome.TRUNCATED, None, ended.fault)
+    if ended.fault.startswith(SCRATCH):
+        if anew >= max_anew:
+            return Finish(Outcome.INFRA_EXHAUSTED, None, f"{ended.fault}; {anew} times (trial.max_version_restarts)")
+        return Restart(False, ended.fault, costs=False)
     faulty = ended.tainted or ended.infra or ended.end is End.DIED
     if not faulty:
         match ended.end:

@@ -132,13 +132,16 @@ class TrialRunner:
 
     async def _play(self, task: JSON, session: Session) -> JSON:
         """Attempt after attempt, to the outcome; what the store then has of the trial."""
-        restarts = 0
+        restarts = anew = 0
         while True:
             ended = await self._attempt(task, session)
-            decision = decide(ended, restarts=restarts, max_restarts=self._config.max_restarts, recovery=self._config.recovery)
+            decision = decide(
+                ended, restarts=restarts, max_restarts=self._config.max_restarts, recovery=self._config.recovery,
+                anew=anew, max_anew=self._config.max_version_restarts,
+            )  # fmt: skip
             if isinstance(decision, Finish):
                 return await self._end(session.trial_id, session.attempt, decision)
-            restarts += 1
+            restarts, anew = restarts + decision.costs, anew + (not decision.costs)
             session = await self._client.restart(session.trial_id, session.attempt, decision.checkpoint)
 
     async def _attempt(self, task: JSON, session: Session) -> AttemptEnd:
@@ -148,7 +151,7 @@ class TrialRunner:
         except TimeoutError:
             ended = AttemptEnd(End.TIMED_OUT, cause=f"no end within {self._config.attempt_timeout_s:g} s (trial.attempt_timeout_s)")
         trial = await self._client.trial(session.trial_id)
-        return replace(ended, tainted=bool(trial["tainted"]), cause=ended.cause or trial["fault"])
+        return replace(ended, tainted=bool(trial["tainted"]), cause=ended.cause or trial["fault"], fault=trial["fault"])
 
     async def _end(self, trial_id: str, attempt: int, end: Finish) -> JSON:
         return await self._client.outcome(trial_id, end.outcome.value, end.reward, end.cause, attempt)

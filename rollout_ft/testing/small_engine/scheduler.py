@@ -154,6 +154,11 @@ class Scheduler:
         self._model.forget()
         return True
 
+    @property
+    def idle(self) -> bool:
+        """Nothing runs, and nothing waits unless it is paused: then it waits without memory."""
+        return not self._running and (self.paused in ("in_place", "retract") or not self._requests)
+
     async def heartbeat(self) -> None:
         """Return when the run loop has come by; while it is frozen by a pause it does not."""
         beat: asyncio.Future[None] = asyncio.get_running_loop().create_future()

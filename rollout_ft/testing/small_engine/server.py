@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -41,6 +42,7 @@ from rollout_ft.testing.small_engine.protocol import (
 )
 from rollout_ft.testing.small_engine.running import Running
 from rollout_ft.testing.small_engine.scheduler import PauseMode, Scheduler
+from rollout_ft.testing.small_engine.weights import Loader, die
 
 _HEALTH_TIMEOUT_S = 20.0
 
@@ -60,6 +62,7 @@ class Application:
     def __init__(self, engines: dict[int, Scheduler], settings: Settings) -> None:
         self._engines = engines
         self._settings = settings
+        self._loaders = {engine: Loader(engine) for engine in engines.values()}
         self._routes: dict[tuple[str, str], Callable[[Scheduler, JSON], Awaitable[Reply]]] = {
             ("GET", "/health"): self._health,
             ("GET", "/health_generate"): self._health_generate,
@@ -75,6 +78,13 @@ class Application:
             ("POST", "/continue_generation"): self._continue_generation,
             ("POST", "/update_weights_from_disk"): self._update_weights_from_disk,
             ("POST", "/update_weight_version"): self._update_weight_version,
+            ("POST", "/update_weights_from_tensor"): partial(self._load, "tensor"),
+            ("POST", "/update_weights_from_distributed"): partial(self._load, "distributed"),
+            ("POST", "/update_weights_from_ipc"): partial(self._load, "ipc"),
+            ("POST", "/begin_weight_update"): self._begin_weight_update,
+            ("POST", "/end_weight_update"): self._end_weight_update,
+            ("POST", "/release_memory_occupation"): self._release_memory,
+            ("POST", "/resume_memory_occupation"): self._resume_memory,
             ("POST", "/parse_function_call"): self._parse_function_call,
             ("POST", "/separate_reasoning"): self._separate_reasoning,
             ("GET", "/flush_cache"): self._flush_cache,
@@ -111,6 +121,8 @@ class Application:
             await send_reply(send, Reply(400, error_object(str(error), 400)))
             return
         try:
+            if self._loaders[engine].released:
+                die("a request came while the memory was released")
             running = engine.submit(parse_request(body, engine.vocabulary, engine.limits.context_length))
         except OutOfVocabulary as error:
             # No reply and no cleanup: SGLang's scheduler dies of an IndexError here, and takes its server along.
@@ -220,6 +232,8 @@ class Application:
         return Reply(200, {"message": "Generation paused successfully.", "status": "ok"})
 
     async def _continue_generation(self, engine: Scheduler, body: JSON) -> Reply:
+        if self._loaders[engine].released and engine.in_flight:
+            die("requests go on while the memory is released")
         engine.resume()
         return Reply(200, {"message": "Generation continued successfully.", "status": "ok"})
 
@@ -227,6 +241,8 @@ class Application:
         """The weights that the file `seed` of `model_path` names, or else those that the version's name gives."""
         version: str = body.get("weight_version") or engine.version
         try:
+            if body.get("fail"):
+                raise ValueRefused(str(body["fail"]))
             seed = _weights_seed(Path(str(body.get("model_path", ""))), version)
             if body.get("abort_all_requests", False):
                 engine.abort_all()
@@ -244,6 +260,24 @@ class Application:
         engine.set_version(version)
         message = f"Weight version updated to {version}"
         return Reply(200, {"success": True, "message": message, "new_version": version})
+
+    async def _load(self, how: str, engine: Scheduler, body: JSON) -> Reply:
+        try:
+            return await self._loaders[engine].load(how, body)
+        except ValueRefused as refused:
+            return Reply(400, {"success": False, "message": refused.message})
+
+    async def _begin_weight_update(self, engine: Scheduler, body: JSON) -> Reply:
+        return self._loaders[engine].begin()
+
+    async def _end_weight_update(self, engine: Scheduler, body: JSON) -> Reply:
+        return self._loaders[engine].end()
+
+    async def _release_memory(self, engine: Scheduler, body: JSON) -> Reply:
+        return self._loaders[engine].release(body)
+
+    async def _resume_memory(self, engine: Scheduler, body: JSON) -> Reply:
+        return self._loaders[engine].resume(body)
 
     async def _parse_function_call(self, engine: Scheduler, body: JSON) -> Reply:
         """SGLang answers 500 without a body of its own where a parser is unknown or raises."""
