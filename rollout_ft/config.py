@@ -227,6 +227,8 @@ class StoreConfig(Settings):
 
 
 class FleetConfig(Settings):
+    drain_timeout_s: Seconds = 600
+    """How long the turns of an engine that is drained have to end; after that they go on at another."""
     ping_s: Seconds = 1
     """The supervisor pings every actor so often and waits so long for the answer; two misses and it is replaced."""
     order_timeout_s: Seconds = 60

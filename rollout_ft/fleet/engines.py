@@ -7,16 +7,19 @@ that was replaced already changes nothing, so that every report may come twice, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from rollout_ft.checkpoint.view import View
-from rollout_ft.errors import EngineLost
+from rollout_ft.errors import BadRequest, EngineLost, EngineUnfit
 from rollout_ft.fleet.commands import Commands
 from rollout_ft.fleet.crew import Crew
 from rollout_ft.fleet.health import Event, Health, State, step
 from rollout_ft.fleet.member import Gone, Member
+from rollout_ft.fleet.owners import Owners, Seen, Watched
 from rollout_ft.fleet.pulse import Pulse
+from rollout_ft.fleet.weights import Command, Op
 from rollout_ft.telemetry.events import Events
 from rollout_ft.types import JSON
 
@@ -38,19 +41,30 @@ class Engine:
     released: bool = False
     node: str = ""
     failed_starts: int = 0
+    target: str = ""
+    """The URL of an engine that somebody else owns."""
+    seen: Seen = field(default_factory=Seen)
+    draining: bool = False
+    """It takes no session any more."""
 
     def describe(self) -> JSON:
+        theirs = {"target": self.target, "open": self.seen.open, "held": self.seen.held} if self.target else {}
         return {
             "engine_id": self.engine_id, "state": self.health.state.value, "incarnation": self.health.incarnation,
             "reason": self.health.reason, "url": self.url, "weight_version": self.weight_version, "stale": self.stale,
-            "node": self.node,
+            "node": self.node, "draining": self.draining, **theirs,
         }  # fmt: skip
 
 
 class Engines:
     def __init__(self, crew: Crew, pulse: Pulse, events: Events, view: Callable[[], View]):
         self._crew, self._pulse, self._events, self._view = crew, pulse, events, view
-        self.by_id = {f"engine-{i}": Engine(f"engine-{i}") for i in range(crew.setup.config.engine.count)}
+        launched = 0 if crew.setup.config.engine.attach.active else crew.setup.config.engine.count
+        self.by_id = {f"engine-{i}": Engine(f"engine-{i}") for i in range(launched)}
+        self.owners: Owners | None = None
+        """Where there are engines that somebody else owns."""
+        self.on_lost: Callable[[Engine, str], None] = lambda engine, reason: None
+        """Told once of each start of an engine that is lost after it was up."""
         self._tasks: set[asyncio.Task[None]] = set()
         self.commands = Commands(crew.setup.config.fleet, events, self.by_id.values, self._told, self.lost, self._unpark)
 
@@ -59,6 +73,12 @@ class Engines:
 
         `floor` has the highest incarnation of each role that ever had a name here.
         """
+        self._floor = floor
+        for member in existing:
+            if member.role not in self.by_id and self.owners is None:
+                self.by_id[member.role] = Engine(member.role)  # it joined while the run went on
+            elif member.role not in self.by_id:
+                self._crew.gone(member)
         held: dict[str, dict[str, int]] = {}
 
         async def one(engine: Engine) -> None:
@@ -76,10 +96,22 @@ class Engines:
                 return self._spawn(self._start_later(engine))
             await self._start_one(engine)
 
-        await asyncio.gather(*(one(engine) for engine in self.by_id.values()))
+        await self._some([asyncio.ensure_future(one(engine)) for engine in self.by_id.values()])
         if not any(e.health.lives for e in self.by_id.values()):
             raise EngineLost("all", "; ".join(f"{e.engine_id}: {e.health.reason}" for e in self.by_id.values()))
         return held
+
+    async def _some(self, starts: list[asyncio.Future[None]]) -> None:
+        """Returns when all are up; where they are somebody else's, nobody waits for those that are not there."""
+        left = set(starts)
+        while left:
+            done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+            for start in done:
+                start.result()
+            if self.owners is not None and any(e.health.serves for e in self.by_id.values()):
+                for start in left:
+                    self._spawn(start)
+                return
 
     async def _take_over(self, engine: Engine, member: Member, held: dict[str, dict[str, int]]) -> bool:
         try:
@@ -100,16 +132,32 @@ class Engines:
     async def _start_one(self, engine: Engine) -> None:
         incarnation = engine.health.incarnation
         try:
-            member = engine.member = await self._crew.engine(engine.engine_id, incarnation, self._view())
+            member = engine.member = await self._crew.engine(engine.engine_id, incarnation, self._view(), engine.target)
             if not self._crew.setup.config.engine.num_gpus:
-                await member.ask("ping", timeout_s=ACTOR_START_S)
+                await self._placed(member)
             described = await member.ask("start", timeout_s=self._crew.setup.config.engine.start_timeout_s + 30)
             await member.ask("set_view", self._view())
             await self._up(engine, member, described)
+        except EngineUnfit as e:
+            self._events.emit("engine.refused", engine=engine.engine_id, url=engine.target, reason=e.reason)
+            self.retire(engine.engine_id, e.reason)
+            if engine.member is not None:
+                self._crew.gone(engine.member)
         except Exception as e:  # whatever it is, an engine that did not start is tried again
             engine.failed_starts += 1
             self._events.emit("engine.start_failed", engine=engine.engine_id, incarnation=incarnation, reason=str(e))
             self.lost(engine.engine_id, incarnation, str(e), silent=isinstance(e, Gone))
+
+    async def _placed(self, member: Member) -> None:
+        """Raises Gone with what is known of an actor that Ray does not start."""
+        try:
+            await member.ask("ping", timeout_s=ACTOR_START_S)
+        except Gone as e:
+            if e.dead:
+                raise
+            node = self._crew.node_of(member)
+            where = f"on node {node}" if node else "on any node"
+            raise Gone(f"its actor is still pending after {ACTOR_START_S:g} s {where}, though it asks for no resources: {e}") from e
 
     async def _up(self, engine: Engine, member: Member, described: JSON) -> None:
         """It answers; whether it serves is said by its weights. Raises Gone."""
@@ -118,6 +166,8 @@ class Engines:
         engine.health = step(engine.health, Event.UP, incarnation=member.incarnation)
         self._spawn(self._watch(engine.engine_id, member))
         await self.commands.join(engine, member)
+        if self.owners is not None:
+            self.owners.up(engine, described["attached"])
         engine.failed_starts = 0
         self._events.emit("engine.up", engine=engine.engine_id, incarnation=member.incarnation, state=engine.health.state.value)
 
@@ -154,22 +204,81 @@ class Engines:
         self._events.emit("engine.dead", engine=engine_id, incarnation=incarnation, reason=reason)
         if engine.member is not None:
             self._crew.gone(engine.member, silent=silent)
-        if incarnation > self._crew.setup.config.engine.max_restarts:
+        if engine.url:
+            engine.url = ""
+            self.on_lost(engine, reason)
+        if not engine.target and incarnation > self._crew.setup.config.engine.max_restarts:
             engine.health = step(after, Event.RETIRE, incarnation=incarnation, reason=reason)
             self._events.emit("engine.retired", engine=engine_id, reason=reason)
             return
         self._spawn(self._replace(engine))
 
-    def retire(self, engine_id: str) -> None:
+    def retire(self, engine_id: str, reason: str = "the run ends") -> None:
         """The engine ends on purpose and is not replaced."""
         engine = self.by_id[engine_id]
-        engine.health = step(engine.health, Event.RETIRE, incarnation=engine.health.incarnation, reason="the run ends")
+        engine.health = step(engine.health, Event.RETIRE, incarnation=engine.health.incarnation, reason=reason)
+
+    # -- who comes and goes while the run goes on -----------------------------------------------------------------
+
+    def expect(self, engine_id: str, target: str) -> None:
+        """An engine that is there when the run starts."""
+        self.by_id[engine_id] = Engine(engine_id, target=target)
+
+    def resize(self, count: int, drain_s: float) -> JSON:
+        """So many engines of ours: those that are missing start, the newest of those that are too many are drained."""
+        there = [e for e in self.by_id.values() if e.health.state is not State.RETIRED and not e.draining]
+        numbers = [int(e.engine_id.rpartition("-")[2]) for e in self.by_id.values()]
+        for number in range(max(numbers) + 1, max(numbers) + 1 + count - len(there)):
+            self.join(f"engine-{number}")
+        for engine in there[count:]:
+            self._spawn(self.leave(engine.engine_id, "drained", drain_s))
+        return {"engines": [e.describe() for e in self.by_id.values()]}
+
+    def join(self, engine_id: str, target: str = "") -> None:
+        """An engine more, or again: it starts, and takes sessions once it serves."""
+        engine = self.by_id.get(engine_id)
+        if engine is not None and engine.health.state is not State.RETIRED:
+            return
+        last = engine.health.incarnation if engine is not None else self._floor.get(engine_id, 0)
+        self.by_id[engine_id] = joined = Engine(engine_id, Health(incarnation=last + 1), target=target)
+        self._events.emit("engine.joined", engine=engine_id, url=target)
+        self._spawn(self._start_later(joined))
+
+    async def leave(self, engine_id: str, reason: str, drain_s: float) -> None:
+        """The engine takes no session any more; those that it has go elsewhere when their turns have ended, or after
+        `drain_s`. Then it is let go of, and ended if we started it."""
+        engine = self.by_id[engine_id]
+        if engine.draining or engine.health.state is State.RETIRED:
+            return
+        engine.draining = True
+        self._events.emit("engine.draining", engine=engine_id, reason=reason)
+        incarnation, member = engine.health.incarnation, engine.member
+        if member is not None and engine.health.lives:
+            await _quietly(member.ask("drain", drain_s, timeout_s=drain_s + TAKE_OVER_S))
+        self.retire(engine_id, reason)
+        if self.owners is not None:
+            self.owners.left(engine)
+        self._events.emit("engine.retired", engine=engine_id, incarnation=incarnation, reason=reason)
+        if engine.member is not None:
+            with contextlib.suppress(Gone):
+                await engine.member.ask("stop", timeout_s=TAKE_OVER_S)
+            self._crew.gone(engine.member)
+
+    async def arrived(self, version: str) -> None:
+        """Weights that an owner loaded are the fleet's from now on."""
+        with contextlib.suppress(BadRequest):  # where no engine has them any more there is nothing to say
+            await self.commands.carry_out(Command(Op.UPDATE, version, "external", whole=True))
+
+    async def has(self, engine: Watched, version: str) -> None:
+        """An owner loaded other weights into one engine."""
+        if engine.member is not None and isinstance(engine, Engine):
+            await self.commands.look_again(engine, engine.member)
 
     async def _replace(self, engine: Engine) -> None:
         await asyncio.sleep(min(MAX_PAUSE_S, RESTART_PAUSE_S * 2**engine.failed_starts) if engine.failed_starts else 0)
         await self.commands.memory_is_ours()
         starting = step(engine.health, Event.STARTING, incarnation=engine.health.incarnation + 1)
-        if starting is engine.health:
+        if starting is engine.health or engine.draining:
             return  # it was retired meanwhile
         engine.health = starting
         await self._start_one(engine)

@@ -19,6 +19,7 @@ from rollout_ft.engine.observer import Held
 from rollout_ft.fleet.health import Health
 from rollout_ft.fleet.member import Gone, Member
 from rollout_ft.fleet.newest import Has, Newest
+from rollout_ft.fleet.weights import Command, Op
 from rollout_ft.telemetry.events import Events
 from rollout_ft.types import JSON
 
@@ -112,6 +113,13 @@ class Owners:
         engine.seen = Seen()
 
     # -- told by who knows ----------------------------------------------------------------------------------------
+
+    def told(self, command: Command) -> None:
+        """What a trainer asked of all engines says something about theirs."""
+        if command.op is Op.RESUME:
+            self.told_open()
+        if command.op in (Op.UPDATE, Op.LOAD, Op.NAME) and command.version:
+            self.newest.told(command.version)
 
     def told_open(self) -> None:
         for engine in self._there():

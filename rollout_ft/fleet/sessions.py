@@ -65,7 +65,8 @@ class Sessions:
             at = self._places.get(sid)
             if at is not None:
                 engine = self._serving(at)
-                if engine is not None and (failed != (at.engine_id, at.incarnation) or await self._holds(engine, sid)):
+                sure = engine is not None and failed != (at.engine_id, at.incarnation) and not engine.draining
+                if engine is not None and (sure or await self._holds(engine, sid)):
                     return _owned(engine)
             return await self._move(sid, at)
 
@@ -275,7 +276,9 @@ class Sessions:
 
     def _choose(self, prefer: str, exclude: set[str]) -> Engine | None:
         load = Counter(p.engine_id for p in self._places.values()) + self._coming
-        found = [Candidate(e.engine_id, self._fit(e), load[e.engine_id]) for e in self._engines.by_id.values()]
+        fit = [e for e in self._engines.by_id.values() if self._fit(e) and not e.draining]
+        fit = [e for e in fit if e.seen.open] or fit  # what would wait for an owner waits where another does not
+        found = [Candidate(e.engine_id, True, load[e.engine_id]) for e in fit]
         chosen = place(found, prefer=prefer, exclude=exclude)
         return self._engines.by_id[chosen] if chosen else None
 
