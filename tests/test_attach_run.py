@@ -126,8 +126,10 @@ async def test_slimes_loops_over_a_real_run_lose_no_turn():
 
 async def test_an_engine_that_dies_is_asked_for_and_awaited_and_its_sessions_go_on():
     asked: asyncio.Queue[JSON] = asyncio.Queue()
-    server = _callback(asked)
-    async with owned(1) as (_, one), owned(1) as (_, other), server as replace_url:
+    async with contextlib.AsyncExitStack() as stack:
+        _, one = await stack.enter_async_context(owned(1))
+        _, other = await stack.enter_async_context(owned(1))
+        replace_url = await stack.enter_async_context(_callback(asked))
         async with attached([*one.urls, *other.urls], engine__attach__replace_url=replace_url) as stage:
             everybody = await talks(stage, 4)
             trials = asyncio.gather(*(t.many(4) for t in everybody))

@@ -238,11 +238,19 @@ class Engines:
         """An engine more, or again: it starts, and takes sessions once it serves."""
         engine = self.by_id.get(engine_id)
         if engine is not None and engine.health.state is not State.RETIRED:
+            if engine.draining:
+                self._spawn(self._join_again(engine))
             return
         last = engine.health.incarnation if engine is not None else self._floor.get(engine_id, 0)
         self.by_id[engine_id] = joined = Engine(engine_id, Health(incarnation=last + 1), target=target)
         self._events.emit("engine.joined", engine=engine_id, url=target)
         self._spawn(self._start_later(joined))
+
+    async def _join_again(self, engine: Engine) -> None:
+        """It came back before it was let go of."""
+        while engine.health.state is not State.RETIRED:
+            await asyncio.sleep(RESTART_PAUSE_S)
+        self.join(engine.engine_id, engine.target)
 
     async def leave(self, engine_id: str, reason: str, drain_s: float) -> None:
         """The engine takes no session any more; those that it has go elsewhere when their turns have ended, or after

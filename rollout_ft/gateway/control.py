@@ -76,14 +76,15 @@ class OutcomeBody(_Body):
     attempt: int | None = Field(default=None, ge=1, lt=2**31)
 
 
+Url = Annotated[str, Field(pattern=r"^https?://[^/]+", max_length=2048)]
+
+
 class EnginesBody(_Body):
     """One of the two."""
 
     count: int | None = Field(default=None, ge=1, le=4096)
     """How many engines there are to be, where we start them."""
-    urls: list[Annotated[str, Field(pattern=r"^https?://[^/]+", max_length=2048)]] | None = Field(
-        default=None, min_length=1, max_length=4096
-    )
+    urls: list[Url] | None = Field(default=None, min_length=1, max_length=4096)
     """Engines of somebody else that are there as well, or again."""
 
 
