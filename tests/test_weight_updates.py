@@ -312,7 +312,7 @@ async def test_a_trainer_of_one_sglang_server_may_point_at_the_fleet(stage: Stag
 
 async def test_an_update_that_no_engine_could_make_changes_no_version(stage: Stage, fleet: Fleet):
     before = (await fleet.state())["weights"]["version"]
-    with pytest.raises(BadRequest, match="engine-0: .*no directory.*engine-1: ") as refused:
+    with pytest.raises(BadRequest, match=r"engine-0: .*no directory.*engine-1: ") as refused:
         await fleet.update("never", path="/nowhere")
     assert refused.value.status == 409
     assert (await fleet.state())["weights"]["version"] == before
