@@ -31,7 +31,6 @@ from rollout_ft.testing.small_engine.server import Application, Settings
 from rollout_ft.testing.small_engine.vocabulary import Vocabulary, load_vocabulary
 from rollout_ft.testing.small_engine.weights import Weights
 
-_KEEP_ALIVE_S = 75
 _BACKLOG = 2048
 
 
@@ -121,7 +120,7 @@ async def _serve(options: argparse.Namespace, began: float) -> None:
         access_log=False,
         proxy_headers=False,
         log_level="warning",
-        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_keep_alive=int(os.environ.get("SGLANG_TIMEOUT_KEEP_ALIVE") or 5),
         backlog=_BACKLOG,
     )
     sockets = [_listen(options.host, port) for port in options.port]
