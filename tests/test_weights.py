@@ -107,7 +107,8 @@ def test_tensors_are_not_kept_and_paths_are():
     assert (by_tensor.source and by_tensor.source.body, by_tensor.source and by_tensor.source.how) == ({}, "tensor")
     by_disk = after(by_tensor, update("v2"), 1.0)
     named = after(by_disk, Command(Op.NAME, "v3"), 1.0)
-    assert named.source and named.source.body == {"model_path": "/w", "weight_version": "v3"}
+    assert named.source
+    assert named.source.body == {"model_path": "/w", "weight_version": "v3"}
 
 
 @given(count=st.integers(1, 8), each=st.integers(1, 8), offset=st.integers(0, 8))

@@ -159,7 +159,8 @@ class EngineActor:
 
     async def describe(self) -> JSON:
         return {
-            "engine_id": self._engine_id, "incarnation": self._incarnation, "url": self._url, "engine_url": self._unit.url, "pid": os.getpid(),
+            "engine_id": self._engine_id, "incarnation": self._incarnation, "url": self._url, "engine_url": self._unit.url,
+            "pid": os.getpid(),
             "engine_pid": self._unit.pid(), "weights": self._weights.describe(), "view": self._view,
             "sessions": self._host.sessions(), "node": node_ip(self._setup.loopback), "node_id": node_id(),
         }  # fmt: skip
