@@ -258,7 +258,8 @@ NAMES = st.sampled_from(["v1", "v2", "v3", "v4"])
 
 @given(
     policy=st.sampled_from(["mixed", "turn", "trial"]), limit=st.none() | st.integers(0, 4),
-    on_stale=st.sampled_from(["refuse", "restart"]), used=st.frozensets(NAMES), updates=st.lists(NAMES, min_size=1, unique=True), more=st.booleans(),
+    on_stale=st.sampled_from(["refuse", "restart"]), used=st.frozensets(NAMES),
+    updates=st.lists(NAMES, min_size=1, unique=True), more=st.booleans(),
 )  # fmt: skip
 def test_a_trial_goes_on_exactly_while_its_tokens_are_allowed(
     policy: Any, limit: int | None, on_stale: Any, used: frozenset[str], updates: list[str], more: bool
