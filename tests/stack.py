@@ -29,6 +29,7 @@ from rollout_ft.engine.parsers import Own, TextParser
 from rollout_ft.engine.port import Chunk, EngineInfo
 from rollout_ft.errors import BadRequest, SessionClosed
 from rollout_ft.faultpoints import Inert
+from rollout_ft.fleet.weights import Command
 from rollout_ft.gateway.asgi import Server
 from rollout_ft.gateway.gateway import Gateway
 from rollout_ft.gateway.keys import Keys
@@ -141,7 +142,10 @@ class Supervisor:
         return [await self.trial(t) for t in self.attempts]
 
     async def fleet(self) -> JSON:
-        return {"serves": True, "engines": []}
+        return {"serves": True, "engines": [], "weights": {"version": "v0"}}
+
+    async def command(self, command: Command) -> JSON:
+        return {"ok": True, "engines": {}, "weights": {}}
 
     async def read_session(self, sid: str, what: str) -> bytes:
         parts = split_session_id(sid)

@@ -31,12 +31,17 @@ from rollout_ft.trial.fleet import Fleet, SyncFleet
 pytestmark = [pytest.mark.ray, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
 
 TASK = {"task_id": "q", "prompt": "Explain tides.", "turns": 3, "seed": 11, "timeout_s": 20.0, "max_tokens": 64}
+SETTINGS = (
+    "engine.args=[--tokens-per-s,'100',--model,hash,--enable-memory-saver]",
+    "fleet.order_timeout_s=10",
+    "fleet.update_timeout_s=5",
+)
 VOCABULARY = load_vocabulary(MODEL_DIR)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stage() -> AsyncGenerator[Stage]:
-    async with staged("fleet.order_timeout_s=10", "fleet.update_timeout_s=5") as made:
+    async with staged(*SETTINGS) as made:
         yield made
 
 
@@ -197,7 +202,7 @@ async def test_an_engine_that_refuses_an_update_serves_nothing_until_the_next(st
     version, trial = new_version(), asyncio.create_task(play(stage, "refused"))
     engine = await generating(stage)
     await fleet.pause("in_place")
-    body = {"weight_version": version, "flush_cache": True}
+    body = {"zmq_handles": {}, "weight_version": version, "flush_cache": True}
     done = await stage.run.client.request("POST", "/update_weights_from_ipc", body)
     assert {e: d["ok"] for e, d in done["engines"].items()} == {e: e != engine for e in done["engines"]}
     await fleet.resume()
@@ -312,7 +317,7 @@ async def test_a_trainer_of_one_sglang_server_may_point_at_the_fleet(stage: Stag
 
 async def test_an_update_that_no_engine_could_make_changes_no_version(stage: Stage, fleet: Fleet):
     before = (await fleet.state())["weights"]["version"]
-    with pytest.raises(BadRequest, match="engine-0: .*no directory.*engine-1: ") as refused:
+    with pytest.raises(BadRequest, match=r"engine-0: .*no directory.*engine-1: ") as refused:
         await fleet.update("never", path="/nowhere")
     assert refused.value.status == 409
     assert (await fleet.state())["weights"]["version"] == before

@@ -93,7 +93,7 @@ class EngineWeights:
             self._missed(f"{command.op} {command.version or command.path}: {error}")
         self._compare()
         error = await self._settle() or error
-        if self.stale and self.stale != was:
+        if self.stale and not was:
             self._tell("weights.missed", reason=self.stale, remedy=remedy(self.fleet, bool(self._released)))
         told = {"ok": not error, "error": error, "hung": hung, **self.describe()}
         del told["fleet"]
@@ -195,6 +195,7 @@ class EngineWeights:
 
     async def _update(self, command: Command) -> None:
         if not command.again and command.version == self.version and not self.stale and not self._released:
+            self._updated = True
             return
         self._loading = True
         self._shut()
@@ -282,6 +283,7 @@ class EngineWeights:
         try:
             await self._control.send("/update_weight_version", command.body)
             await self._look(command.version)
+            self._updated = True
         finally:
             self._loading = False
 

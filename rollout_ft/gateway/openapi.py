@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from rollout_ft.gateway.control import OpenBody, OutcomeBody, RestartBody
 from rollout_ft.gateway.dialects.sampling import CHAT, MESSAGES, TOKENS, parameter_schemas
+from rollout_ft.gateway.trainer import BODIES
 from rollout_ft.types import JSON, TRIAL_ID
 
 _STATUSES = {
@@ -28,6 +29,7 @@ _STATUSES = {
     "500": "The budget of the turn is spent, or a bug; x-should-retry says which.",
     "503": "Nothing can serve just now; the same request again is answered.",
 }
+_TRAINER = ("SGLang's route of this name, for every engine.", "What a trainer asks of every engine.")
 _TEXT: JSON = {"type": "string"}
 _FLAG: JSON = {"type": ["boolean", "null"]}
 _OBJECT: JSON = {"type": "object"}
@@ -75,6 +77,8 @@ def _paths() -> JSON:
         "/sessions/{session_id}/trajectory": {"get": _agents("Token-exact paths.", "Trajectory", parameters=[_SESSION])},
         "/sessions/{session_id}/generate": {"post": _agents("A turn in tokens.", "Generated", "GenerateBody", [_SESSION, _IDEMPOTENCY])},
     }
+    for route, model in BODIES.items():
+        paths[f"/{route}"] = {"post": _control(_TRAINER[route.startswith("fleet/")], "Ordered", model.__name__)}
     for base, named in (("/sessions/{session_id}/v1", _SESSION), ("/v1", _NAMED)):
         turn = [named, _IDEMPOTENCY]
         paths[f"{base}/chat/completions"] = {"post": _agents("A turn, as OpenAI has it.", "ChatCompletion", "ChatBody", turn)}
@@ -141,6 +145,8 @@ def _schemas() -> JSON:
     return {
         "OpenBody": _model(OpenBody), "RestartBody": _model(RestartBody), "OutcomeBody": _model(OutcomeBody),
         "Opened": _has(session_id=_TEXT, trial_id=_TEXT, attempt=integer, base_url=_TEXT, api_key=_TEXT, turns=integer),
+        **{model.__name__: _model(model) for model in BODIES.values()},
+        "Ordered": _has(ok={"const": True}, engines=_OBJECT, weights=_OBJECT),
         "Trial": _has(trial_id=_TEXT, session_id=_TEXT, attempt=integer, state={"enum": ["running", "ended", "released"]}, turns=integer),
         "Records": _has(session_id=_TEXT, records={"type": "array", "items": _OBJECT}, metadata=_OBJECT),
         "Trajectory": _has(session_id=_TEXT, paths={"type": "array", "items": _path()}, metadata=_OBJECT),

@@ -65,21 +65,21 @@ class WeightsBody(_Body):
         return Command(Op.UPDATE, self.version, self.how, path=path, body=body if path else {}, whole=True)
 
 
-class _Loose(BaseModel):
+class AnyBody(BaseModel):
     """A body of SGLang's: what we do not know of it is passed on."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
 
-class LoadBody(_Loose):
+class LoadBody(AnyBody):
     weight_version: Version | None = None
 
 
-class NameBody(_Loose):
+class NameBody(AnyBody):
     new_version: Version
 
 
-class TagsBody(_Loose):
+class TagsBody(AnyBody):
     tags: list[Tag] | None = None
 
 
@@ -111,13 +111,13 @@ _MADE: dict[str, tuple[type[BaseModel], Callable[[Any], Command]]] = {
     "update_weights_from_distributed": (LoadBody, lambda b: _load("distributed", b)),
     "update_weights_from_ipc": (LoadBody, lambda b: _load("ipc", b)),
     "update_weight_version": (NameBody, lambda b: Command(Op.NAME, b.new_version, path="/update_weight_version", body=_sent(b))),
-    "begin_weight_update": (_Loose, lambda b: Command(Op.BEGIN, body=_sent(b))),
-    "end_weight_update": (_Loose, lambda b: Command(Op.END, body=_sent(b))),
+    "begin_weight_update": (AnyBody, lambda b: Command(Op.BEGIN, body=_sent(b))),
+    "end_weight_update": (AnyBody, lambda b: Command(Op.END, body=_sent(b))),
     "release_memory_occupation": (TagsBody, lambda b: Command(Op.OFFLOAD, tags=tuple(sorted(b.tags or ())))),
     "resume_memory_occupation": (TagsBody, lambda b: Command(Op.ONLOAD, tags=tuple(sorted(b.tags or ())))),
-    "init_weights_update_group": (_Loose, lambda b: Command(Op.FORWARD, path="/init_weights_update_group", body=_sent(b))),
-    "destroy_weights_update_group": (_Loose, lambda b: Command(Op.FORWARD, path="/destroy_weights_update_group", body=_sent(b))),
-    "flush_cache": (_Loose, lambda b: Command(Op.FORWARD, path="/flush_cache", body=_sent(b))),
+    "init_weights_update_group": (AnyBody, lambda b: Command(Op.FORWARD, path="/init_weights_update_group", body=_sent(b))),
+    "destroy_weights_update_group": (AnyBody, lambda b: Command(Op.FORWARD, path="/destroy_weights_update_group", body=_sent(b))),
+    "flush_cache": (AnyBody, lambda b: Command(Op.FORWARD, path="/flush_cache", body=_sent(b))),
 }
 BODIES = {route: model for route, (model, _) in _MADE.items()}
 """The model of each route's body, for the API's document."""

@@ -1,87 +1,96 @@
-"""SGLang's ways to load weights in parts, and to give memory up and get it back.
+"""The weights of one engine: what they are called, whether an update of them is open, and whether their memory is there.
 
-Owns the order in which that is allowed. Must not know how weights are made of it: a version's name is all that there is.
-The subtle invariant: what kills SGLang's scheduler kills this process as well, a release while something runs and a resume
-of what was not released among it, so that whoever gets along here gets along there.
+Owns the rules of SGLang's control endpoints for weights and memory, with its messages. Must not know of requests. The
+subtle invariant: there are two names. `version` is the scheduler's, which marks the tokens; `told` is the HTTP
+server's, which `/model_info` shows. An update that fails after the weights were taken changes the first alone.
 """
 
 from __future__ import annotations
 
-import os
-import sys
+from dataclasses import dataclass, field
+from hashlib import sha256
 
-from rollout_ft.testing.small_engine.asgi import Reply
-from rollout_ft.testing.small_engine.protocol import JSON
-from rollout_ft.testing.small_engine.scheduler import Scheduler
+from rollout_ft.testing.small_engine.model import Model
+from rollout_ft.testing.small_engine.protocol import JSON, Died, ValueRefused
 
-ALL_TAGS = ("kv_cache", "weights", "cuda_graph")
-PARTS = ("tensor", "distributed")
-_NO_SESSION = "no weight-update session is open; call begin_weight_update() first"
+MEMORY = ("kv_cache", "weights", "cuda_graph")
 
 
-class Loader:
-    """The update session and the released memory of one engine."""
+@dataclass(slots=True)
+class Weights:
+    """`saver`: memory is really given away, as with SGLang's --enable-memory-saver; without, releasing it changes nothing."""
 
-    def __init__(self, engine: Scheduler) -> None:
-        self._engine = engine
-        self._open = False
-        self._released: set[str] = set()
+    model: Model
+    version: str
+    saver: bool
+    told: str = ""
+    seed: str = ""
+    updating: bool = False
+    groups: set[str] = field(default_factory=set[str])
+    released: set[str] = field(default_factory=set[str])
+    _snapshot: str = ""
 
-    def begin(self) -> Reply:
-        if self._open:
-            return _refused("a weight-update session is already open; call end_weight_update() first")
-        self._open = True
-        return _done()
+    def __post_init__(self) -> None:
+        self.told = self.version
+        self.load(self.version)
 
-    def end(self) -> Reply:
-        if not self._open:
-            return _refused(_NO_SESSION)
-        self._open = False
-        return _done()
+    def load(self, seed: str) -> None:
+        self.seed = seed
+        self.model.load(seed)
 
-    async def load(self, how: str, body: JSON) -> Reply:
-        """Loads what the version names; `{"fail": …}` in the body is refused with that, as if it could not be loaded."""
-        if how in PARTS and not self._open:
-            return _refused(f"update_weights_from_{how} must run between begin_weight_update() and end_weight_update()")
-        if body.get("fail"):
-            return _refused(str(body["fail"]))
-        if body.get("abort_all_requests"):
-            self._engine.abort_all()
-        version = str(body.get("weight_version") or self._engine.version)
-        await self._engine.update_weights(version, version, bool(body.get("flush_cache", True)))
-        return _done()
+    def begin(self) -> None:
+        if self.updating:
+            raise ValueRefused("a weight-update session is already open; call end_weight_update() first")
+        self.updating = True
 
-    def release(self, body: JSON) -> Reply:
-        if not self._engine.idle:
-            die("release_memory_occupation should be called only when server is idle")
-        self._released |= _tags(body)
-        return Reply(200)
+    def end(self) -> None:
+        if not self.updating:
+            raise ValueRefused("no weight-update session is open; call begin_weight_update() first")
+        self.updating = False
 
-    def resume(self, body: JSON) -> Reply:
-        if not _tags(body) <= self._released:
-            die(f"KeyError: {sorted(_tags(body) - self._released)}")
-        self._released -= _tags(body)
-        return Reply(200)
+    def must_be_updating(self, call: str) -> None:
+        if not self.updating:
+            raise ValueRefused(f"{call} must run between begin_weight_update() and end_weight_update()")
 
-    @property
-    def released(self) -> bool:
-        """Whether anything of the memory is gone: nothing can be computed then."""
-        return bool(self._released)
+    def leave_group(self, name: str) -> None:
+        if name not in self.groups:
+            raise ValueRefused("The group to be destroyed does not exist.")
+        self.groups.remove(name)
 
+    def release(self, tags: list[str]) -> None:
+        """Weights that lose their memory lose their content: they are to be loaded again."""
+        self.released |= set(tags or MEMORY)
+        if "kv_cache" in self.released:
+            self.model.forget()
 
-def _tags(body: JSON) -> set[str]:
-    return {*(body.get("tags") or ALL_TAGS)}
+    def resume(self, tags: list[str]) -> None:
+        for tag in tags or MEMORY:
+            if tag not in self.released:
+                raise Died(f"KeyError: {tag!r}, which was not released")
+            self.released.remove(tag)
+            if tag == "weights" and self.saver:
+                self.load(f"what the memory happened to hold after {self.seed}")
 
+    def must_be_there(self) -> None:
+        if self.saver and self.released:
+            raise Died(f"an illegal memory access: {', '.join(sorted(self.released))} released")
 
-def _done() -> Reply:
-    return Reply(200, {"success": True, "message": "Success"})
-
-
-def _refused(message: str) -> Reply:
-    return Reply(400, {"success": False, "message": message})
-
-
-def die(why: str) -> None:
-    """As SGLang's scheduler dies of an assertion, and takes its server along."""
-    print(f"small engine: {why}: exiting", file=sys.stderr, flush=True)
-    os._exit(1)
+    def check(self, action: str) -> JSON:
+        """The answer of `/weights_checker`."""
+        answer: JSON = {"success": True, "message": "Success."}
+        if action == "checksum":
+            sums = {"model.weight": sha256(self.seed.encode()).hexdigest()[:16]}
+            whole = sha256(self.seed.encode()).hexdigest()
+            place = {"role": "target", "rank": 0, "size": 1}
+            place |= {f"{kind}_{what}": value for kind in ("tp", "dp", "pp") for what, value in (("rank", 0), ("size", 1))}
+            ranks = [{"checksums": sums, "per_gpu_checksum": whole, "parallelism_info": [place]}]
+            return {**answer, "ranks": ranks, "per_engine_checksum": sha256(whole.encode()).hexdigest()}
+        if action == "snapshot":
+            self._snapshot = self.seed
+        elif action == "reset_tensors":
+            self.load(f"reset {self.seed}")
+        elif action != "compare":
+            raise ValueRefused(f"Unsupported action={action!r}")
+        elif self._snapshot != self.seed:
+            raise ValueRefused("the weights differ from the snapshot")
+        return answer
