@@ -42,6 +42,7 @@ def settings(python: Path, model: Path, engines: int) -> Config:
                 "env": {"OMP_NUM_THREADS": "1"}, "start_timeout_s": 600, "first_token_timeout_s": 300, "token_timeout_s": 120,
                 "stream_interval_tokens": 4, "partial_flush_s": 0.25,
             },
+            "session": {"max_output_tokens": 256},
             "sampling": {"parameters": {"temperature": 0}},
             "trial": {"concurrency": len(TOPICS)},
         }
