@@ -91,8 +91,7 @@ def same(one: Generation, other: Generation) -> None:
     assert one.finish == other.finish
 
 
-@pytest.mark.smoke
-@pytest.mark.parametrize("cut", [1, 60, 150])
+@pytest.mark.parametrize("cut", [1, pytest.param(60, marks=pytest.mark.smoke), 150])
 async def test_an_engine_that_is_killed_in_the_middle_costs_no_token(start_sglang: Start, sglang_server: ModelServer, cut: int):
     uninterrupted = await run(sglang_server, made())
     version = uninterrupted.spans[0].version
