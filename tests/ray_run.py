@@ -26,6 +26,7 @@ OVERRIDES = [
     "engine.stream_interval_tokens=4",
     "engine.token_timeout_s=1.5",
     "engine.partial_flush_s=0.2",
+    "fleet.kill_window_s=1",
     "gateway.ping_s=0.5",
 ]
 AGENT = "rollout_ft.testing.quickstart_agent:run"

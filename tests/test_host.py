@@ -125,7 +125,12 @@ def played(play: Callable[[World], Awaitable[None]], **settings: object) -> None
     """Runs a test with an open session."""
 
     async def main() -> None:
-        known = {"engine.first_token_timeout_s": 10_000, "engine.token_timeout_s": 10_000, "session.grace_s": 60}
+        known = {
+            "engine.first_token_timeout_s": 10_000,
+            "engine.token_timeout_s": 10_000,
+            "engine.max_timeout_s": 10_000,
+            "session.grace_s": 60,
+        }
         config = load(None, {**known, **{k.replace("__", "."): v for k, v in settings.items()}})
         cluster, engine = Cluster("a", "b"), Engine()
         world = World(config, cluster, engine, host_of(config, engine, cluster))
