@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 WINDOW_S = 60.0
-"""What is remembered: the worst of the last one to two of these."""
+"""What is remembered: the worst of the last one to three of these."""
 SLOW_S_PER_TOKEN = 1 / 2000
 """Of a prefill, until one was measured."""
 FAST_S_PER_TOKEN = 1 / 10_000
@@ -32,7 +32,7 @@ class Floors:
 
 
 class Worst:
-    """The largest sample of the last one to two windows."""
+    """The largest sample of the last one to three windows."""
 
     __slots__ = ("_before", "_began", "_now", "_window_s")
 
@@ -58,25 +58,28 @@ class Worst:
 
 
 class Pace:
-    """`prefilled` and `decoded`: whether it was ever seen to do so; what it does for the first time it may have to compile."""
+    """`prefilled` and `decoded`: whether it was ever seen to do so. What it does for the first time it may have to compile:
+    that is given time, and not learnt from."""
 
-    __slots__ = ("_floors", "_gaps", "_prefill", "decoded", "prefilled", "shortest_s")
+    __slots__ = ("_floors", "_gaps", "_own_gaps", "_prefill", "decoded", "prefilled", "shortest_s")
 
     def __init__(self, floors: Floors):
         self._floors, self.shortest_s = floors, min(floors.first_token_s, floors.token_s)
-        self._gaps, self._prefill = Worst(WINDOW_S), Worst(5 * WINDOW_S)
+        self._gaps, self._own_gaps, self._prefill = Worst(WINDOW_S), Worst(WINDOW_S), Worst(5 * WINDOW_S)
         self.prefilled = self.decoded = False
 
     def first_token(self, took_s: float, computed: int, now: float) -> None:
         """The first token of a call; `computed` tokens of its prompt were in no cache, and nobody else's went before."""
-        self.prefilled = True
-        if computed >= MEASURABLE_TOKENS:
+        if computed >= MEASURABLE_TOKENS and self.prefilled:
             self._prefill.add(took_s / computed, now)
+        self.prefilled = True
 
-    def gap(self, took_s: float, now: float) -> None:
-        """From one chunk of a call to its next."""
+    def gap(self, any_s: float, own_s: float, now: float) -> None:
+        """A chunk of a call that had its first: so long after the last one of any call, and after its own."""
+        if self.decoded:
+            self._gaps.add(any_s, now)
+            self._own_gaps.add(own_s, now)
         self.decoded = True
-        self._gaps.add(took_s, now)
 
     def probe_s(self) -> float:
         """How long a prompt of one token may take an engine that does nothing else."""
@@ -92,10 +95,10 @@ class Pace:
         return min(f.ceiling_s, least + f.factor * self._prefill_s(longest, now))
 
     def alone_s(self, now: float, *, tokens: int, queued: bool) -> float:
-        """How long one call of `tokens` may stand while others move: one that is queued for as long as it takes, another as
+        """For how long others may move while one call of `tokens` does not: one that is queued for as long as it takes, another as
         long as a prompt of that length, for it may have lost its place in the engine's memory and be computed anew."""
         f = self._floors
-        least = max(f.first_token_s, f.token_s, 0 if self.decoded else f.compile_s)
+        least = max(f.first_token_s, f.token_s, f.factor * self._own_gaps.value(now), 0 if self.decoded else f.compile_s)
         return f.ceiling_s if queued else min(f.ceiling_s, least + f.factor * self._prefill_s(tokens, now))
 
     def _prefill_s(self, tokens: int, now: float) -> float:

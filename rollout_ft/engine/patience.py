@@ -91,7 +91,7 @@ class Patience:
         counts = wait.last >= self._since and not self._stopped
         if not wait.owed:
             if counts:
-                self._pace.gap(now - wait.last, now)
+                self._pace.gap(now - self.last_move, now - wait.last, now)
         else:
             if counts:  # its turn to be computed came when the one before it had been
                 self._pace.first_token(now - max(wait.began, self._turnover), wait.tokens - cached, now)
@@ -159,5 +159,7 @@ def overdue(now: float, waits: Collection[Wait], pace: Pace, *, since: float, la
     longest, streams = max(w.owed for w in waits), any(not w.owed for w in waits)
     if still >= pace.silence_s(now, longest=longest, streams=streams):
         return list(waits), f"{STALLED}no token of any of its {len(waits)} calls for {still:.1f} s"
-    alone = [w for w in waits if now - max(since, w.last) >= pace.alone_s(now, tokens=w.tokens, queued=w.owed > 0 and w.began >= newest)]
-    return alone, f"{ALONE}no token of a call for {now - max(since, alone[0].last):.1f} s while others move" if alone else ""
+    alone = [
+        w for w in waits if last_move - max(since, w.last) >= pace.alone_s(now, tokens=w.tokens, queued=w.owed > 0 and w.began >= newest)
+    ]
+    return alone, f"{ALONE}no token of a call for {now - max(since, alone[0].last):.1f} s while others moved" if alone else ""
