@@ -10,7 +10,7 @@ from rollout_ft.engine.canary import PARTS, Probe, due
 from rollout_ft.engine.evidence import Doubt, Evidence, of_status, weigh
 from rollout_ft.engine.gate import Closed
 
-many = settings(max_examples=1000, deadline=None)
+many = settings(max_examples=300, deadline=None)
 PIECES = st.lists(st.tuples(st.sampled_from(Evidence), st.booleans()), max_size=30)
 E = Evidence
 

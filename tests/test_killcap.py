@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rollout_ft.fleet.killcap import KillCap, Verdict
 from rollout_ft.fleet.restarts import MAX_PAUSE_S, Restarts
 
-many = settings(max_examples=1000, deadline=None)
+many = settings(max_examples=300, deadline=None)
 ASKED = st.lists(st.tuples(st.integers(0, 32), st.integers(1, 3), st.floats(0, 40)), max_size=80)
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rollout_ft.engine.pace import WINDOW_S, Floors, Pace, Worst
 
-many = settings(max_examples=1000, deadline=None)
+many = settings(max_examples=300, deadline=None)
 FLOORS = Floors(first_token_s=30, token_s=10, compile_s=180, ceiling_s=600, factor=3)
 SECONDS = st.floats(0, 1000)
 SAMPLES = st.lists(st.tuples(st.sampled_from(["first", "gap"]), st.floats(0, 300), st.integers(0, 200_000), st.floats(0, 200)), max_size=30)
