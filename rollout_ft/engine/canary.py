@@ -42,12 +42,14 @@ def due(*, idle_s: float, asked_s: float, canary_idle_s: float, closed: Collecti
 class Canary:
     def __init__(self, engine: Engine, config: EngineConfig, gate: Gate, patience: Patience):
         self._engine, self._config, self._gate, self._patience = engine, config, gate, patience
+        self._deadline_s = max(config.token_timeout_s, config.compile_timeout_s)
+        """Until it was answered once: a new engine may have to compile what it computes."""
 
     async def sing(self, probe: Probe) -> Evidence:
         """One probe. What ended badly because the engine was closed meanwhile says nothing."""
         closings = self._gate.closings
         try:
-            async with asyncio.timeout(self._patience.probe_s()):
+            async with asyncio.timeout(self._deadline_s):
                 if probe is Probe.INFO:
                     await self._engine.scheduler_answers()
                 else:
@@ -58,6 +60,7 @@ class Canary:
             return Evidence.PROBE_MISSED if closings == self._gate.closings else Evidence.REFUSED
         except EngineRefused as e:
             return Evidence.PROBE_MISSED if of_status(e.status) is Evidence.FAILED else Evidence.REFUSED
+        self._deadline_s = self._config.token_timeout_s
         return Evidence.PROBE_ANSWERED if probe is Probe.INFO else Evidence.MOVED
 
     async def watch(self, tell: Callable[[Evidence], Awaitable[bool]]) -> None:

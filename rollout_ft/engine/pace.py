@@ -81,10 +81,6 @@ class Pace:
             self._own_gaps.add(own_s, now)
         self.decoded = True
 
-    def probe_s(self) -> float:
-        """How long a prompt of one token may take an engine that does nothing else."""
-        return self._floors.token_s if self.prefilled else max(self._floors.token_s, self._floors.compile_s)
-
     def silence_s(self, now: float, *, longest: int, streams: bool) -> float:
         """How long no call at all may move. `longest`: tokens of the longest prompt that is owed a first token, 0 when
         none is; `streams`: whether a call that had one is owed its next."""

@@ -60,9 +60,6 @@ class Patience:
         """How long nothing has been asked of the engine."""
         return 0.0 if self._waits else self._loop.time() - self._turnover
 
-    def probe_s(self) -> float:
-        return self._pace.probe_s()
-
     def when_moved(self, told: Callable[[], None]) -> None:
         """Tells once, of the next chunk of any call."""
         self._when_moved = told
