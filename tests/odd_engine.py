@@ -20,7 +20,7 @@ COMPILE_S = float(os.environ["ODD_COMPILE_S"])
 PREFILL_S = float(os.environ["ODD_PREFILL_S"])
 LONG_TOKENS = 50_000
 _base = Path(sys.argv[sys.argv.index("--count-file") + 1])
-_submit, _turn, _has_work = Scheduler.submit, Scheduler._turn, Scheduler._has_work
+_submit, _turn = Scheduler.submit, Scheduler._turn
 _compiled: list[bool] = []
 _began: dict[int, float] = {}
 
@@ -31,11 +31,10 @@ def submit(self: Scheduler, request: Request) -> Running:
     return _submit(self, request)
 
 
-def has_work(self: Scheduler) -> bool:
-    return _has_work(self) and not _base.with_suffix(".wedge").exists()
-
-
 def turn(self: Scheduler) -> None:
+    if _base.with_suffix(".wedge").exists():
+        time.sleep(0.001)  # it has work, and does not do it
+        return
     if self._prefills:
         running = self._prefills[0]
         tokens = len(running.request.prompt)
@@ -51,6 +50,5 @@ def turn(self: Scheduler) -> None:
 
 if __name__ == "__main__":
     setattr(Scheduler, "submit", submit)  # noqa: B010
-    setattr(Scheduler, "_has_work", has_work)  # noqa: B010
     setattr(Scheduler, "_turn", turn)  # noqa: B010
     runpy.run_module("rollout_ft.testing.small_engine", run_name="__main__", alter_sys=True)

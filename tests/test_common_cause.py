@@ -61,6 +61,6 @@ async def test_one_is_replaced_and_the_others_go_on_where_they_were():
                 process.send_signal(signal.SIGCONT)
         await playing
         await stage.whole()
-        assert len(events("engine.lost")) == 1
+        assert len(events("engine.dead")) == 1
         assert len(events("engine.spared")) == 2
         assert all(paths[f"frozen-{t['task_id']}"] == paths[f"clean-{t['task_id']}"] for t in TASKS)

@@ -78,7 +78,7 @@ def said(stage: Stage, since: float) -> list[str]:
 
 
 async def test_an_engine_that_compiles_for_its_first_request_is_left_alone(stage: Stage, clean: dict[str, Any]):
-    assert not [e for e in stage.events if e["event"] in ("engine.doubted", "engine.lost", "engine.dead")]
+    assert not [e for e in stage.events if e["event"] in ("engine.doubted", "engine.dead")]
     assert FIRST_TOKEN_S < COMPILE_S
 
 
@@ -89,7 +89,7 @@ async def test_an_idle_engine_that_freezes_is_found_by_its_canary(stage: Stage, 
         await asyncio.sleep(0.05)
     engine_process("engine-1").send_signal(signal.SIGSTOP)
     doubted = await until("engine.doubted", stage, since, engine="engine-1")
-    lost = await until("engine.lost", stage, since, engine="engine-1")
+    lost = await until("engine.dead", stage, since, engine="engine-1")
     assert "canary" in doubted["reason"]
     assert "3 in a row were not answered while it was idle" in lost["reason"]
     await until("engine.up", stage, lost["time"], engine="engine-1")
@@ -99,7 +99,7 @@ async def test_an_engine_that_freezes_in_mid_generation_is_found_within_its_dead
     await stage.whole()
     since = wall()
     result, trajectory = await stage.play("frozen", TASK, Fault(Kind.ENGINE_FREEZE, "frozen-q", 2, 16))
-    lost = await until("engine.lost", stage, since)
+    lost = await until("engine.dead", stage, since)
     stood_s = float(lost["reason"].split()[-2])
     assert lost["reason"].startswith("stalled: no token of any of its 1 calls")
     assert TOKEN_S <= stood_s <= TOKEN_S + SLOW_S
@@ -117,7 +117,7 @@ async def test_an_engine_that_answers_probes_and_never_generates_is_found_by_a_r
     for engine_id in ("engine-0", "engine-1"):
         (directory / f"{engine_id}.wedge").touch()
     playing = asyncio.create_task(stage.play("wedged", TASK))
-    lost = await until("engine.lost", stage, since)
+    lost = await until("engine.dead", stage, since)
     for engine_id in ("engine-0", "engine-1"):
         (directory / f"{engine_id}.wedge").unlink()
     result, trajectory = await playing
@@ -136,5 +136,5 @@ async def test_a_prompt_of_a_hundred_thousand_tokens_does_not_make_its_neighbour
     results = await stage.run.run_trials([*short, long], stage.agent, concurrency=5, prefix="beside-")
     assert [(r.outcome, r.attempts, r.tokens_wasted) for r in results] == [("completed", 1, 0)] * 5
     assert monotonic() - began >= PREFILL_S
-    assert "engine.lost" not in said(stage, since)
+    assert "engine.dead" not in said(stage, since)
     assert "engine.doubted" not in said(stage, since)

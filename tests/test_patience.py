@@ -237,19 +237,6 @@ def test_one_that_moves_while_it_is_being_asked_about_is_kept():
     played(play)
 
 
-def test_nobody_to_ask_means_that_it_is_kept():
-    async def play() -> None:
-        engine = Engine()
-
-        async def nobody(_: str) -> bool:
-            raise ConnectionError
-
-        engine.patience = Patience(engine.pace, nobody)
-        assert await engine.call(1, 2, 40, 41, ends=True) == ""
-
-    played(play)
-
-
 def test_it_is_idle_from_the_end_of_its_last_call_on():
     async def play() -> None:
         engine = Engine()

@@ -100,12 +100,13 @@ class Driver:
         self._weigh(Evidence.BROKEN, e.reason)
         await asyncio.sleep(DEATH_IS_SEEN_S)  # a killed process is reported a moment after its connections broke
         while not self.lost:
-            if self._doubt.lost(self._config.dead_after) and await self.overseer.may_lose(e.reason):
+            spared = self._doubt.lost(self._config.dead_after)
+            if spared and await self.overseer.may_lose(e.reason):
                 return True
             if await self.engine.alive():
                 return self.lost
             self._weigh(Evidence.PROBE_MISSED, e.reason)
-            await asyncio.sleep(SPARED_PAUSE_S if self._doubt.lost(self._config.dead_after) else PROBE_PAUSE_S)
+            await asyncio.sleep(SPARED_PAUSE_S if spared else PROBE_PAUSE_S)
         return True
 
     async def probe_idle(self) -> str:

@@ -20,7 +20,12 @@ class Overseer:
         self._telling: asyncio.Task[None] | None = None
 
     async def may_lose(self, reason: str) -> bool:
-        return await self._supervisor.may_lose(*self._who, reason)
+        """While there is nobody to say so, nothing is given up: it is asked again."""
+        try:
+            return await self._supervisor.may_lose(*self._who, reason)
+        except Exception:
+            _log.exception("the supervisor could not be asked whether the engine may be given up (%s)", reason)
+            return False
 
     def doubted(self, reason: str) -> None:
         self._to_tell = reason

@@ -10,7 +10,6 @@ when `may_lose` agrees: until then its calls wait on, and what it says when it w
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ LOOKS = 8
 AGAIN_S = 0.05
 """What seems over is looked at again after this: it may be this process that stood still, with chunks left to be read."""
 STALLED, ALONE = "stalled: ", "stalled alone: "
-_log = logging.getLogger("rollout_ft")
 
 
 @dataclass(slots=True, eq=False)
@@ -131,11 +129,8 @@ class Patience:
 
     async def _ask(self, why: str) -> None:
         asked = self._loop.time()
-        lost = False
         try:
             lost = await self._may_lose(why)
-        except Exception:
-            _log.exception("nobody could be asked whether the engine may be given up (%s)", why)
         finally:
             self._asking = None
         if lost and not self._stopped and self.last_move < asked:
