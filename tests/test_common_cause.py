@@ -23,6 +23,8 @@ CONFIG = [
     "engine.compile_timeout_s=10",
     "fleet.kill_window_s=120",
     "fleet.max_kills_share=0.4",
+    "fleet.ping_s=5",
+    "gateway.ping_s=5",
 ]
 KEYS = ("token_ids", "loss_mask", "logprobs", "version_spans")
 
@@ -41,12 +43,17 @@ async def test_one_is_replaced_and_the_others_go_on_where_they_were():
         def events(name: str) -> list[JSON]:
             return [e for e in stage.events if e["event"] == name and e["time"] >= since]
 
+        async def at_work() -> bool:
+            """Whether every trial has been answered once."""
+            trials = await stage.run.client.get("/trials")
+            return sum(t["trial_id"].startswith("frozen-") and t["entries"] >= 2 for t in trials) == len(TASKS)
+
         since = wall()
         await play("clean-")
         since, engines = wall(), marked_engines()
         assert len(engines) == 3
         playing = asyncio.create_task(play("frozen-"))
-        while len((await stage.run.fleet())["engines"]) and (await stage.run.fleet())["sessions"] < 12:
+        while not await at_work():
             await asyncio.sleep(0.05)
         for process in engines:
             process.send_signal(signal.SIGSTOP)

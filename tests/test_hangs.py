@@ -112,8 +112,6 @@ async def test_an_engine_that_answers_probes_and_never_generates_is_found_by_a_r
 ):
     await stage.whole()
     since = wall()
-    holder = (await stage.run.client.post("/sessions", {"trial_id": "warm", "seed": 1}))["session_id"]
-    assert holder
     for engine_id in ("engine-0", "engine-1"):
         (directory / f"{engine_id}.wedge").touch()
     playing = asyncio.create_task(stage.play("wedged", TASK))
@@ -128,10 +126,8 @@ async def test_an_engine_that_answers_probes_and_never_generates_is_found_by_a_r
 
 async def test_a_prompt_of_a_hundred_thousand_tokens_does_not_make_its_neighbours_look_frozen(stage: Stage, clean: dict[str, Any]):
     await stage.whole()
-    for name in ("engine-0", "engine-1"):
-        assert engine_process(name).status() != psutil.STATUS_STOPPED
     since, began = wall(), monotonic()
-    long = {**TASK, "task_id": "long", "prompt": "tides " * 50_000, "turns": 1}
+    long = {**TASK, "task_id": "long", "prompt": "the " * 100_000, "turns": 1}
     short = [{**TASK, "task_id": f"short-{i}", "turns": 8} for i in range(4)]
     results = await stage.run.run_trials([*short, long], stage.agent, concurrency=5, prefix="beside-")
     assert [(r.outcome, r.attempts, r.tokens_wasted) for r in results] == [("completed", 1, 0)] * 5
