@@ -140,8 +140,9 @@ class Patience:
 
     def _end(self, waits: Iterable[Wait], why: str) -> None:
         for wait in waits:
-            wait.why = why
-            wait.deadline.reschedule(self._loop.time())
+            if not wait.why:  # else it is about to end
+                wait.why = why
+                wait.deadline.reschedule(self._loop.time())
 
 
 def overdue(now: float, waits: Collection[Wait], pace: Pace, *, since: float, last_move: float, newest: float) -> tuple[list[Wait], str]:
