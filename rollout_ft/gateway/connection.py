@@ -57,7 +57,11 @@ class TooMuch(Exception):
 def accepting(limits: GatewayConfig) -> Callable[..., Incoming]:
     """Makes what uvicorn serves each connection with."""
     shared = memoryview(bytearray(BUFFER_BYTES))
-    return lambda **uvicorns: Incoming(Connection(**uvicorns, limits=limits), shared)
+
+    def accept(**uvicorns: Any) -> Incoming:
+        return Incoming(Connection(**uvicorns, limits=limits), shared)
+
+    return accept
 
 
 class Connection(HttpToolsProtocol):

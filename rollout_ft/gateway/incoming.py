@@ -10,7 +10,7 @@ parser's again.
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import Any, Protocol
 
 from rollout_ft.types import Raw
 
@@ -24,7 +24,7 @@ class Receiver(Protocol):
 
     reads: Incoming
 
-    def connection_made(self, transport: asyncio.Transport) -> None: ...
+    def connection_made(self, transport: Any) -> None: ...
     def connection_lost(self, exc: Exception | None) -> None: ...
     def data_received(self, data: memoryview) -> None: ...
     def eof_received(self) -> bool | None: ...
