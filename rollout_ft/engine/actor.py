@@ -19,11 +19,12 @@ from rollout_ft.engine.driver import Driver
 from rollout_ft.engine.experts import shape_of
 from rollout_ft.engine.host import SessionHost
 from rollout_ft.engine.http import OwnerHTTP, dump
-from rollout_ft.engine.launch import command, environment, log_path
+from rollout_ft.engine.launch import environment
+from rollout_ft.engine.launched import Launched
 from rollout_ft.engine.parsers import make_parser, start_sglang
-from rollout_ft.engine.process import EngineProcess, free_port
 from rollout_ft.engine.sglang import SGLang
-from rollout_ft.errors import EngineLost, SessionClosed
+from rollout_ft.engine.unit import Unit
+from rollout_ft.errors import SessionClosed
 from rollout_ft.fleet.crew import Setup, actor_name
 from rollout_ft.fleet.lease import Lease, live
 from rollout_ft.fleet.node import node_id, node_ip, settle
@@ -64,13 +65,14 @@ class EngineActor:
         self._supervisor = RemoteSupervisor(config.run, self._setup.namespace)
         renderer = asyncio.create_task(asyncio.to_thread(load_renderer, config))
         sglang = asyncio.create_task(start_sglang(config, environment(config)))
-        self._process, self._engine = await self._start_engine()
+        self._unit = await self._start_unit()
+        self._engine = SGLang(self._engine_id, self._unit.url)
         self._mirror = Mirror(
             self._view, lambda name: resolve(name, self._setup.namespace), self._supervisor.view,
             commit_timeout_s=config.store.commit_timeout_s, call_timeout_s=config.store.call_timeout_s,
             payload_copies=config.store.payload_copies,
         )  # fmt: skip
-        faults = fault_points(self._setup, self._process)
+        faults = fault_points(self._setup, self._unit)
         self._driver = Driver(self._engine, config.engine)
         parser = await make_parser(config, self._engine_id, self._engine, await sglang)
         self._host = SessionHost(
@@ -84,32 +86,19 @@ class EngineActor:
         self._line = await line.serve(owner.answer, sock, token_of(Keys(self._setup.secret).internal), cancels=True)
         info = await self._engine.info()
         self._weight_version = info.weight_version
-        asyncio.create_task(self._watch_process())  # noqa: RUF006 - lives as long as the process
+        asyncio.create_task(self._watch_unit())  # noqa: RUF006 - lives as long as the process
         settle()
         return await self.describe()
 
-    async def _start_engine(self) -> tuple[EngineProcess, SGLang]:
-        config = self._config.engine
-        port = free_port("127.0.0.1")
-        process = await EngineProcess.start(command(self._config, self._engine_id, port), environment(self._config), log_path(self._name))
-        engine = SGLang(self._engine_id, f"http://127.0.0.1:{port}")
-        try:
-            async with asyncio.timeout(config.start_timeout_s):
-                while not await engine.ready():
-                    if not process.alive:
-                        raise EngineLost(self._engine_id, f"{process.exit_reason} at start; see {log_path(self._name)}")
-                    await asyncio.sleep(0.05)
-        except TimeoutError:
-            process.kill()
-            raise EngineLost(self._engine_id, f"not ready within {config.start_timeout_s:g} s (engine.start_timeout_s)") from None
-        return process, engine
+    async def _start_unit(self) -> Unit:
+        return await Launched.start(self._config, self._engine_id, self._name)
 
-    async def _watch_process(self) -> None:
-        reason = await self._process.wait()
+    async def _watch_unit(self) -> None:
+        reason = await self._unit.wait()
         await self._host.engine_lost(reason)
 
     async def _lose_engine(self, reason: str) -> None:
-        self._process.kill()
+        self._unit.kill()
         self._events.emit("engine.lost", engine=self._engine_id, incarnation=self._incarnation, reason=reason)
         await self._supervisor.engine_lost(self._engine_id, self._incarnation, reason)
 
@@ -157,7 +146,7 @@ class EngineActor:
     async def describe(self) -> JSON:
         return {
             "engine_id": self._engine_id, "incarnation": self._incarnation, "url": self._url, "pid": os.getpid(),
-            "engine_pid": self._process.pid(), "weight_version": self._weight_version, "view": self._view,
+            "engine_pid": self._unit.pid(), "weight_version": self._weight_version, "view": self._view,
             "sessions": self._host.sessions(), "node": node_ip(self._setup.loopback), "node_id": node_id(),
         }  # fmt: skip
 
@@ -168,7 +157,7 @@ class EngineActor:
 
     async def stop(self) -> None:
         """Ends the engine and then this process."""
-        await self._process.aclose()
+        await self._unit.aclose()
         ray.actor.exit_actor()
 
     @ray.method(concurrency_group="health")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from rollout_ft.engine.process import EngineProcess
+from rollout_ft.engine.unit import Unit
 from rollout_ft.faultpoints import FaultPoints, Inert
 from rollout_ft.fleet.crew import Setup, actor_name
 from rollout_ft.fleet.nodes import preferred
@@ -103,9 +103,9 @@ def create_plan(setup: Setup) -> Any:
 class Planned:
     """The named points, with a plan behind them."""
 
-    def __init__(self, setup: Setup, process: EngineProcess | None):
+    def __init__(self, setup: Setup, unit: Unit | None):
         self._plan: Any = ray.get_actor(actor_name(setup.config.run, "faults", 1), setup.namespace)
-        self._process = process
+        self._unit = unit
         self._known: dict[str, list[Fault]] = {}
 
     async def opened(self, spec: SessionSpec) -> None:
@@ -143,7 +143,7 @@ class Planned:
         return await self._plan.claim.remote(fault.id)
 
     async def _act(self, fault: Fault) -> None:
-        engine_pid = self._process.pid() if self._process else None
+        engine_pid = self._unit.pid() if self._unit else None
         match fault.kind:
             case Kind.ENGINE_KILL if engine_pid:
                 os.kill(engine_pid, signal.SIGKILL)
@@ -166,6 +166,6 @@ class Planned:
 _WHILE_GENERATING = frozenset(Kind) - {Kind.SLOW, Kind.CUT, Kind.GATEWAY_KILL, Kind.ACTOR_KILL_COMMITTED}
 
 
-def fault_points(setup: Setup, process: EngineProcess | None = None) -> FaultPoints:
+def fault_points(setup: Setup, unit: Unit | None = None) -> FaultPoints:
     """The points of a process: inert unless the run was made with a plan."""
-    return Planned(setup, process) if setup.faults else Inert()
+    return Planned(setup, unit) if setup.faults else Inert()
