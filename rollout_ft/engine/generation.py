@@ -19,7 +19,7 @@ from rollout_ft.engine.patience import Patience
 from rollout_ft.engine.port import Chunk, Engine
 from rollout_ft.errors import EngineLost, EngineRefused
 from rollout_ft.session.tree import ids_bytes, ids_of
-from rollout_ft.types import JSON, Partial, VersionSpan
+from rollout_ft.types import JSON, Partial, Spelled, VersionSpan
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Order:
     turn_key: str
     request_id: str
     prompt_digest: str
-    input_json: bytes
+    input_json: Spelled
     sampling: JSON
     max_new_tokens: int
     seed: int
@@ -96,7 +96,7 @@ class Generation:
         sampling = {**o.sampling, "max_new_tokens": o.max_new_tokens - kept, "sampling_seed": o.seed, **(await progress(self) or {})}
         if sampling.get("min_new_tokens"):
             sampling["min_new_tokens"] = max(0, sampling["min_new_tokens"] - kept)
-        input_json = o.input_json + b"," + ",".join(map(str, self.ids)).encode() if kept else o.input_json
+        input_json = b",".join((o.input_json, *(b"%d" % i for i in self.ids))) if kept else o.input_json
         stream = engine.generate(self.rid, input_json, sampling, self.capture.end if self.capture else None)
         try:
             async with patience.waits(o.prompt_tokens + kept) as wait:
