@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from rollout_ft.checkpoint.view import View
-from rollout_ft.errors import EngineLost
+from rollout_ft.errors import ConfigError, EngineLost
 from rollout_ft.fleet.crew import Crew
 from rollout_ft.fleet.health import Event, Health, State, step
 from rollout_ft.fleet.member import Gone, Member
@@ -49,6 +49,7 @@ class Engines:
         self.by_id = {f"engine-{i}": Engine(f"engine-{i}") for i in range(crew.setup.config.engine.count)}
         self._tasks: set[asyncio.Task[None]] = set()
         self.weight_version = ""
+        self._refusal = ""
 
     async def start(self, existing: list[Member], floor: Mapping[str, int]) -> dict[str, dict[str, int]]:
         """Takes over the engines that live and starts the others; returns which sessions the living hold, with epochs.
@@ -72,6 +73,8 @@ class Engines:
 
         await asyncio.gather(*(one(engine) for engine in self.by_id.values()))
         if not any(e.health.serves for e in self.by_id.values()):
+            if self._refusal:
+                raise ConfigError(self._refusal)
             raise EngineLost("all", "; ".join(f"{e.engine_id}: {e.health.reason}" for e in self.by_id.values()))
         return held
 
@@ -92,6 +95,9 @@ class Engines:
                 await member.ask("ping", timeout_s=ACTOR_START_S)
             described = await member.ask("start", timeout_s=self._crew.setup.config.engine.start_timeout_s + 30)
             await member.ask("set_view", self._view())
+        except ConfigError as e:  # another start would end in the same way
+            self._refusal = str(e)
+            return self._retire(engine, incarnation, str(e))
         except Exception as e:  # whatever it is, an engine that did not start is tried again
             engine.failed_starts += 1
             self._events.emit("engine.start_failed", engine=engine.engine_id, incarnation=incarnation, reason=str(e))
@@ -129,10 +135,12 @@ class Engines:
         if engine.member is not None:
             self._crew.gone(engine.member, silent=silent)
         if incarnation > self._crew.setup.config.engine.max_restarts:
-            engine.health = step(after, Event.RETIRE, incarnation=incarnation, reason=reason)
-            self._events.emit("engine.retired", engine=engine_id, reason=reason)
-            return
+            return self._retire(engine, incarnation, reason)
         self._spawn(self._replace(engine))
+
+    def _retire(self, engine: Engine, incarnation: int, reason: str) -> None:
+        engine.health = step(engine.health, Event.RETIRE, incarnation=incarnation, reason=reason)
+        self._events.emit("engine.retired", engine=engine.engine_id, reason=reason)
 
     def retire(self, engine_id: str) -> None:
         """The engine ends on purpose and is not replaced."""
