@@ -41,6 +41,13 @@ def parser() -> Any:
     return made
 
 
+def version() -> str:
+    try:
+        return importlib.metadata.version("sglang")
+    except importlib.metadata.PackageNotFoundError:
+        return "of no version"
+
+
 def judge(made: Any, words: list[str]) -> dict[str, Any]:
     """`wrong`: what is wrong with them; `given`: the full name of every option, as it is known."""
     for action in made._actions:
@@ -49,11 +56,12 @@ def judge(made: Any, words: list[str]) -> dict[str, Any]:
         found, unknown = made.parse_known_args(words)
     except _Wrong as e:
         return {"wrong": str(e)}
-    unknown = [word.partition("=")[0] for word in unknown if word.startswith("-")] or unknown
-    if unknown:
+    if options := [word.partition("=")[0] for word in unknown if word.startswith("-")]:
         known = [option for action in made._actions for option in action.option_strings]
-        near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.0)
-        return {"wrong": f"{unknown[0]} is not known" + (f"; did you mean {near[0]}?" if near else "")}
+        near = difflib.get_close_matches(options[0], known, n=1, cutoff=0.0)
+        return {"wrong": f"{options[0]} is not known; did you mean {near[0]}?"}
+    if unknown:
+        return {"wrong": f"{unknown[0]} belongs to no argument"}
     given = [action.option_strings for action in made._actions if hasattr(found, action.dest)]
     return {"given": [option for options in given for option in options]}
 
@@ -62,7 +70,8 @@ def main(words: list[str]) -> None:
     out = os.dup(1)
     os.dup2(2, 1)  # what is printed meanwhile is no answer
     try:
-        answer = {"version": importlib.metadata.version("sglang"), **judge(parser(), words)}
+        answer = judge(parser(), words)
+        answer["version"] = version()
     except BaseException as e:
         answer = {"unasked": f"{type(e).__name__}: {e}"[:500]}
     os.write(out, json.dumps(answer).encode())
