@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -80,17 +81,24 @@ class Crew:
     async def _group(self, name: str) -> PlacementGroupSchedulingStrategy:
         """The nodes of one engine, as many as it has, reserved together and never two for one; the first is the actor's.
 
-        Ray takes it away with the supervisor, unless `gone` does before.
+        Detached, for the supervisor may die and the engine is to go on: it ends in `gone` or `disband`.
         """
         engine = self.setup.config.engine
         needs, away = ranks.needs(engine.num_gpus), await self._away()
         options: dict[str, Any] = {"bundle_label_selector": [away] * engine.nodes} if away else {}
-        group = placement_group([needs] * engine.nodes, strategy="STRICT_SPREAD", name=name, **options)
+        group = placement_group([needs] * engine.nodes, strategy="STRICT_SPREAD", name=name, lifetime="detached", **options)
         if not await asyncio.to_thread(group.wait, engine.start_timeout_s):
             await asyncio.to_thread(_ungroup, name)
             each = ", ".join(f"{count:g} {what}" for what, count in needs.items())
             raise EngineLost(name, f"no {engine.nodes} nodes (engine.nodes) with {each} free on each, within engine.start_timeout_s")
         return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
+
+    async def disband(self, keep: Collection[str] = ()) -> None:
+        """Gives back the nodes of every engine of the run whose actor is not to be kept."""
+        if self.setup.config.engine.nodes > 1:
+            table: dict[str, Any] = await asyncio.to_thread(ray.util.placement_group_table)
+            names = [str(group["name"]) for group in table.values() if group["name"].startswith(f"{self._run}/engine-")]
+            await asyncio.gather(*(asyncio.to_thread(_ungroup, name) for name in names if name not in keep))
 
     async def _away(self) -> dict[str, str]:
         """Selects nodes that are not doubted; empty where all are to be had."""
