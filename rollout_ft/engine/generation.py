@@ -35,6 +35,7 @@ class Order:
     seed: int
     stop_ids: frozenset[int]
     vocab_size: int
+    prompt_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -97,21 +98,18 @@ class Generation:
             sampling["min_new_tokens"] = max(0, sampling["min_new_tokens"] - kept)
         input_json = b",".join((o.input_json, *(b"%d" % i for i in self.ids))) if kept else o.input_json
         stream = engine.generate(self.rid, input_json, sampling, self.capture.end if self.capture else None)
-        wait_s = patience.first_token_s()
         try:
-            while True:
-                async with patience.within(wait_s):
-                    chunk = await anext(stream)
-                self._take(chunk, before, kept)
-                if chunk.finish == "abort":
-                    raise EngineRefused(None, "the generation was aborted at the engine")
-                if chunk.finish:
-                    self.finish = chunk.finish
-                    return
-                await progress(self)
-                wait_s = patience.token_s()
-        except TimeoutError:
-            raise EngineLost("", f"stalled: no token for {wait_s:g} s after {len(self.ids)} tokens") from None
+            async with patience.waits(o.prompt_tokens + kept) as wait:
+                async for chunk in stream:
+                    self._take(chunk, before, kept)
+                    wait.moved(len(chunk.ids), chunk.cached)
+                    if chunk.finish == "abort":
+                        raise EngineRefused(None, "the generation was aborted at the engine")
+                    if chunk.finish:
+                        self.finish = chunk.finish
+                        return
+                    await progress(self)
+            raise EngineLost("", "connection: the stream ended without a finish reason")
         finally:
             await stream.aclose()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
 
