@@ -126,7 +126,7 @@ class Commands:
 
     def _answer(self, command: Command, engines: JSON) -> JSON:
         if any(report["ok"] for report in engines.values()):
-            return {"ok": True, "engines": engines, "weights": self.weights.describe()}
+            return {"ok": True, "engines": engines, "weights": self.weights.describe(wall())}
         said = "; ".join(f"{i}: {report['error']}" for i, report in engines.items())
         reached = any("version" in report for report in engines.values())
         message = f"no engine did it ({command.op} {command.version or command.path}): {said}"
