@@ -154,7 +154,7 @@ class Commands:
             if source is None or source.how != "disk" or engine.member is not member or not engine.stale:
                 return
             await asyncio.sleep(attempt * CATCH_UP_PAUSE_S)
-            command = Command(Op.UPDATE, weights.version, "disk", path=source.path, body=source.body, again=True)
+            command = replace(source, version=weights.version, again=True)
             _, report = await self._one_engine(engine, member, command, weights, self._config.update_timeout_s)
             if report["ok"]:
                 return self._settled()
