@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rollout_ft.types import JSON, VersionSpan
+from rollout_ft.types import JSON, Spelled, VersionSpan
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,8 @@ class Chunk:
 
     `spans` cover all tokens of the generation so far, with offsets from its own first token. `routed` comes with the last
     one, where it was asked for: base64 of int32, as the engine sent it and unchecked. `recaptured` says that the engine
-    computed tokens of this generation twice, so that some of it is not from when they were sampled.
+    computed tokens of this generation twice, so that some of it is not from when they were sampled. `cached`: tokens of the
+    prompt that it did not compute.
     """
 
     ids: list[int]
@@ -27,6 +28,7 @@ class Chunk:
     finish: str = ""
     routed: bytes | memoryview = b""
     recaptured: bool = False
+    cached: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class EngineInfo:
 
 
 class Engine(Protocol):
-    def generate(self, rid: str, input_json: bytes, sampling: JSON, routed_from: int | None = None) -> AsyncIterator[Chunk]:
+    def generate(self, rid: str, input_json: Spelled, sampling: JSON, routed_from: int | None = None) -> AsyncIterator[Chunk]:
         """Streams one generation. `input_json`: all input ids as JSON without brackets; `routed_from`: the first row of
         routed experts that is wanted, if any is.
 
@@ -55,6 +57,10 @@ class Engine(Protocol):
     async def abort(self, rid: str) -> None: ...
     async def alive(self) -> bool:
         """Whether it answers at all: paused is alive."""
+        ...
+
+    async def scheduler_answers(self) -> None:
+        """Returns when what computes has answered, also while it is paused. Raises EngineLost, EngineRefused."""
         ...
 
     async def ready(self) -> bool:

@@ -15,7 +15,7 @@ from aiohttp.abc import AbstractStreamWriter
 
 from rollout_ft.engine.port import Chunk, EngineInfo
 from rollout_ft.errors import EngineLost, EngineRefused
-from rollout_ft.types import JSON, VersionSpan
+from rollout_ft.types import JSON, Spelled, VersionSpan
 
 _LOST = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError)
 LARGE_BYTES = 2**16
@@ -32,7 +32,7 @@ class SGLang:
             connector=connector, timeout=aiohttp.ClientTimeout(total=None), cookie_jar=aiohttp.DummyCookieJar()
         )
 
-    async def generate(self, rid: str, input_json: bytes, sampling: JSON, routed_from: int | None = None) -> AsyncIterator[Chunk]:
+    async def generate(self, rid: str, input_json: Spelled, sampling: JSON, routed_from: int | None = None) -> AsyncIterator[Chunk]:
         asked: JSON = {"rid": rid, "sampling_params": sampling, "return_logprob": True, "stream": True}
         if routed_from is not None:
             asked |= {"return_routed_experts": True, "routed_experts_start_len": routed_from}
@@ -82,6 +82,16 @@ class SGLang:
         except (*_LOST, TimeoutError):
             return False
 
+    async def scheduler_answers(self) -> None:
+        """Of all that can be read, /server_info alone makes the round through the scheduler, which answers while it is paused."""
+        try:
+            async with self._http.get(f"{self.url}/server_info", timeout=_CONTROL_TIMEOUT_S) as response:
+                await response.read()
+        except (*_LOST, TimeoutError) as e:
+            raise EngineLost(self.engine_id, f"/server_info: {type(e).__name__}") from e
+        if response.status != 200:
+            raise EngineRefused(response.status, "/server_info")
+
     async def ready(self) -> bool:
         try:
             async with self._http.get(f"{self.url}/ready", timeout=_CONTROL_TIMEOUT_S) as response:
@@ -129,7 +139,7 @@ _JSON = {"content-type": "application/json"}
 class _Body(aiohttp.Payload):
     """JSON in pieces, which are not joined to be sent: the ids of a long prompt are most of it."""
 
-    def __init__(self, *pieces: bytes):
+    def __init__(self, *pieces: Spelled):
         super().__init__(pieces, content_type="application/json")
         self._pieces, self._size = pieces, sum(map(len, pieces))
 
@@ -192,7 +202,9 @@ def _joined(events: list[Any], seen: int) -> tuple[Chunk, EngineRefused | None]:
             more = _chunk(event, seen + len(chunk.ids))
         except EngineRefused as e:
             return chunk, e
-        chunk = Chunk(chunk.ids + more.ids, chunk.logprobs + more.logprobs, more.spans, more.finish, more.routed, more.recaptured)
+        chunk = Chunk(
+            chunk.ids + more.ids, chunk.logprobs + more.logprobs, more.spans, more.finish, more.routed, more.recaptured, more.cached
+        )
         if chunk.finish:
             break
     return chunk, None
@@ -229,4 +241,5 @@ def _tokens(event: JSON, meta: JSON, seen: int) -> Chunk:
     if not isinstance(routed, memoryview):  # what a large event was read without
         routed = routed.encode(errors="replace") if isinstance(routed, str) else b""
     recaptured = bool(meta.get("num_retractions"))
-    return Chunk(ids[take], [t[0] for t in triples[len(triples) - new :]], spans, finish, cast("bytes | memoryview", routed), recaptured)
+    logprobs, cached = [t[0] for t in triples[len(triples) - new :]], int(meta.get("cached_tokens") or 0)
+    return Chunk(ids[take], logprobs, spans, finish, cast("bytes | memoryview", routed), recaptured, cached)
