@@ -16,6 +16,7 @@ from rollout_ft.fleet import engines as module
 from rollout_ft.fleet.engines import Engine, Engines
 from rollout_ft.fleet.health import State
 from rollout_ft.fleet.member import Gone, Member
+from rollout_ft.fleet.weights import Weights
 from rollout_ft.telemetry.events import Events
 from rollout_ft.types import JSON
 
@@ -39,7 +40,10 @@ class Actor:
     async def ask(self, method: str, *_: Any, timeout_s: float = 0) -> Any:
         if not self.starts:
             raise Gone("out of memory")
-        return {"url": "127.0.0.1:1", "node": "here", "node_id": "n", "weight_version": "v0"} if method == "start" else None
+        if method == "carry_out":
+            return {"ok": True, "error": "", "hung": False, "version": "v0", "stale": "", "offloaded": False, "released": []}
+        weights = {"version": "v0", "stale": "", "offloaded": False, "released": [], "fleet": Weights()}
+        return {"url": "127.0.0.1:1", "node": "here", "node_id": "n", "weights": weights}
 
     async def death(self) -> str:
         await self.dead.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, cast
 
 import pytest
@@ -26,6 +27,7 @@ class Gateway:
             "cause": "", "recovery": "resume", "seconds": None, "tainted": False, "fault": "", "metadata": META,
         } | left  # fmt: skip
         self.asked: list[str] = []
+        self.still: list[float] = []
 
     async def open_session(self, **request: Any) -> Session:
         raise BadRequest("there is one", 409, "trial_exists" if self.trial_now["state"] == "running" else "trial_ended")
@@ -48,6 +50,9 @@ class Gateway:
     async def trajectory(self, session_id: str, session_key: str) -> dict[str, Any]:
         assert session_key == f"key of {session_id}"
         return {"session_id": session_id}
+
+    async def still_s(self) -> float:
+        return self.still.pop(0) if self.still else 0.0
 
     async def release(self, trial_id: str) -> None:
         self.asked.append("release")
@@ -105,3 +110,20 @@ async def test_a_trial_of_which_nothing_can_be_learned_is_neither_recorded_nor_r
     result, _ = await run(gateway, resume=resume)
     assert not result.recorded
     assert gateway.asked == []
+
+
+@pytest.mark.parametrize(("still", "outcome"), [([], "truncated"), ([1.0, 61.0], "completed")])
+async def test_the_time_in_which_the_engines_were_kept_still_is_not_the_attempts(still: list[float], outcome: str):
+    gateway, done = Gateway(), asyncio.Event()
+    gateway.still = still
+
+    async def agent(task: Any, session: Session) -> float:
+        if still:
+            asyncio.get_running_loop().call_later(0.2, done.set)
+        await done.wait()
+        return 0.5
+
+    config = TrialConfig(attempt_timeout_s=0.05)
+    runner = TrialRunner(cast(Client, gateway), InlineAgent(agent), config, lambda sid: f"key of {sid}", True)
+    await runner.run([{"task_id": "t"}], concurrency=1)
+    assert gateway.trial_now["outcome"] == outcome

@@ -135,7 +135,7 @@ async def test_a_turn_goes_on_with_the_new_weights_after_a_pause(stage: Stage, f
     await generating(stage)
     async with fleet.paused(mode):
         done = await fleet.update(version, path=str(MODEL_DIR))
-    assert done["ok"], done
+    assert all(report["ok"] for report in done["engines"].values()), done
     result, trajectory = await trial
     assert (result.outcome, result.attempts, result.tokens_wasted, result.faults_survived) == ("completed", 1, 0, 0)
     versions = check_tokens(trajectory)
@@ -225,7 +225,9 @@ async def test_a_supervisor_that_is_killed_in_a_pause_knows_of_it_again(stage: S
     await fleet.update(version, path=str(MODEL_DIR))
     was = (await fleet.state())["weights"]
     await kill(stage, "supervisor")
-    assert (await fleet.state())["weights"] == was
+    now = (await fleet.state())["weights"]
+    assert now.pop("still_s") >= was.pop("still_s")
+    assert now == was
     await fleet.resume()
     result, trajectory = await trial
     assert (result.outcome, result.attempts, result.tokens_wasted) == ("completed", 1, 0)

@@ -183,6 +183,8 @@ class Server:
         self.session = False
 
     async def _load(self, body: JSON, *, session: bool) -> None:
+        if body.get("flush_cache") and self.running and self.paused:
+            raise EngineRefused(400, "the cache was not flushed because requests are still running or queued")
         assert "weights" not in self.released, "it loads into memory that it does not have"
         if session and not self.session:
             raise EngineRefused(400, "must run between begin_weight_update() and end_weight_update()")

@@ -143,13 +143,15 @@ class EngineWeights:
 
         An engine that does not answer is let in on all the same: with its deadlines running it is found out."""
         error = ""
-        if self._halted and not self._reasons():
-            self._halted, goes_on = "", self._goes_on
-            try:
-                async with asyncio.timeout(SETTLE_S):
+        try:
+            async with asyncio.timeout(SETTLE_S):
+                if self._halted and not self._reasons():
+                    self._halted, goes_on = "", self._goes_on
                     await self._control.send("/continue_generation", goes_on)
-            except (EngineRefused, EngineLost, TimeoutError) as e:
-                error = f"/continue_generation: {str(e) or type(e).__name__}"
+                elif self._halted == "in_place" and not self.fleet.mode:
+                    await self._halt("retract")  # it stays behind: what is frozen in it would keep its cache from being flushed
+        except (EngineRefused, EngineLost, TimeoutError) as e:
+            error = f"to go on: {str(e) or type(e).__name__}"
         self._shut()
         for why in (Closed.PAUSED, Closed.OFFLOADED, Closed.STALE, Closed.UPDATING):
             if why not in self._reasons():
@@ -211,14 +213,17 @@ class EngineWeights:
         self._whole()
 
     async def _push(self, command: Command) -> None:
+        body = command.body
+        if command.whole:  # a cache cannot be flushed while it is in use
+            body = {"flush_cache": self._halted != "in_place", **body}
         if command.how not in _BRACKETED:
-            await self._control.send(command.path, command.body)
+            await self._control.send(command.path, body)
             return
         if self._bracket is not None:
             raise EngineRefused(409, "an update in parts has begun: /end_weight_update first")
         bracketed = await self._open({})
         try:
-            await self._control.send(command.path, command.body)
+            await self._control.send(command.path, body)
         finally:
             if bracketed and not _cancelled():
                 await self._control.send("/end_weight_update", {})

@@ -134,7 +134,7 @@ class Commands:
 
     def _answer(self, command: Command, engines: JSON) -> JSON:
         if any(report["ok"] for report in engines.values()):
-            return {"ok": True, "engines": engines, "weights": self.weights.describe()}
+            return {"ok": True, "engines": engines, "weights": self.weights.describe(wall())}
         said = "; ".join(f"{i}: {report['error']}" for i, report in engines.items())
         reached = any("version" in report for report in engines.values())
         message = f"no engine did it ({command.op} {command.version or command.path}): {said}"
@@ -162,7 +162,7 @@ class Commands:
             if source is None or source.how != "disk" or engine.member is not member or not engine.stale:
                 return
             await asyncio.sleep(attempt * CATCH_UP_PAUSE_S)
-            command = Command(Op.UPDATE, weights.version, "disk", path=source.path, body=source.body, again=True)
+            command = replace(source, version=weights.version, again=True)
             _, report = await self._one_engine(engine, member, command, weights, self._config.update_timeout_s)
             if report["ok"]:
                 return self._settled()

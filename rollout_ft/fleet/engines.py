@@ -83,7 +83,7 @@ class Engines:
         self.on_lost: Callable[[Engine, str], None] = lambda engine, reason: None
         """Told once of each start of an engine that is lost after it was up."""
         self._tasks: set[asyncio.Task[None]] = set()
-        self.commands = Commands(crew.setup.config.fleet, events, self.by_id.values, self._told, self.lost, self._unpark)
+        self.commands = Commands(crew.setup.config.fleet, events, self.by_id.values, self._told, self._hung, self._unpark)
         self.warmup_s = crew.setup.config.fleet.warmup_s
         self._cap = KillCap(crew.setup.config.fleet.max_kills_share, crew.setup.config.fleet.kill_window_s)
         self._refusal = ""
@@ -200,6 +200,11 @@ class Engines:
         stale = Event.WEIGHTS_MISSED if engine.stale else Event.WEIGHTS_LOADED
         for event in (Event.OFFLOADED,) if engine.released else (Event.ONLOADED, stale):
             engine.health = step(engine.health, event, incarnation=member.incarnation, reason=engine.stale)
+
+    def _hung(self, engine_id: str, incarnation: int, reason: str) -> None:
+        """It did not answer an update: nothing but its end gets it out of there."""
+        if self.may_lose(engine_id, incarnation, reason):
+            self.lost(engine_id, incarnation, reason)
 
     def _unpark(self) -> None:
         """What waits at engines that serve nothing goes to those that do, where there are any."""

@@ -12,6 +12,7 @@ from collections import Counter, deque
 from typing import Any
 
 from rollout_ft.checkpoint.view import View
+from rollout_ft.clock import wall
 from rollout_ft.errors import BadRequest, RolloutFTError
 from rollout_ft.fleet.crew import Crew, Setup
 from rollout_ft.fleet.engines import Engine, Engines
@@ -307,7 +308,7 @@ class Supervisor:
         return {
             "run": self._setup.config.run, "serves": any(e.health.serves for e in self._engines.by_id.values()),
             "engines": engines, "view": {"number": view.number, "members": list(view.members)},
-            "weights": self._engines.commands.weights.describe(),
+            "weights": self._engines.commands.weights.describe(wall()),
             "warnings": [*([self._stores.warning] if self._stores.warning else []), *self._engines.commands.warnings()],
             "nodes": {self._crew.name("supervisor", 1): node_id(), **{m.name: self._crew.node_of(m) for m in self._crew_members()}},
             "gateways": [m.name for m in self._gateways.members()], "sessions": len(self._sessions.known()),

@@ -86,6 +86,8 @@ class Weights:
     begun: bool = False
     source: Command | None = None
     still_since: float | None = None
+    still_s: float = 0.0
+    """Of all that ended before."""
 
     @property
     def phase(self) -> Phase:
@@ -104,10 +106,13 @@ class Weights:
         known = self.versions
         return len(known) - 1 - known.index(version) if version in known else len(known)
 
-    def describe(self) -> JSON:
+    def describe(self, now: float) -> JSON:
+        """`still_s`: how long the run has not generated, all in all. `now`: wall clock."""
+        still_s = self.still_s + (max(0.0, now - self.still_since) if self.still_since else 0)
         return {
             "phase": self.phase.value, "mode": self.mode, "released": list(self.released), "version": self.version,
             "versions": list(self.versions[-16:]), "revision": self.revision, "still_since": self.still_since,
+            "still_s": round(still_s, 3),
             "last_update": self.source.how if self.source else "",
         }  # fmt: skip
 
@@ -120,8 +125,10 @@ holds once an engine has done it."""
 def after(weights: Weights, command: Command, now: float) -> Weights:
     """The fleet's weights once the order was carried out; the same object when it changes nothing. `now`: wall clock."""
     made = _after(weights, command)
-    still = made.phase is not Phase.SERVING
-    made = replace(made, still_since=(weights.still_since or now) if still else None)
+    if made.phase is not Phase.SERVING:
+        made = replace(made, still_since=weights.still_since or now)
+    elif weights.still_since is not None:
+        made = replace(made, still_since=None, still_s=weights.still_s + max(0.0, now - weights.still_since))
     return weights if made == weights else replace(made, revision=weights.revision + 1)
 
 

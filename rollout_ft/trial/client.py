@@ -72,6 +72,10 @@ class Client:
     async def trajectory(self, session_id: str, session_key: str) -> JSON:
         return await self.request("GET", f"/sessions/{session_id}/trajectory", key=session_key)
 
+    async def still_s(self) -> float:
+        """How long the fleet has not generated because its trainer wanted it so, since the run began."""
+        return (await self.get("/fleet"))["weights"]["still_s"]
+
     async def get(self, path: str) -> Any:
         return await self.request("GET", path)
 

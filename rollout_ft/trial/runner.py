@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from rollout_ft.clock import monotonic
@@ -146,12 +146,27 @@ class TrialRunner:
 
     async def _attempt(self, task: JSON, session: Session) -> AttemptEnd:
         try:
-            async with asyncio.timeout(self._config.attempt_timeout_s):
-                ended = await self._agent.run(task, session)
+            ended = await self._timely(self._agent.run(task, session))
         except TimeoutError:
             ended = AttemptEnd(End.TIMED_OUT, cause=f"no end within {self._config.attempt_timeout_s:g} s (trial.attempt_timeout_s)")
         trial = await self._client.trial(session.trial_id)
         return replace(ended, tainted=bool(trial["tainted"]), cause=ended.cause or trial["fault"], fault=trial["fault"])
+
+    async def _timely(self, run: Awaitable[AttemptEnd]) -> AttemptEnd:
+        """Raises TimeoutError. The time in which the trainer kept the engines still is not the attempt's."""
+        began, still_s = monotonic(), await self._client.still_s()
+        agent = asyncio.ensure_future(run)
+        try:
+            left_s = self._config.attempt_timeout_s
+            while left_s > 0:
+                await asyncio.wait({agent}, timeout=left_s)
+                if agent.done():
+                    return agent.result()
+                left_s = self._config.attempt_timeout_s - (monotonic() - began) + (await self._client.still_s() - still_s)
+            raise TimeoutError
+        finally:
+            agent.cancel()
+            await asyncio.wait({agent})
 
     async def _end(self, trial_id: str, attempt: int, end: Finish) -> JSON:
         return await self._client.outcome(trial_id, end.outcome.value, end.reward, end.cause, attempt)

@@ -1,0 +1,113 @@
+"""A trainer's commands at one engine, with a turn in flight that is driven as in a run: pauses, updates, memory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from model_server import ModelServer
+
+from rollout_ft.config import EngineConfig
+from rollout_ft.engine.control import HTTPControl
+from rollout_ft.engine.driver import Driver
+from rollout_ft.engine.generation import Generation, Order
+from rollout_ft.engine.sglang import SGLang
+from rollout_ft.engine.weights import EngineWeights
+from rollout_ft.fleet.weights import Command, Op, Weights, after
+from rollout_ft.gateway.trainer import command_of
+from rollout_ft.types import JSON
+
+pytestmark = pytest.mark.timeout(240)
+TOKENS, SEEN = 120, 8
+
+
+@dataclass
+class Played:
+    weights: EngineWeights
+    driver: Driver
+    fleet: Weights
+
+    async def do(self, route: str, body: JSON) -> JSON:
+        return await self.command(command_of(route, body))
+
+    async def command(self, command: Command) -> JSON:
+        then = after(self.fleet, command, 1.0)
+        told = await self.weights.carry_out(command, then, 60)
+        if told["ok"]:
+            self.fleet = then
+        return told
+
+
+@contextlib.asynccontextmanager
+async def played(server: ModelServer) -> AsyncIterator[Played]:
+    engine, control = SGLang("e0", server.url), HTTPControl("e0", server.url)
+    driver = Driver(engine, EngineConfig(first_token_timeout_s=60, token_timeout_s=60))
+    weights = EngineWeights(engine, control, driver.gate, lambda *_, **__: None)
+    await weights.start()
+    try:
+        yield Played(weights, driver, Weights(1, (weights.version,)))
+    finally:
+        await control.aclose()
+        await engine.aclose()
+
+
+async def in_flight(p: Played) -> tuple[Generation, asyncio.Task[None]]:
+    """A turn that has some tokens, and goes on."""
+    sampling = {"temperature": 0.0, "ignore_eos": True, "stream_interval": 1}
+    order = Order("k", "r", "d", b"9,10,11", sampling, TOKENS, 7, frozenset(), 263)
+    generation, some = Generation(order), asyncio.Event()
+
+    async def progress(g: Generation) -> JSON | None:
+        if len(g.ids) >= SEEN:
+            some.set()
+        return None
+
+    turn = asyncio.create_task(p.driver.run(generation, progress, 0.0))
+    await some.wait()
+    return generation, turn
+
+
+@pytest.mark.parametrize("mode", ["abort", "in_place", "retract"])
+async def test_a_turn_goes_on_under_new_weights_and_costs_one_generation(server: ModelServer, mode: str):
+    async with played(server) as p:
+        generation, turn = await in_flight(p)
+        before, version = p.weights.version, f"of-{mode}"
+        assert (await p.do("fleet/pause", {"mode": mode}))["ok"]
+        assert (await p.do("fleet/weights", {"version": version, "path": str(server.model)}))["ok"]
+        sampled = len(generation.ids)
+        assert (await p.do("fleet/resume", {}))["ok"]
+        await turn
+        assert (len(generation.ids), generation.calls, generation.finish) == (TOKENS, 1, "length")
+        assert [s.version for s in generation.spans] == [before, version]
+        assert sampled <= generation.spans[1].start + 1 < TOKENS
+
+
+async def test_a_turn_survives_that_the_trainer_takes_the_memory(server: ModelServer):
+    async with played(server) as p:
+        generation, turn = await in_flight(p)
+        assert (await p.do("fleet/offload", {}))["ok"]
+        assert (await p.do("fleet/offload", {}))["ok"]
+        back: Any = await p.do("resume_memory_occupation", {})
+        assert (back["ok"], back["offloaded"], bool(back["stale"])) == (True, False, True)
+        assert (await p.do("resume_memory_occupation", {}))["ok"]
+        done = await p.do("fleet/weights", {"version": "of-memory", "path": str(server.model)})
+        assert (done["ok"], done["stale"]) == (True, "")
+        await turn
+        assert (len(generation.ids), generation.spans[-1].version) == (TOKENS, "of-memory")
+
+
+async def test_an_update_in_parts_that_fails_leaves_the_engine_stale_and_alive(server: ModelServer):
+    """No group was joined, so that nothing can be received; the bracket is closed all the same."""
+    async with played(server) as p:
+        body = {"names": ["a"], "dtypes": ["float32"], "shapes": [[1]], "group_name": "nobody's"}
+        failed = await p.do("fleet/weights", {"version": "of-nothing", "how": "distributed", "body": body})
+        assert "init_weights_update_group" in failed["error"]
+        assert failed["stale"]
+        assert (await p.do("fleet/weights", {"version": "of-disk", "path": str(server.model)}))["ok"]
+        assert not p.driver.gate.closed
+        assert (await p.command(Command(Op.BEGIN)))["ok"]
+        assert (await p.command(Command(Op.END)))["ok"]
