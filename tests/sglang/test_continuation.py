@@ -24,7 +24,7 @@ PROMPT = list(range(40, 60))
 TOKENS = 200
 EOS = 258
 VOCAB_SIZE = 263
-CONFIG = EngineConfig(kind="sglang")
+CONFIG = EngineConfig(kind="sglang", first_token_timeout_s=150, token_timeout_s=60)
 
 
 @pytest.fixture(scope="session")
