@@ -56,7 +56,7 @@ class Engine:
     """It takes no session any more."""
     restarts: Restarts = field(default_factory=Restarts)
     up_since: float = -math.inf
-    """An engine that was up before its supervisor is not warming up."""
+    """Of one that came to others that serve: those that begin together warm up together."""
 
     def candidate(self, sessions: int, warmup_s: float, *, fit: bool) -> Candidate:
         """`fit`: it serves, or none does and it can hold sessions. What would wait for an owner is in doubt."""
@@ -159,7 +159,6 @@ class Engines:
                 await self._placed(member)
             described = await member.ask("start", timeout_s=self._crew.setup.config.engine.start_timeout_s + 30)
             await member.ask("set_view", self._view())
-            engine.up_since = monotonic()
             await self._up(engine, member, described)
         except (ConfigError, EngineUnfit) as e:  # another start would end in the same way
             self._refusal = str(e)
@@ -323,6 +322,7 @@ class Engines:
             return  # it was retired meanwhile
         engine.health = starting
         await self._start_one(engine)
+        engine.up_since = monotonic()
 
     def doubted(self, engine_id: str, incarnation: int, reason: str) -> None:
         """What the engine's actor thinks of it; with no reason, it is trusted again."""
