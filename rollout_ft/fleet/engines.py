@@ -58,11 +58,11 @@ class Engine:
     up_since: float = -math.inf
     """Of one that came to others that serve: those that begin together warm up together."""
 
-    def candidate(self, sessions: int, warmup_s: float, *, fit: bool) -> Candidate:
-        """`fit`: it serves, or none does and it can hold sessions. What would wait for an owner is in doubt."""
+    def candidate(self, sessions: int, warmup_s: float) -> Candidate:
+        """What would wait for an owner is in doubt."""
         health, ramp = self.health, share(monotonic() - self.up_since, warmup_s)
         suspect = health.state is State.SUSPECT or not self.seen.open
-        return Candidate(self.engine_id, fit, sessions, suspect=suspect, draining=self.draining, share=ramp)
+        return Candidate(self.engine_id, health.serves, sessions, suspect=suspect, draining=self.draining, share=ramp)
 
     def describe(self) -> JSON:
         theirs = {"target": self.target, "open": self.seen.open, "held": self.seen.held} if self.target else {}

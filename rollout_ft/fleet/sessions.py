@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import orjson
 
@@ -276,7 +276,7 @@ class Sessions:
 
     def _choose(self, prefer: str, exclude: set[str]) -> Engine | None:
         load = Counter(p.engine_id for p in self._places.values()) + self._coming
-        found = [e.candidate(load[e.engine_id], self._engines.warmup_s, fit=self._fit(e)) for e in self._engines.by_id.values()]
+        found = [replace(e.candidate(load[e.engine_id], self._engines.warmup_s), serves=self._fit(e)) for e in self._engines.by_id.values()]
         chosen = place(found, prefer=prefer, exclude=exclude)
         return self._engines.by_id[chosen] if chosen else None
 
