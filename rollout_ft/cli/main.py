@@ -263,6 +263,24 @@ def bench_store(
         print(orjson.dumps(figures).decode())
 
 
+@bench_app.command("storm")
+def bench_storm(
+    trials: Annotated[int, typer.Option(min=8)] = 500,
+    engines: Annotated[int, typer.Option(min=2)] = 33,
+    scale: Annotated[float, typer.Option(min=1, help="how much faster than in the field time goes")] = 60,
+    seed: Annotated[int, typer.Option(help="makes the load and plans the faults")] = 7,
+    json: AsJson = False,
+) -> None:
+    """Replies that a router loses, engines that are killed and that hang, under each policy, against a run without faults."""
+    from rollout_ft.cli.bench import storm
+
+    figures = _run(storm.bench(storm.Scale(trials, engines, scale=scale, seed=seed), Console(stderr=json)))
+    if figures is None:
+        raise typer.Exit(1)
+    if json:
+        print(orjson.dumps(figures).decode())
+
+
 def _bench(scale: Scale, profile: Path | None, json: bool) -> None:
     from rollout_ft.cli.bench.command import bench
 

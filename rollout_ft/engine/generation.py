@@ -84,8 +84,8 @@ class Generation:
         self.finish = start.finish
         return bool(self.finish)
 
-    async def call(self, engine: Engine, patience: Patience, progress: Progress) -> None:
-        """One call, to its finish; `progress` is told of every chunk and may add sampling parameters.
+    async def call(self, engine: Engine, patience: Patience, progress: Progress, answered: Callable[[], None]) -> None:
+        """One call, to its finish; `progress` is told of every chunk and may add sampling parameters, `answered` of the first.
 
         Raises EngineLost, or EngineRefused: with status None when the generation was aborted at the engine.
         """
@@ -97,11 +97,14 @@ class Generation:
             sampling["min_new_tokens"] = max(0, sampling["min_new_tokens"] - kept)
         input_json = o.input_json + b"," + ",".join(map(str, self.ids)).encode() if kept else o.input_json
         stream = engine.generate(self.rid, input_json, sampling, self.capture.end if self.capture else None)
-        wait_s = patience.first_token_s()
+        wait_s, first = patience.first_token_s(), True
         try:
             while True:
                 async with patience.within(wait_s):
                     chunk = await anext(stream)
+                if first:
+                    first = False
+                    answered()
                 self._take(chunk, before, kept)
                 if chunk.finish == "abort":
                     raise EngineRefused(None, "the generation was aborted at the engine")
