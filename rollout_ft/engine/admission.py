@@ -48,7 +48,7 @@ class Place:
     def answered(self) -> None:
         """The first token of this call is there."""
         a = self._admission
-        a.limit.answered(self._since, self._beside, a.clock())
+        a.limit.answered(self._since, self._beside, a.in_flight, a.clock())
         a.grant()
 
     def refused(self) -> None:

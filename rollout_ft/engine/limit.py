@@ -1,10 +1,11 @@
 """How many calls an engine takes at once, learned from what it does with them.
 
 Owns the limit of one engine. Pure: it is told what happened, and when. A window of first tokens that came in time raises
-the limit by a step, one of late ones or a refusal lowers it by a factor. What is late adapts to the engine: prompts differ
-in length, and so does a prefill. The subtle invariant: only calls that began with few others beside them say what an
-engine takes when it is not congested, and at the floor there are always few; so no load, however steady, passes for
-normal, and an engine whose prompts have grown finds its way up again.
+the limit by a step, one of late ones or a refusal lowers it by a factor; while more calls are out than the limit allows it
+is left alone, for what comes back then was sent under another. What is late adapts to the engine: prompts differ in
+length, and so does a prefill. The subtle invariant: only calls that began with no more beside them than the floor say what
+an engine takes when it is not congested. So no load, however steady, passes for normal, and an engine whose prompts have
+grown is lowered to the floor, is known anew there, and finds its way up again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ STEP = 2.0
 """What a good window adds."""
 AFTER_LATE = 0.9
 AFTER_REFUSAL = 0.7
-FASTER, SLOWER = 0.25, 0.05
+FASTER, SLOWER = 0.25, 0.2
 """How much of a first token that came sooner, or later, than it usually does goes into what is usual."""
 
 
@@ -55,13 +56,13 @@ class Limit:
         """A call begins, the `in_flight`th at once."""
         self._peak = max(self._peak, in_flight)
 
-    def answered(self, began: float, beside: int, now: float) -> None:
-        """The first token of a call that `began` as the `beside`th at once."""
+    def answered(self, began: float, beside: int, in_flight: int, now: float) -> None:
+        """The first token of a call that `began` as the `beside`th at once; `in_flight` there are now."""
         waited_s = now - began
         self._learn(waited_s, beside)
         if waited_s <= self.target_s:
             self._good += 1
-        elif began >= self._lowered:  # one sent before says nothing about the limit of now
+        elif in_flight <= self.calls:
             self._late += 1
         if now >= self._ends:
             self._close(now)
@@ -72,8 +73,7 @@ class Limit:
             self._lower(AFTER_REFUSAL, now)
 
     def _learn(self, waited_s: float, beside: int) -> None:
-        usual = self._usual_s
-        few = beside <= max(self._rules.floor, self.calls // 2)
+        usual, few = self._usual_s, beside <= self._rules.floor
         if usual is None:
             self._usual_s = waited_s if few else None
         elif waited_s < usual:
@@ -85,7 +85,7 @@ class Limit:
         """A limit that was not reached is not known to be too low."""
         if self._late > self._good:
             self._lower(AFTER_LATE, now)
-        elif self._peak >= self.calls:
+        elif self._good > self._late and self._peak >= self.calls:
             self._set(self._exact + STEP)
         self._window(now)
 
