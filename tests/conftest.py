@@ -6,7 +6,7 @@ import uuid
 from typing import Any
 
 import pytest
-from sglang_server import sglang_python, sglang_server, start_sglang, tiny_model
+from model_server import sglang_python, sglang_server, start_sglang, tiny_model
 
 from rollout_ft.config import SessionConfig
 from rollout_ft.session.canonical import running_digests

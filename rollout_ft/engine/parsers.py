@@ -210,10 +210,9 @@ async def make_parser(config: Config, engine_id: str, engine: Engine, sglang: SG
 
 
 def sglang_dir() -> Path | None:
-    """Where sglang is installed, found without importing it."""
+    """Where sglang is installed, found without importing it; a folder of that name that is no package is not it."""
     spec = importlib.util.find_spec("sglang")
-    places = list(spec.submodule_search_locations or ()) if spec else []
-    return Path(places[0]) if places else None
+    return Path(spec.origin).parent if spec and spec.origin else None
 
 
 def check_names(model: ModelConfig) -> None:

@@ -1,4 +1,4 @@
-"""All tests here need the real SGLang (`sglang_server.py` has the fixtures), and are run by `make test-sglang` alone."""
+"""All tests here need the real SGLang (`model_server.py` has the fixtures), and are run by `make test-sglang` alone."""
 
 from __future__ import annotations
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import psutil
-from sglang_server import RealSGLang, Start
+from model_server import ModelServer, Start
 
 from rollout_ft.engine.sglang import SGLang
 
 
-async def test_smoke_a_generation_through_our_adapter(sglang_server: RealSGLang):
+async def test_smoke_a_generation_through_our_adapter(sglang_server: ModelServer):
     engine = SGLang("e0", sglang_server.url)
     sampling = {"max_new_tokens": 20, "temperature": 0, "ignore_eos": True}
     chunks = [chunk async for chunk in engine.generate("smoke", b"10,20,30", sampling)]

@@ -20,7 +20,7 @@ from pathlib import Path
 import uvicorn
 import uvloop
 
-from rollout_ft.clock import monotonic, wall
+from rollout_ft.clock import monotonic
 from rollout_ft.testing.small_engine import MODEL_DIR
 from rollout_ft.testing.small_engine.counter import Counter
 from rollout_ft.testing.small_engine.hash_model import HashModel
@@ -29,8 +29,8 @@ from rollout_ft.testing.small_engine.routed import Experts
 from rollout_ft.testing.small_engine.scheduler import Limits, Scheduler
 from rollout_ft.testing.small_engine.server import Application, Settings
 from rollout_ft.testing.small_engine.vocabulary import Vocabulary, load_vocabulary
+from rollout_ft.testing.small_engine.weights import Weights
 
-_KEEP_ALIVE_S = 75
 _BACKLOG = 2048
 
 
@@ -62,6 +62,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     add("--weight-version", default="v0", help="names the weights: equal names are equal weights")
     add("--count-file", type=Path, help="file to count sampled tokens in, a little-endian uint64")
     add("--context-length", type=int, help="tokens of prompt and output (default: as the model's config says)")
+    add("--enable-memory-saver", action="store_true", help="memory that is released is gone, and weights with it")
     add("--max-running-requests", type=int, default=1024)
     add("--max-queued-requests", type=int, help="how many may wait beyond those that run (default: no limit)")
     add("--routed-experts", type=_experts, metavar="LAYERS,TOPK,EXPERTS", help="return routed experts of this shape when asked")
@@ -103,20 +104,23 @@ async def _serve(options: argparse.Namespace, began: float) -> None:
         max_running=options.max_running_requests,
         max_queued=options.max_queued_requests,
         experts=options.routed_experts,
+        waiting_s=float(os.environ.get("SGLANG_REQ_WAITING_TIMEOUT") or -1),
+        running_s=float(os.environ.get("SGLANG_REQ_RUNNING_TIMEOUT") or -1),
     )
     counter = Counter(options.count_file)
     engines: dict[int, Scheduler] = {}
     for port in options.port:
-        model = _model(options.model, vocabulary)
-        engines[port] = Scheduler(model, vocabulary, limits, options.weight_version, counter, monotonic)
-    settings = Settings(options.model_path, options.incremental_streaming_output, wall())
+        weights = Weights(_model(options.model, vocabulary), options.weight_version, options.enable_memory_saver)
+        engines[port] = Scheduler(vocabulary, limits, weights, counter, monotonic)
+    start_s = time.perf_counter() - began
+    settings = Settings(options.model_path, options.incremental_streaming_output, options.weight_version, start_s)
     config = uvicorn.Config(
         Application(engines, settings),
         lifespan="off",
         access_log=False,
         proxy_headers=False,
         log_level="warning",
-        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_keep_alive=int(os.environ.get("SGLANG_TIMEOUT_KEEP_ALIVE") or 5),
         backlog=_BACKLOG,
     )
     sockets = [_listen(options.host, port) for port in options.port]

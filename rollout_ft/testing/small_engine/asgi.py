@@ -24,8 +24,11 @@ _DONE: Final = b"data: [DONE]\n\n"
 
 @dataclass(frozen=True, slots=True)
 class Reply:
+    """`body` is sent as JSON, `text` as it is."""
+
     status: int
     body: Any = None
+    text: str = ""
 
 
 def error_object(message: str, status: int) -> dict[str, Any]:
@@ -50,8 +53,8 @@ async def read_body(receive: Receive) -> bytes | None:
 
 
 async def send_reply(send: Send, reply: Reply) -> None:
-    body = b"" if reply.body is None else orjson.dumps(reply.body)
-    headers = [_JSON_TYPE, (b"content-length", str(len(body)).encode())]
+    body = reply.text.encode() if reply.body is None else orjson.dumps(reply.body)
+    headers = [*([_JSON_TYPE] if reply.body is not None else []), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     await _send_part(send, body, more=False)
 

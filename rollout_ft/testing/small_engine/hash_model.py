@@ -18,6 +18,7 @@ from rollout_ft.testing.small_engine.vocabulary import Vocabulary
 
 _BASE = 0x9E3779B97F4A7C15
 _EOS_IN_16384 = 16
+_UNLIKELY = -8.0
 _LOGPROBS = tuple(-step / 256 for step in range(1, 1025))
 
 
@@ -47,6 +48,14 @@ class HashModel:
         powers = self._powers if len(prompt) <= len(self._powers) else _powers(len(prompt))
         terms = (prompt.astype(np.uint64) + np.uint64(1)) * powers[len(powers) - len(prompt) :]
         return HashGeneration(self, int(terms.sum(dtype=np.uint64)), sampling)
+
+    def score(self, prompt: Ids, sampling: Sampling) -> list[float | None]:
+        """A token that would not have been sampled is an unlikely one."""
+        scores: list[float | None] = [None]
+        for end in range(1, len(prompt)):
+            (token,), (logprob,) = self.start(prompt[:end], sampling).sample(1, frozenset())
+            scores.append(logprob if token == prompt[end] else _UNLIKELY)
+        return scores
 
     def forget(self) -> None:
         """There is nothing to drop."""

@@ -62,6 +62,10 @@ class Model(Protocol):
 
     def start(self, prompt: Ids, sampling: Sampling) -> Generation: ...
 
+    def score(self, prompt: Ids, sampling: Sampling) -> list[float | None]:
+        """What the logprob of each token of `prompt` would be had it been sampled; None for the first."""
+        ...
+
     def forget(self) -> None:
         """Drop cached prefixes."""
         ...

@@ -15,7 +15,14 @@ from rollout_ft.testing.small_engine.pacing import Pace
 from rollout_ft.testing.small_engine.protocol import JSON, Request
 from rollout_ft.testing.small_engine.vocabulary import TextStream, Vocabulary
 
-ABORTED: JSON = {"type": "abort", "message": "Aborted", "status_code": None}
+ABORTED: JSON = {"type": "abort", "message": "Aborted", "status_code": None, "err_type": None}
+ABORTED_WAITING: JSON = {"type": "abort", "message": "Abort in waiting queue"}
+"""Also of one that ran and was sent back to wait; SGLang builds its last event elsewhere, and that tells the two apart."""
+
+
+def unavailable(message: str) -> JSON:
+    """The end of a request that found no room or no time."""
+    return {"type": "abort", "message": message, "status_code": 503}
 
 
 @dataclass(slots=True)
@@ -42,9 +49,14 @@ class Running:
         self.cached_tokens: int | None = None
         self.retractions = 0
         self.routed = ""
+        self.input_logprobs: list[float | None] = []
+        self.ended_waiting = False
+        self.abort_sent = False
+        """An abort of its rid is on its way; SGLang sends no other."""
         self.changed = asyncio.Event()
         # Of the scheduler: the sequence, when it is due, and the token that its present chunk ends with.
         self.generation: Generation | None = None
+        self.queued_at = self.began_at = 0.0
         self.pace: Pace | None = None
         self.target = 0
         self.due = 0.0
@@ -93,6 +105,7 @@ class Running:
             "finish_reason": self.finish,
             "prompt_tokens": len(request.prompt),
             "completion_tokens": end,
+            "reasoning_tokens": 0,
             "cached_tokens": self.cached_tokens or 0,
             "weight_version": weight_version,
             "weight_versions": [Span(s.version, s.start, min(s.end, end)) for s in self.spans if s.start < end],
@@ -103,7 +116,23 @@ class Running:
         if self.routed:
             meta["routed_experts"] = self.routed
         if request.return_logprob:
-            pairs = zip(self.logprobs[ids_from:end], ids, strict=True)
-            meta["output_token_logprobs"] = [(logprob, token, None) for logprob, token in pairs]
-            meta["output_token_logprobs_length"] = end
+            meta |= self._logprobs(ids_from)
         return {"text": self.text()[text_from:], "output_ids": ids, "meta_info": meta}
+
+    def last_of_a_waiting_one(self, weight_version: str, incremental: bool) -> JSON:
+        """SGLang's last event for a request that did not run when it ended: all text and logprobs again, and of the ids the
+        last one only where the others were deltas."""
+        whole = self.reply(weight_version)
+        kept = ("id", "finish_reason", "weight_version", "weight_versions", "e2e_latency", "completion_tokens")
+        meta: JSON = {key: value for key, value in whole["meta_info"].items() if key in kept or "logprobs" in key}
+        return {**whole, "output_ids": whole["output_ids"][-1:] if incremental else whole["output_ids"], "meta_info": meta}
+
+    def _logprobs(self, start: int) -> JSON:
+        end, asked = self.published, self.request.logprob_start
+        pairs = zip(self.logprobs[start:end], self.ids[start:end], strict=True)
+        scored = zip(self.input_logprobs, self.request.prompt[asked:].tolist(), strict=True) if self.input_logprobs else ()
+        return {
+            "input_token_logprobs": [(logprob, token, None) for logprob, token in scored],
+            "output_token_logprobs": [(logprob, token, None) for logprob, token in pairs],
+            "output_token_logprobs_length": end,
+        }

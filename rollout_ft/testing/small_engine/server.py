@@ -11,11 +11,10 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import orjson
 
@@ -30,9 +29,12 @@ from rollout_ft.testing.small_engine.asgi import (
     send_event,
     send_reply,
 )
+from rollout_ft.testing.small_engine.control import ROUTES, WITHOUT_BODY, Route
 from rollout_ft.testing.small_engine.protocol import (
     JSON,
-    OutOfVocabulary,
+    ContractError,
+    Died,
+    DuplicateRid,
     SchemaError,
     ValueRefused,
     check_schema,
@@ -40,9 +42,10 @@ from rollout_ft.testing.small_engine.protocol import (
     wants_stream,
 )
 from rollout_ft.testing.small_engine.running import Running
-from rollout_ft.testing.small_engine.scheduler import PauseMode, Scheduler
+from rollout_ft.testing.small_engine.scheduler import Scheduler
 
 _HEALTH_TIMEOUT_S = 20.0
+_CLEAN_UP_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,8 @@ class Settings:
 
     model_path: Path
     incremental_streaming_output: bool
-    started: float
+    weight_version: str
+    start_s: float
 
 
 class Application:
@@ -60,7 +64,7 @@ class Application:
     def __init__(self, engines: dict[int, Scheduler], settings: Settings) -> None:
         self._engines = engines
         self._settings = settings
-        self._routes: dict[tuple[str, str], Callable[[Scheduler, JSON], Awaitable[Reply]]] = {
+        self._routes: dict[tuple[str, str], Route] = {
             ("GET", "/health"): self._health,
             ("GET", "/health_generate"): self._health_generate,
             ("GET", "/ready"): self._ready,
@@ -70,67 +74,76 @@ class Application:
             ("GET", "/get_server_info"): self._server_info,
             ("GET", "/v1/loads"): self._loads,
             ("GET", "/v1/models"): self._models,
-            ("POST", "/abort_request"): self._abort_request,
-            ("POST", "/pause_generation"): self._pause_generation,
-            ("POST", "/continue_generation"): self._continue_generation,
-            ("POST", "/update_weights_from_disk"): self._update_weights_from_disk,
-            ("POST", "/update_weight_version"): self._update_weight_version,
             ("POST", "/parse_function_call"): self._parse_function_call,
             ("POST", "/separate_reasoning"): self._separate_reasoning,
-            ("GET", "/flush_cache"): self._flush_cache,
-            ("POST", "/flush_cache"): self._flush_cache,
+            **ROUTES,
         }
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         engine = self._engines[scope["server"][1]]
         method, path = scope["method"], scope["path"]
-        raw = await read_body(receive) if method in ("POST", "PUT") else b""
+        raw = await read_body(receive)
         if raw is None:
             await send_reply(send, Reply(413, error_object("the body is too large", 413)))
             return
         try:
-            body: Any = orjson.loads(raw) if raw else {}
+            body: Any = orjson.loads(raw) if raw else None
         except orjson.JSONDecodeError as error:
             await send_reply(send, Reply(400, error_object(f"the body is not JSON: {error}", 400)))
             return
-        if path == "/generate" and method in ("POST", "PUT"):
-            await self._generate(engine, body, receive, send)
-            return
+        try:
+            if path == "/generate" and method in ("POST", "PUT"):
+                await self._generate(engine, body, receive, send)
+            else:
+                await send_reply(send, await self._answer(engine, method, path, body))
+        except Died as died:
+            # No reply and no cleanup, as when SGLang's scheduler dies and takes its server along.
+            print(f"small engine: {died}: exiting", file=sys.stderr, flush=True)
+            os._exit(1)
+
+    async def _answer(self, engine: Scheduler, method: str, path: str, body: Any) -> Reply:
         route = self._routes.get((method, path))
         if route is None:
-            await send_reply(send, Reply(404, {"detail": "Not Found"}))
-        elif not isinstance(body, dict):
-            await send_reply(send, Reply(400, error_object("the body is not a JSON object", 400)))
-        else:
-            await send_reply(send, await route(engine, cast(JSON, body)))
+            known = path == "/generate" or any(path == other for _, other in self._routes)
+            return Reply(405, {"detail": "Method Not Allowed"}) if known else Reply(404, {"detail": "Not Found"})
+        if body is None and path not in WITHOUT_BODY and method == "POST":
+            return Reply(400, error_object("1 validation error: body: Field required", 400))
+        if not isinstance(body, dict | None):
+            return Reply(400, error_object("2 validation errors: the body is not a JSON object", 400))
+        try:
+            return await route(engine, cast(JSON, body or {}))
+        except SchemaError as error:
+            return Reply(400, error_object(str(error), 400))
 
     async def _generate(self, engine: Scheduler, raw: Any, receive: Receive, send: Send) -> None:
         try:
             body = check_schema(raw)
+            running = engine.submit(parse_request(body, engine.vocabulary, engine.limits.context_length))
         except SchemaError as error:
             await send_reply(send, Reply(400, error_object(str(error), 400)))
             return
-        try:
-            running = engine.submit(parse_request(body, engine.vocabulary, engine.limits.context_length))
-        except OutOfVocabulary as error:
-            # No reply and no cleanup: SGLang's scheduler dies of an IndexError here, and takes its server along.
-            print(f"small engine: {error}: exiting", file=sys.stderr, flush=True)
-            os._exit(1)
-        except ValueRefused as refused:
-            await _refuse(send, refused, wants_stream(body))
+        except ContractError as error:
+            await send_reply(send, Reply(400, {"error": str(error)}))
             return
-        watcher = asyncio.create_task(_abort_on_disconnect(receive, engine, running))
+        except ValueRefused as refused:
+            stream = wants_stream(raw)
+            if stream and isinstance(refused, DuplicateRid):
+                _abort_soon(engine, raw["rid"])
+            await _refuse(send, refused, stream)
+            return
+        watcher = asyncio.create_task(_drop_on_disconnect(receive, engine, running))
         try:
             if running.request.stream:
                 await self._stream(engine, running, send)
+                _abort_soon(engine, running.request.rid)
             else:
                 while running.finish is None:
                     running.changed.clear()
                     await running.changed.wait()
-                await send_reply(send, Reply(200, running.reply(engine.version)))
+                await send_reply(send, _whole(engine, running))
         finally:
             watcher.cancel()
-            _abort(engine, running)
+            engine.drop(running)
 
     async def _stream(self, engine: Scheduler, running: Running, send: Send) -> None:
         incremental = self._settings.incremental_streaming_output
@@ -140,7 +153,10 @@ class Application:
             await running.changed.wait()
             running.changed.clear()
             last = running.finish is not None
-            chunk = running.reply(engine.version, ids_sent, text_sent)
+            if running.ended_waiting:
+                chunk = running.last_of_a_waiting_one(engine.weights.told, incremental)
+            else:
+                chunk = running.reply(engine.weights.told, ids_sent, text_sent)
             if incremental:
                 ids_sent += len(chunk["output_ids"])
                 text_sent += len(chunk["text"])
@@ -168,82 +184,61 @@ class Application:
         path = str(self._settings.model_path)
         info: JSON = {
             "model_path": path,
+            "served_model_name": path,
             "tokenizer_path": path,
             "is_generation": True,
-            "weight_version": engine.version,
-            "vocab_size": engine.vocabulary.size,
-            "context_length": engine.limits.context_length,
+            "weight_version": engine.weights.told,
+            "load_format": "auto",
+            "reasoning_parser": None,
+            "tool_call_parser": None,
+            "disaggregation_mode": "null",
+            "model_type": "small",
+            "architectures": ["SmallEngineForCausalLM"],
         }
         return Reply(200, info)
 
     async def _server_info(self, engine: Scheduler, body: JSON) -> Reply:
         limits = engine.limits
+        # How long the parts of a start took: floats that tell one start from another.
+        startup = {"load_weight": self._settings.start_s, "scheduler_e2e": self._settings.start_s}
         info: JSON = {
             "model_path": str(self._settings.model_path),
-            "served_model_name": self._settings.model_path.name,
+            "served_model_name": str(self._settings.model_path),
             "context_length": limits.context_length,
             "stream_interval": limits.stream_interval,
             "incremental_streaming_output": self._settings.incremental_streaming_output,
+            "enable_memory_saver": engine.weights.saver,
             "max_running_requests": limits.max_running,
             "max_queued_requests": limits.max_queued,
+            "disaggregation_mode": "null",
             "tp_size": 1,
             "pp_size": 1,
             "dp_size": 1,
-            "weight_version": engine.version,
-            "startup_time": self._settings.started,
-            "version": "small",
-            "internal_states": [engine.load()],
+            "nnodes": 1,
+            "weight_version": self._settings.weight_version,
+            "startup_time": {**startup, "tokenizer_e2e": self._settings.start_s},
+            "version": "0.5.23",
         }
-        return Reply(200, info)
+        state = {
+            **info,
+            "weight_version": engine.weights.version,
+            "startup_time": startup,
+            "world_size": 1,
+            "effective_max_running_requests_per_dp": limits.max_running,
+            "last_gen_throughput": 0.0,
+        }
+        return Reply(200, {**info, "internal_states": [state]})
 
     async def _loads(self, engine: Scheduler, body: JSON) -> Reply:
-        loads = [{"dp_rank": 0, **engine.load()}]
-        return Reply(200, {"timestamp": time.time(), "version": "small", "dp_rank_count": 1, "loads": loads})
+        now = datetime.now(UTC)
+        load = {"timestamp": now.timestamp(), "dp_rank": 0, **engine.load()}
+        load["queues"] = {"waiting": load["num_waiting_reqs"], "grammar": 0, "paused": 0, "retracted": 0, "prealloc_ready": 0}
+        return Reply(200, {"timestamp": now.isoformat(), "version": "0.5.23", "accelerator": None, "num_accelerators": 1, "loads": [load]})
 
     async def _models(self, engine: Scheduler, body: JSON) -> Reply:
         path, limit = str(self._settings.model_path), engine.limits.context_length
         card = {"id": path, "object": "model", "owned_by": "sglang", "root": path, "max_model_len": limit}
         return Reply(200, {"object": "list", "data": [card]})
-
-    async def _abort_request(self, engine: Scheduler, body: JSON) -> Reply:
-        if body.get("abort_all"):
-            engine.abort_all()
-        else:
-            engine.abort(str(body.get("rid") or ""))
-        return Reply(200)
-
-    async def _pause_generation(self, engine: Scheduler, body: JSON) -> Reply:
-        mode = body.get("mode", "abort")
-        if mode not in get_args(PauseMode):
-            return Reply(400, error_object(f"mode must be one of {', '.join(get_args(PauseMode))}", 400))
-        engine.pause(mode)
-        return Reply(200, {"message": "Generation paused successfully.", "status": "ok"})
-
-    async def _continue_generation(self, engine: Scheduler, body: JSON) -> Reply:
-        engine.resume()
-        return Reply(200, {"message": "Generation continued successfully.", "status": "ok"})
-
-    async def _update_weights_from_disk(self, engine: Scheduler, body: JSON) -> Reply:
-        """The weights that the file `seed` of `model_path` names, or else those that the version's name gives."""
-        version: str = body.get("weight_version") or engine.version
-        try:
-            seed = _weights_seed(Path(str(body.get("model_path", ""))), version)
-            if body.get("abort_all_requests", False):
-                engine.abort_all()
-            await engine.update_weights(version, seed, bool(body.get("flush_cache", True)))
-        except ValueRefused as refused:
-            return Reply(400, {"success": False, "message": refused.message, "num_paused_requests": 0})
-        return Reply(200, {"success": True, "message": "Succeeded to update model weights.", "num_paused_requests": 0})
-
-    async def _update_weight_version(self, engine: Scheduler, body: JSON) -> Reply:
-        version = body.get("new_version")
-        if not isinstance(version, str) or not version:
-            return Reply(400, error_object("new_version must be a string", 400))
-        if body.get("abort_all_requests", True):
-            engine.abort_all()
-        engine.set_version(version)
-        message = f"Weight version updated to {version}"
-        return Reply(200, {"success": True, "message": message, "new_version": version})
 
     async def _parse_function_call(self, engine: Scheduler, body: JSON) -> Reply:
         """SGLang answers 500 without a body of its own where a parser is unknown or raises."""
@@ -261,36 +256,31 @@ class Application:
         reasoning, text = parsing.separate_reasoning(body["text"], body["reasoning_parser"])
         return Reply(200, {"reasoning_text": reasoning, "text": text})
 
-    async def _flush_cache(self, engine: Scheduler, body: JSON) -> Reply:
-        if not engine.flush_cache():
-            return Reply(400, {"success": False, "message": "Cache not flushed: requests are in flight."})
-        return Reply(200, {"success": True, "message": "Cache flushed."})
+
+def _whole(engine: Scheduler, running: Running) -> Reply:
+    finish = running.finish or {}
+    if status := finish.get("status_code"):
+        return Reply(status, error_object(finish["message"], status))
+    if running.ended_waiting:
+        return Reply(200, running.last_of_a_waiting_one(engine.weights.told, incremental=False))
+    return Reply(200, running.reply(engine.weights.told))
 
 
-def _weights_seed(directory: Path, version: str) -> str:
-    if not directory.is_dir():
-        raise ValueRefused(f"model_path {directory} is no directory")
-    seed = directory / "seed"
-    return seed.read_text(encoding="utf-8").strip() if seed.is_file() else version
+def _abort_soon(engine: Scheduler, rid: str) -> None:
+    """SGLang's clean-up behind every stream, one that was refused as well: whoever has the rid by then is aborted."""
+    asyncio.get_running_loop().call_later(_CLEAN_UP_S, engine.abort, rid)
 
 
-def _abort(engine: Scheduler, running: Running) -> None:
-    if running.finish is None:
-        engine.abort(running.request.rid)
-
-
-async def _abort_on_disconnect(receive: Receive, engine: Scheduler, running: Running) -> None:
+async def _drop_on_disconnect(receive: Receive, engine: Scheduler, running: Running) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    _abort(engine, running)
+    engine.drop(running)
 
 
 async def _refuse(send: Send, refused: ValueRefused, stream: bool) -> None:
     if stream:
-        error = {"error": {"message": refused.message, "code": refused.status, "retryable": refused.status == 503}}
+        error = {"message": refused.message, "type": "invalid_request_error", "code": refused.status, "retryable": False}
         await begin_stream(send)
-        await send_event(send, error, last=True)
-    elif refused.status == 400:
-        await send_reply(send, Reply(400, {"error": {"message": refused.message}}))
+        await send_event(send, {"error": error}, last=True)
     else:
-        await send_reply(send, Reply(refused.status, error_object(refused.message, refused.status)))
+        await send_reply(send, Reply(refused.status, {"error": {"message": refused.message}}))

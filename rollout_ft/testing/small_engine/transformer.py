@@ -31,6 +31,7 @@ _HEAD = 16
 _HIDDEN = 128
 _KEY_VALUE = 2 * _HEAD
 _SHAPE = (_WIDTH,)
+_NEVER = -1e9
 _CACHED_TOKENS = 262_144
 
 Logprobs = NDArray[np.float32]
@@ -91,6 +92,17 @@ class Transformer:
 
     def start(self, prompt: Ids, sampling: Sampling) -> Sequence:
         return Sequence(self, prompt, sampling)
+
+    @torch.inference_mode()
+    def score(self, prompt: Ids, sampling: Sampling) -> list[float | None]:
+        rows, scores = Rows(prompt, _LAYERS, _KEY_VALUE), list[float | None]([None])
+        for index, token in enumerate(prompt[1:].tolist()):
+            x = self.position(int(prompt[index]), index, rows.layers)
+            state = self.prior.start(prompt[: index + 1].tolist())
+            forced = self.prior.forced(state)
+            certain = 0.0 if forced == token else _NEVER
+            scores.append(float(self.logprobs(x, state, sampling.temperature, frozenset())[token]) if forced is None else certain)
+        return scores
 
     def position(self, token: int, index: int, layers: list[LayerRows]) -> torch.Tensor:
         """Compute position `index`: its keys and values go to `layers`; returns what its logits are made of."""

@@ -1,4 +1,4 @@
-"""A real SGLang on a CPU, for tests: fixtures for a shared one and for ones that a test may break."""
+"""Model servers in processes of their own, for tests: the real SGLang on a CPU and the small engine, started alike."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import aiohttp
 import psutil
 import pytest
 
@@ -25,11 +24,12 @@ START_S = 150
 
 
 @dataclass
-class RealSGLang:
-    """A server under a guard: whatever ends the tests ends it too, with its scheduler and detokenizer."""
+class ModelServer:
+    """A server under a guard: whatever ends the tests ends it too, with all its processes."""
 
     url: str
     log: Path
+    model: Path
     _guard: subprocess.Popen[bytes]
     _pipe: int
 
@@ -40,16 +40,13 @@ class RealSGLang:
 
     @property
     def scheduler_pid(self) -> int:
+        """Of the process that computes: the small engine has only the one."""
         children = psutil.Process(self.pid).children(recursive=True)
-        return next(child.pid for child in children if "scheduler" in " ".join(child.cmdline()))
+        return next((child.pid for child in children if "scheduler" in " ".join(child.cmdline())), self.pid)
 
     @property
     def alive(self) -> bool:
         return self._guard.poll() is None
-
-    def http(self) -> aiohttp.ClientSession:
-        """For what the adapter has no call for; paths are relative."""
-        return aiohttp.ClientSession(self.url)
 
     def kill(self) -> None:
         """All of it, stopped processes included."""
@@ -62,25 +59,32 @@ class RealSGLang:
         self._guard.wait(timeout_s)
 
 
-Start = Callable[..., RealSGLang]
+Start = Callable[..., ModelServer]
 
 
-def _launch(directory: Path, model: Path, *args: str, env: dict[str, str] | None = None) -> RealSGLang:
+def launch(program: Sequence[str], model: Path, directory: Path, *args: str, env: dict[str, str] | None = None) -> ModelServer:
+    """Starts a server and returns when it is ready; fails the test with its last words when it does not get there."""
     port = free_port("127.0.0.1")
-    command = [*launch_command(str(PYTHON)), *CPU_ARGS, "--model-path", str(model), "--host", "127.0.0.1", "--port", str(port)]
-    log = directory / f"sglang-{port}.log"
+    command = [*program, "--model-path", str(model), "--host", "127.0.0.1", "--port", str(port), *args]
+    log = directory / f"server-{port}.log"
     read, write = os.pipe()
     with log.open("wb") as out:
         guard = subprocess.Popen(
-            [sys.executable, "-I", "-S", GUARD, str(read), *command, *args],
+            [sys.executable, "-I", "-S", GUARD, str(read), *command],
             pass_fds=(read,), start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=out,
-            env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}),
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | (env or {}),
         )  # fmt: skip
     os.close(read)
-    return RealSGLang(f"http://127.0.0.1:{port}", log, guard, write)
+    server = ModelServer(f"http://127.0.0.1:{port}", log, model, guard, write)
+    _wait_until_ready(server)
+    return server
 
 
-def _wait_until_ready(server: RealSGLang) -> None:
+def launch_sglang(model: Path, directory: Path, *args: str, env: dict[str, str] | None = None) -> ModelServer:
+    return launch([*launch_command(str(PYTHON)), *CPU_ARGS], model, directory, *args, env=env)
+
+
+def _wait_until_ready(server: ModelServer) -> None:
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and server.alive:
         try:
@@ -89,7 +93,7 @@ def _wait_until_ready(server: RealSGLang) -> None:
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)
     server.kill()
-    pytest.fail("SGLang did not start:\n" + "\n".join(server.log.read_text(errors="replace").splitlines()[-30:]))
+    pytest.fail("the server did not start:\n" + "\n".join(server.log.read_text(errors="replace").splitlines()[-30:]))
 
 
 @pytest.fixture(scope="session")
@@ -110,11 +114,10 @@ def tiny_model(sglang_python: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture
 def start_sglang(tiny_model: Path, tmp_path: Path) -> Iterator[Start]:
     """Starts servers that this test may break: `start_sglang("--some-argument", env={...})`."""
-    started: list[RealSGLang] = []
+    started: list[ModelServer] = []
 
-    def start(*args: str, model: Path = tiny_model, env: dict[str, str] | None = None) -> RealSGLang:
-        started.append(_launch(tmp_path, model, "--incremental-streaming-output", *args, env=env))
-        _wait_until_ready(started[-1])
+    def start(*args: str, model: Path = tiny_model, env: dict[str, str] | None = None) -> ModelServer:
+        started.append(launch_sglang(model, tmp_path, "--incremental-streaming-output", *args, env=env))
         return started[-1]
 
     yield start
@@ -123,9 +126,8 @@ def start_sglang(tiny_model: Path, tmp_path: Path) -> Iterator[Start]:
 
 
 @pytest.fixture(scope="session")
-def sglang_server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealSGLang]:
+def sglang_server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
     """One for all tests: leave it as it was found."""
-    server = _launch(tmp_path_factory.mktemp("sglang"), tiny_model, "--incremental-streaming-output")
-    _wait_until_ready(server)
+    server = launch_sglang(tiny_model, tmp_path_factory.mktemp("sglang"), "--incremental-streaming-output")
     yield server
     server.kill()
