@@ -8,7 +8,7 @@ SITE := $(shell $(PYTHON) -c 'import torch' 2>/dev/null && echo --system-site-pa
 VENVS := .venvs
 CLIENTS := $(basename $(notdir $(wildcard tests/clients/requirements/*.txt)))
 
-.PHONY: demo test test-cluster test-clients test-sglang test-parsers test-templates test-api check bench clean
+.PHONY: demo demo-sglang test test-cluster test-clients test-sglang test-parsers test-templates test-api check bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rollout-ft demo $(ARGS)
@@ -24,6 +24,15 @@ test-cluster: $(VENV)/.installed
 # SGLang itself on a CPU, 2.7 GB, in an environment of its own: its dependencies are those of a GPU otherwise.
 test-sglang: $(VENV)/.installed $(VENVS)/sglang/.installed
 	$(BIN)/python -m pytest -m sglang tests/sglang tests/engines $(ARGS)
+
+# Real SGLang engines on a CPU with SmolLM2-135M-Instruct, 2.1 GB each; a few minutes.
+demo-sglang: $(VENV)/.installed $(VENVS)/sglang/models/smollm2/config.json
+	$(BIN)/rollout-ft demo-sglang --python $(VENVS)/sglang/bin/python --model $(VENVS)/sglang/models/smollm2 $(ARGS)
+
+$(VENVS)/sglang/models/smollm2/config.json: $(VENVS)/sglang/.installed rollout_ft/testing/sglang_cpu/models.py
+	mkdir -p $(@D)
+	$(VENVS)/sglang/bin/python rollout_ft/testing/sglang_cpu/models.py smollm2 $(@D)
+	@touch $@
 
 # SGLang's parsers, in its environment.
 test-parsers: $(VENVS)/sglang/.installed

@@ -234,7 +234,7 @@ async def test_an_engine_that_has_no_routed_experts_sends_none(engine: SGLang):
 
 
 async def test_a_generation_that_stops_by_itself_says_so(server: Process, engine: SGLang):
-    sampling = {**SAMPLING, "stop_token_ids": [(await reference(server.url))["output_ids"][20]]}
+    sampling = {**SAMPLING, "ignore_eos": False, "stop_token_ids": [(await reference(server.url))["output_ids"][20]]}
     whole = await reference(server.url, sampling)
     chunks = [c async for c in ask(engine, sampling)]
     assert chunks[-1].finish == "stop"

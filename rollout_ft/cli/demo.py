@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ async def demo(tasks: Sequence[JSON], seed: int, console: Console, events: Path 
         async with runtime.start(settings(directory, seed, concurrency), faults=True) as run:
             if events is not None:
                 run.on_event = Lines(events).append
-            stage = Stage(run, Path(directory), tasks, console)
+            stage = Stage(run, tasks, console, lambda: sampled(Path(directory)))
             policies = [await stage.play("no faults", Recovery.RESUME, [])]
             for recovery in Recovery:
                 prefix = f"{recovery.value}-"
@@ -103,17 +103,18 @@ async def demo(tasks: Sequence[JSON], seed: int, console: Console, events: Path 
 class Stage:
     """One fleet, on which the policies play one after the other."""
 
-    def __init__(self, run: Run, directory: Path, tasks: Sequence[JSON], console: Console):
-        self._run, self._directory, self._tasks, self._console = run, directory, tasks, console
+    def __init__(self, run: Run, tasks: Sequence[JSON], console: Console, sampled: Callable[[], int] | None = None):
+        """`sampled` tells the tokens of all engines by their own count; without, they are those that the turns account for."""
+        self._run, self._tasks, self._console, self._sampled = run, tasks, console, sampled
         self.agent = ProcessAgent(AGENT)
-        self._faults: Any = ray.get_actor("demo/faults/1", run.setup.namespace)
+        self._faults: Any = ray.get_actor(f"{run.config.run}/faults/1", run.setup.namespace)
 
     async def play(self, name: str, recovery: Recovery, faults: list[Fault]) -> Policy:
         await self._fleet_is_whole()
         policy = Policy(name, len(self._tasks))
         await self._faults.arm.remote(faults)
         killer = asyncio.create_task(self._kill_agents())
-        before, began = self._sampled(), monotonic()
+        before, began = self._sampled() if self._sampled else 0, monotonic()
         show = asyncio.create_task(self._show(policy, began))
         config = TrialConfig(recovery=recovery, concurrency=self._run.config.trial.concurrency)
 
@@ -132,7 +133,8 @@ class Stage:
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
         policy.seconds = round(monotonic() - began, 1)
-        policy.tokens_generated = self._sampled() - before
+        counted = self._sampled() if self._sampled else sum(result.tokens_generated for result in policy.results)
+        policy.tokens_generated = counted - before
         trained = sum(int(np.sum(p["loss_mask"])) for t in policy.trajectories.values() for p in t["paths"])
         policy.tokens_wasted = policy.tokens_generated - trained
         for result in policy.results:
@@ -151,10 +153,6 @@ class Stage:
         while True:
             self.agent.kill(await self._faults.next_agent.remote())
 
-    def _sampled(self) -> int:
-        """Tokens sampled by all engines so far, by their own count."""
-        return sum(int(np.fromfile(path, "<u8")[0]) for path in self._directory.glob("*.count"))
-
     async def _show(self, policy: Policy, began: float) -> None:
         """A live line on a terminal, a line every few seconds elsewhere."""
 
@@ -172,8 +170,13 @@ class Stage:
                 live.update(line())
 
 
-def identical(clean: Policy, resumed: Policy, tasks: Sequence[JSON]) -> dict[str, str]:
-    """Per task: empty when token ids, loss mask, logprobs and reward are equal, else what differs first."""
+def sampled(directory: Path) -> int:
+    """Tokens sampled by all engines so far, by their own count."""
+    return sum(int(np.fromfile(path, "<u8")[0]) for path in directory.glob("*.count"))
+
+
+def identical(clean: Policy, resumed: Policy, tasks: Sequence[JSON], within: float = 0) -> dict[str, str]:
+    """Per task: empty when token ids, loss mask, reward and logprobs (`within` this) are equal, else what differs first."""
     rewards = {(p.name, r.task_id): r.reward for p in (clean, resumed) for r in p.results}
     found: dict[str, str] = {}
     for task in tasks:
@@ -181,9 +184,11 @@ def identical(clean: Policy, resumed: Policy, tasks: Sequence[JSON]) -> dict[str
         a, b = clean.trajectories[key]["paths"], resumed.trajectories[key]["paths"]
         found[key] = "" if len(a) == len(b) else f"{len(b)} paths instead of {len(a)}"
         for one, other in zip(a, b, strict=False):
-            for name in ("token_ids", "loss_mask", "logprobs"):
+            for name in ("token_ids", "loss_mask"):
                 if one[name] != other[name]:
                     found[key] = found[key] or name
+            if not found[key] and not np.allclose(one["logprobs"], other["logprobs"], rtol=0, atol=within):
+                found[key] = "logprobs"
         if rewards["no faults", key] != rewards[resumed.name, key]:
             found[key] = found[key] or "reward"
     return found

@@ -60,6 +60,24 @@ def demo(
     raise typer.Exit(1 if command.failed(result) else 0)
 
 
+@app.command("demo-sglang")
+def demo_sglang(
+    python: Annotated[Path, typer.Option(exists=True, help="the Python of an environment that has SGLang")],
+    model: Annotated[Path, typer.Option(exists=True, help="model folder; `make demo-sglang` writes one of SmolLM2")],
+    engines: Annotated[int, typer.Option(min=2, max=3)] = 2,
+    json: AsJson = False,
+) -> None:
+    """Six trials on real SGLang engines on a CPU; one engine is killed in mid-generation."""
+    from rollout_ft.cli import demo_sglang as command
+
+    result = _run(command.demo(python, model, engines, Console(stderr=json)))
+    if result is None:
+        raise typer.Exit(1)
+    if json:
+        print(orjson.dumps(result).decode())
+    raise typer.Exit(1 if command.failed(result) else 0)
+
+
 @app.command()
 def serve(config: ConfigFile = None, overrides: Overrides = None) -> None:
     """Start a run and serve it until SIGINT or SIGTERM; prints one JSON line when ready."""

@@ -1,7 +1,9 @@
 """What of an unfinished generation another engine can go on from.
 
 Owns the preconditions and corrections of a continuation. Pure. What cannot be continued faithfully is generated again
-from the prompt: a grammar's state, and penalties that count only the tokens of their own request, die with the engine.
+from the prompt: the state of a grammar, of a thinking budget or of a logits processor dies with the engine, penalties count
+only the tokens of their own request, and what a regular expression stops at may have begun anywhere. Several samples or
+beams in one request are no single list of tokens. A bias of logits has no state and goes on.
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ from typing import Literal
 
 from rollout_ft.types import JSON, VersionSpan
 
-_GRAMMARS = ("json_schema", "regex", "ebnf", "structural_tag")
-_PENALTIES = {"frequency_penalty": 0.0, "presence_penalty": 0.0, "repetition_penalty": 1.0}
+_WITH_STATE = (
+    "json_schema", "regex", "ebnf", "structural_tag", "stop_regex", "custom_params", "custom_logit_processor", "max_thinking_tokens",
+)  # fmt: skip
+_NEUTRAL = {"frequency_penalty": 0, "presence_penalty": 0, "repetition_penalty": 1, "n": 1, "beam_width": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +35,9 @@ def start_from(ids: Sequence[int], *, sampling: JSON, stop_ids: Set[int], max_ne
         return Start(len(ids), "stop")
     if len(ids) >= max_new_tokens:
         return Start(max_new_tokens, "length")
-    if any(sampling.get(key) is not None for key in _GRAMMARS):
+    if any(sampling.get(key) is not None for key in _WITH_STATE):
         return Start(0)
-    if any(sampling.get(key, neutral) != neutral for key, neutral in _PENALTIES.items()):
+    if any(sampling.get(key) not in (None, neutral) for key, neutral in _NEUTRAL.items()):
         return Start(0)
     # A stop string that began before the break would be missed: go back by its longest possible tail, a token
     # being at least one byte.

@@ -29,7 +29,7 @@ from rollout_ft.session.render import Renderer
 from rollout_ft.session.request import TurnRequest
 from rollout_ft.session.special import refuse_special_tokens
 from rollout_ft.session.spelling import Spelling
-from rollout_ft.session.tree import Node, Tree, ids_bytes, turn_key
+from rollout_ft.session.tree import Node, Tree, ids_bytes, outside, turn_key
 from rollout_ft.types import JSON, Answered, Ended, Opened, Partial, Recovery, SessionSpec, Turn, session_id
 
 
@@ -92,6 +92,8 @@ class Session:
         self._seed = blake2b(seed.encode(), digest_size=16).digest()
         self._seen, self._spelling = Seen(self.key), Spelling()
         self._order = 0
+        self._foreign = False
+        """The checkpoint has ids that are none of this model's."""
 
     def restore(self, entries: list[SessionEntry], partials: list[Partial]) -> None:
         """Rebuilds the state that the entries of a checkpoint made; the attempt is that of the last `Opened`."""
@@ -106,6 +108,7 @@ class Session:
                         self.tree, self.lineage = Tree(self.key), entry.attempt
                 case Turn():
                     self._add(entry)
+                    self._foreign |= outside(entry.prompt_ids + entry.output_ids, self._renderer.vocab_size)
                     self.evidence.restore(entry.acknowledged, entry.delivered)
                 case Answered():
                     self._restore_answered(entry)
@@ -200,6 +203,9 @@ class Session:
             raise BadRequest(f"the session has {self.tree.tokens} tokens (session.max_tokens); open another", code="too_many_tokens")
         if self.config.special_tokens_in_text == "refuse":
             refuse_special_tokens(request.messages[place.new_from :], self._renderer.special_texts)
+        if self._foreign:
+            message = "the checkpoint of this trial has token ids that the model does not have: it was made with another model"
+            raise BadRequest(message, code="foreign_tokens")
         parent, new = place.parent, prompt(self._renderer, request, place)
         tokens = (parent.tokens if parent else 0) - new.trim + len(new.ids)
         room = self._context_tokens - tokens
@@ -226,7 +232,8 @@ class Session:
             seed=int.from_bytes(blake2b(self._seed + key.encode(), digest_size=4).digest(), "little") & 0x7FFFFFFF,
         )
         partial = self.partials.get(key)
-        if partial is not None and partial.prompt_digest == flight.prompt_digest:
+        known = partial is not None and not outside(partial.output_ids, self._renderer.vocab_size)
+        if partial is not None and known and partial.prompt_digest == flight.prompt_digest:
             flight.partial = partial
         return flight
 

@@ -41,6 +41,12 @@ def ids_of(data: bytes) -> list[int]:
     return np.frombuffer(data, dtype="<i4").tolist()
 
 
+def outside(ids: bytes, vocab_size: int) -> bool:
+    """Whether one of them is no token of the vocabulary: it would end an engine."""
+    array = np.frombuffer(ids, "<i4")
+    return bool(array.size) and not 0 <= int(array.min()) <= int(array.max()) < vocab_size
+
+
 def ids_bytes(ids: list[int]) -> bytes:
     return np.asarray(ids, dtype="<i4").tobytes()
 

@@ -65,13 +65,18 @@ async def test_no_tokens_and_one_token(server: ModelServer, engine: SGLang):
 
 
 async def test_a_stop_id_ends_a_generation_and_is_among_its_ids(server: ModelServer, engine: SGLang):
-    ids = (await whole(server.url, 60))["output_ids"]
-    stop = next(token for at, token in enumerate(ids) if at >= 20 and token not in ids[:at])
-    told = await listen(engine, Told(), 60, stop_token_ids=[stop])
-    reply = await whole(server.url, 60, stop_token_ids=[stop])
+    ids = (await whole(server.url, 60, ignore_eos=False))["output_ids"]
+    stop = next(token for at, token in enumerate(ids) if at >= 10 and token not in ids[:at])
+    told = await listen(engine, Told(), 60, stop_token_ids=[stop], ignore_eos=False)
+    reply = await whole(server.url, 60, stop_token_ids=[stop], ignore_eos=False)
     assert told.ids == reply["output_ids"] == ids[: ids.index(stop) + 1]
     assert told.finish == "stop"
     assert reply["meta_info"]["finish_reason"] == {"type": "stop", "matched": stop}
+
+
+async def test_who_ignores_the_models_end_ignores_stop_ids_as_well(server: ModelServer):
+    ids = (await whole(server.url, 60))["output_ids"]
+    assert (await whole(server.url, 60, stop_token_ids=[ids[10]]))["output_ids"] == ids
 
 
 async def test_a_stop_string_ends_a_generation_and_is_cut_from_the_text_alone(server: ModelServer, engine: SGLang):
@@ -88,7 +93,7 @@ async def test_a_stop_string_ends_a_generation_and_is_cut_from_the_text_alone(se
 
 async def test_nothing_stops_a_generation_before_its_least_number_of_tokens(server: ModelServer):
     stop = (await whole(server.url, 5))["output_ids"][0]
-    reply = await whole(server.url, 40, stop_token_ids=[stop], min_new_tokens=15)
+    reply = await whole(server.url, 40, stop_token_ids=[stop], min_new_tokens=15, ignore_eos=False)
     assert len(reply["output_ids"]) >= 15
     assert stop not in reply["output_ids"][:15]
 

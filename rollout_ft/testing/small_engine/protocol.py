@@ -168,7 +168,7 @@ def parse_request(body: JSON, vocabulary: Vocabulary, context_length: int) -> Re
             min_p=float(_given(params, "min_p", 0.0)),
             seed=secrets.randbits(63) if seed is None else seed,
             ignore_eos=ignore_eos,
-            stops=stops if ignore_eos else stops | {vocabulary.eos_id},
+            stops=frozenset() if ignore_eos else stops | {vocabulary.eos_id},
         ),
         max_new_tokens=max_new_tokens,
         min_new_tokens=int(_given(params, "min_new_tokens", 0)),
