@@ -124,8 +124,21 @@ class EngineConfig(Settings):
     num_gpus: float = Field(default=0, ge=0)
     start_timeout_s: Seconds = 120
     first_token_timeout_s: Seconds = 30
+    """A floor: no first token for so long, and none of any other call, and the engine hangs. Longer prompts are given longer,
+    by the speed of prefill that was measured here."""
     token_timeout_s: Seconds = 10
-    """No token for so long while one is due: the engine hangs, whatever its /health says."""
+    """A floor: no token of any call for so long while one is due, and the engine hangs, whatever its /health says. It is
+    longer while chunks are seen to come further apart, and while somebody's long prompt is computed."""
+    timeout_factor: float = Field(default=3, ge=1)
+    """How many times of what this engine was seen to need it may take, where that is more than the floors."""
+    compile_timeout_s: Seconds = 180
+    """What a new engine does for the first time may take so long: kernels are compiled."""
+    max_timeout_s: Seconds = 600
+    """The ceiling: no call waits longer for a token, nor for its turn in the engine's queue."""
+    canary_idle_s: Seconds = 10
+    """An engine that nobody used for so long is asked to compute one token's prompt, and while paused for its /server_info."""
+    dead_after: int = Field(default=3, ge=1)
+    """Failures in a row, of requests (broken connections, 5xx) or of probes, after which it is replaced."""
     stream_interval_tokens: int = Field(default=16, ge=1)
     partial_flush_s: Seconds = 1
     admission: AdmissionConfig = AdmissionConfig()
@@ -133,7 +146,15 @@ class EngineConfig(Settings):
     max_generations_per_turn: int = Field(default=6, ge=1)
     """Of one turn, whoever asks for it again and whichever engines it moves to; an attempt of a trial begins anew."""
     max_restarts: int = Field(default=100, ge=0)
-    """Replacements of one engine before it is retired."""
+    """Replacements of one engine within `restart_window_s` before it is retired."""
+    restart_window_s: Seconds = 3600
+
+    @model_validator(mode="after")
+    def _deadlines_fit(self) -> EngineConfig:
+        for name in ("first_token_timeout_s", "token_timeout_s", "compile_timeout_s"):
+            if getattr(self, name) > self.max_timeout_s:
+                raise ValueError(f"engine.{name} is longer than engine.max_timeout_s, its ceiling: raise that, or lower this")
+        return self
 
 
 class GatewayConfig(Settings):
@@ -211,6 +232,13 @@ class StoreConfig(Settings):
 class FleetConfig(Settings):
     ping_s: Seconds = 1
     """The supervisor pings every actor so often and waits so long for the answer; two misses and it is replaced."""
+    max_kills_share: float = Field(default=0.25, gt=0, le=1)
+    """Of the engines, at least one, this share at most is replaced within `kill_window_s` on suspicion: because it stands
+    still, fails or does not answer. That many at once have a cause in common, which no replacement cures. An engine whose
+    process ended is replaced whenever that happens."""
+    kill_window_s: Seconds = 60
+    warmup_s: Seconds = 30
+    """A new engine's share of new sessions grows to that of the others over this time."""
 
 
 class SessionConfig(Settings):

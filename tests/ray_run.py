@@ -26,6 +26,7 @@ OVERRIDES = [
     "engine.stream_interval_tokens=4",
     "engine.token_timeout_s=1.5",
     "engine.partial_flush_s=0.2",
+    "fleet.kill_window_s=1",
     "gateway.ping_s=0.5",
 ]
 AGENT = "rollout_ft.testing.quickstart_agent:run"
@@ -107,3 +108,10 @@ def marked(mark: str) -> list[psutil.Process]:
             if not ours and process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == mark:
                 found.append(process)
     return found
+
+
+def marked_engines() -> list[psutil.Process]:
+    """The processes of this run's engines, told from their guards, which have the same command line, by their parents."""
+    found = [p for p in marked(os.environ[MARK]) if "--stream-interval" in p.cmdline()]
+    pids = {p.pid for p in found}
+    return [p for p in found if p.ppid() in pids]

@@ -106,7 +106,9 @@ async def drive(
     g: Generation, engine: Script, deadlines: tuple[float, float] = SOON, budget: int = 3, progress: Progress = nothing
 ) -> None:
     first_token_s, token_s = deadlines
-    settings = EngineConfig(first_token_timeout_s=first_token_s, token_timeout_s=token_s, max_generations_per_turn=budget)
+    settings = EngineConfig(
+        first_token_timeout_s=first_token_s, token_timeout_s=token_s, compile_timeout_s=0.01, max_generations_per_turn=budget
+    )  # fmt: skip
     await Driver(engine, settings, luck=lambda: 0.0).run(g, progress, 0)
 
 
@@ -201,14 +203,14 @@ async def test_a_token_without_a_logprob_is_nonsense_too(bad: Chunk):
 
 
 async def test_no_first_token_within_its_deadline_is_a_lost_engine():
-    with pytest.raises(EngineLost, match="after 0 tokens"):
+    with pytest.raises(EngineLost, match="stalled"):
         async with asyncio.timeout(5):
             await run(make(), [STALL], deadlines=(0.05, 60))
 
 
 async def test_no_next_token_within_its_deadline_is_a_lost_engine_and_what_came_before_stays():
     g = make()
-    with pytest.raises(EngineLost, match="after 2 tokens"):
+    with pytest.raises(EngineLost, match="stalled"):
         async with asyncio.timeout(5):
             await run(g, [chunk(1, 2), STALL], deadlines=(60, 0.05))
     assert g.ids == [1, 2]

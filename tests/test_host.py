@@ -17,7 +17,7 @@ from rollout_ft.engine.host import Reply, SessionHost
 from rollout_ft.engine.http import OwnerHTTP
 from rollout_ft.engine.parsers import Own, TextParser
 from rollout_ft.engine.port import Chunk, EngineInfo
-from rollout_ft.errors import EngineRefused, MatcherFailed, SessionClosed
+from rollout_ft.errors import EngineRefused, MatcherFailed, SessionClosed, SessionMoved
 from rollout_ft.faultpoints import Inert
 from rollout_ft.samples.trajectory import metadata, trajectory
 from rollout_ft.session.known import MOST_KEYS
@@ -128,7 +128,12 @@ def played(play: Callable[[World], Awaitable[None]], **settings: object) -> None
     """Runs a test with an open session."""
 
     async def main() -> None:
-        known = {"engine.first_token_timeout_s": 10_000, "engine.token_timeout_s": 10_000, "session.grace_s": 60}
+        known = {
+            "engine.first_token_timeout_s": 10_000,
+            "engine.token_timeout_s": 10_000,
+            "engine.max_timeout_s": 10_000,
+            "session.grace_s": 60,
+        }
         config = load(None, {**known, **{k.replace("__", "."): v for k, v in settings.items()}})
         cluster, engine = Cluster("a", "b"), Engine()
         world = World(config, cluster, engine, host_of(config, engine, cluster))
@@ -451,3 +456,21 @@ def test_more_idempotency_keys_than_are_kept_do_not_make_the_log_grow():
         assert len(await w.cluster.stores["a"].read("t1")) <= MOST_KEYS + 3
 
     played(play, session__max_vain_replays=10**6)
+
+
+def test_a_turn_that_an_engine_fails_again_and_again_while_it_serves_others_is_handed_to_another():
+    async def play(w: World) -> None:
+        async def fails(rid: str, input_json: bytes, sampling: JSON, routed_from: int | None = None) -> AsyncIterator[Chunk]:
+            if sampling["max_new_tokens"]:
+                raise EngineRefused(500, "out of memory")
+            yield Chunk([], [], (), "length")
+
+        w.engine.generate = fails
+        with pytest.raises(SessionMoved):
+            await w.ask(ask(user("a")))
+        assert w.host.sessions() == {}
+        assert not w.host._driver.lost
+        adopted = await w.another_host().adopt(SID, 2)
+        assert [p.generations for p in adopted.partials.values()] == [w.config.engine.dead_after]
+
+    played(play, engine__max_generations_per_turn=9)

@@ -21,6 +21,7 @@ from rollout_ft.engine.host import SessionHost
 from rollout_ft.engine.http import OwnerHTTP, dump
 from rollout_ft.engine.launch import environment
 from rollout_ft.engine.launched import Launched
+from rollout_ft.engine.overseer import Overseer
 from rollout_ft.engine.parsers import make_parser, start_sglang
 from rollout_ft.engine.sglang import SGLang
 from rollout_ft.engine.unit import Unit
@@ -74,6 +75,7 @@ class EngineActor:
         )  # fmt: skip
         faults = fault_points(self._setup, self._unit)
         self._driver = Driver(self._engine, config.engine, self._events)
+        self._driver.overseer = Overseer(self._supervisor, self._engine_id, self._incarnation)
         parser = await make_parser(config, self._engine_id, self._engine, await sglang)
         self._host = SessionHost(
             self._engine_id, config, await renderer, self._driver, parser, self._mirror, self._lose_engine, self._events, faults,
@@ -90,6 +92,8 @@ class EngineActor:
         if capacity:
             self._driver.admission.limit.start(capacity)
         asyncio.create_task(self._watch_unit())  # noqa: RUF006 - lives as long as the process
+        if self._unit.ours:
+            asyncio.create_task(self._watch_idle())  # noqa: RUF006 - lives as long as the process
         settle()
         return await self.describe()
 
@@ -99,6 +103,9 @@ class EngineActor:
     async def _watch_unit(self) -> None:
         reason = await self._unit.wait()
         await self._host.engine_lost(reason)
+
+    async def _watch_idle(self) -> None:
+        await self._host.engine_lost(await self._driver.probe_idle())
 
     async def _lose_engine(self, reason: str) -> None:
         self._unit.kill()

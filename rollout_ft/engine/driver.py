@@ -1,7 +1,8 @@
 """Drives one engine: call after call until a turn is finished.
 
-Owns when the engine is called and how it is told to stop. Knows nothing of sessions or commits. Nothing is sent while
-the gate is closed or without a place; whether a failure costs the turn anything is the ladder's to say.
+Owns when the engine is called, how it is told to stop, and what is held against it. Knows nothing of sessions or commits.
+Nothing is sent while the gate is closed or without a place; whether a failure costs the turn anything is the ladder's to
+say. An engine is given up on suspicion only when the overseer agrees; until then what runs on it waits.
 """
 
 from __future__ import annotations
@@ -10,35 +11,64 @@ import asyncio
 import random
 from collections.abc import Callable
 from functools import partial
+from typing import Protocol
 
-from rollout_ft.clock import monotonic
 from rollout_ft.config import EngineConfig
 from rollout_ft.engine.admission import Admission, Place
-from rollout_ft.engine.budgets import RetryBudget, Terms
-from rollout_ft.engine.gate import Gate
+from rollout_ft.engine.canary import Canary, Probe
+from rollout_ft.engine.evidence import Doubt, Evidence, of_status, weigh
+from rollout_ft.engine.gate import Closed, Gate
 from rollout_ft.engine.generation import Generation, Progress
-from rollout_ft.engine.ladder import FULL, GiveUp, after_refusal, spent_error
+from rollout_ft.engine.ladder import FULL, GiveUp, spent_error
 from rollout_ft.engine.orphans import Orphans
-from rollout_ft.engine.patience import Patience
+from rollout_ft.engine.pace import Floors, Pace
+from rollout_ft.engine.patience import ALONE, STALLED, Patience
 from rollout_ft.engine.port import Engine
+from rollout_ft.engine.retries import Retries
 from rollout_ft.errors import EngineLost, EngineRefused
 from rollout_ft.telemetry.events import Events
 
 DEATH_IS_SEEN_S = 0.05
+PROBE_PAUSE_S = 0.2
+SPARED_PAUSE_S = 2.0
+FAILED = "failed: "
+
+
+class Overseer(Protocol):
+    """Who sees more than one engine."""
+
+    async def may_lose(self, reason: str) -> bool:
+        """Whether the engine may be given up on suspicion."""
+        ...
+
+    def doubted(self, reason: str) -> None:
+        """The engine is in doubt; with no reason, it no longer is."""
+        ...
+
+
+class Alone:
+    """The overseer of an engine that nobody replaces."""
+
+    async def may_lose(self, reason: str) -> bool:
+        return True
+
+    def doubted(self, reason: str) -> None:
+        return None
 
 
 class Driver:
     def __init__(self, engine: Engine, config: EngineConfig, events: Events | None = None, luck: Callable[[], float] = random.random):
-        self.engine, self._config, self._luck = engine, config, luck
-        self._events = events or Events("driver")
-        self.patience = Patience(config.first_token_timeout_s, config.token_timeout_s)
+        self.engine, self._config = engine, config
+        c = config
+        floors = Floors(c.first_token_timeout_s, c.token_timeout_s, c.compile_timeout_s, c.max_timeout_s, c.timeout_factor)
+        self.patience = Patience(Pace(floors), self._may_lose_stalled)
         self.gate = Gate(self.patience)
         self.admission = Admission(config.admission)
-        self.orphans = Orphans(engine, lambda: self.admission.in_flight, self._events)
-        retry = config.retry
-        self._retries = RetryBudget(Terms(retry.share, retry.floor_per_s, retry.burst), monotonic())
-        self._short = False
-        self.last_progress = monotonic()
+        events = events or Events("driver")
+        self.orphans, self._retries = Orphans(engine, lambda: self.admission.in_flight, events), Retries(config, events, luck)
+        self.canary = Canary(engine, config, self.gate, self.patience)
+        self.overseer: Overseer = Alone()
+        self._doubt = Doubt()
         self.lost = False
         """Nothing more is sent: the engine is being replaced."""
 
@@ -47,21 +77,21 @@ class Driver:
 
         Raises EngineLost, Overloaded, or EngineRefused when the request is wrong or the turn's budget is spent.
         """
-        most, refusals, retry = self._config.max_generations_per_turn, 0, generation.calls > 0
+        refusals, retry = 0, generation.calls > 0
         while not generation.complete():
-            if generation.calls >= most:
+            if generation.calls >= self._config.max_generations_per_turn:
                 raise spent_error(generation.calls)
-            await self._affordable(retry)
+            await self._retries.affordable(retry)
             refused, excused = await self._call(generation, progress, began)
             if refused is None:
                 return
-            refusals = refusals + 1 if refused.status in (None, *FULL) else 0
-            then = after_refusal(
-                refused, excused=excused, spent=generation.calls, max_spent=most, refusals=refusals, config=self._config.retry,
-                luck=self._luck(),
-            )  # fmt: skip
+            then, refusals = self._retries.after(refused, excused=excused, spent=generation.calls, refusals=refusals)
+            evidence = Evidence.REFUSED if excused else of_status(refused.status)
+            self._weigh(evidence, str(refused))
             if isinstance(then, GiveUp):
                 raise then.error
+            if evidence is Evidence.FAILED and self._doubt.lost(self._config.dead_after):
+                raise EngineLost("", f"{FAILED}{self._doubt.requests} requests in a row")
             retry = then.retry
             generation.calls -= not then.costs
             await asyncio.sleep(then.pause_s)
@@ -78,7 +108,7 @@ class Driver:
                     await generation.call(self.engine, self.patience, progress, partial(self._answered, place, closings))
                     return None, False
                 except EngineLost as e:
-                    if e.reason.startswith("stalled") and closings == self.gate.closings:
+                    if e.reason.startswith(ALONE):
                         place.refused()
                     raise
                 except EngineRefused as e:
@@ -90,25 +120,38 @@ class Driver:
         if closings == self.gate.closings:  # the time of a pause is not the engine's
             place.answered()
 
-    async def _affordable(self, retry: bool) -> None:
-        """Returns when this call may be made: retries are a share of the traffic."""
-        if not retry:
-            return self._retries.called()
-        wait_s = self._retries.retry(monotonic())
-        if self._retries.spent and not self._short:
-            self._events.emit("retries.spent", wait_s=round(wait_s, 3))
-        self._short = self._retries.spent
-        if wait_s:
-            await asyncio.sleep(wait_s)
-
     async def is_lost(self, e: EngineLost) -> bool:
-        """A stalled stream beside others that move is a lost request; without any progress it is a lost engine."""
-        if self.lost:
-            return True
-        if e.reason.startswith("stalled"):
-            return monotonic() - self.last_progress >= self.patience.token_s()
+        """Whether the engine is gone, and not just this call. Returns when that is known, and may be acted upon."""
+        if self.lost or e.reason.startswith(STALLED):
+            return True  # whose calls stand still is given up already
+        if e.reason.startswith(ALONE):
+            return False
+        if e.reason.startswith(FAILED):
+            return await self.canary.sing(Probe.GENERATE) is Evidence.PROBE_MISSED and await self.overseer.may_lose(e.reason)
+        self._weigh(Evidence.BROKEN, e.reason)
         await asyncio.sleep(DEATH_IS_SEEN_S)  # a killed process is reported a moment after its connections broke
-        return self.lost or not await self.engine.alive()
+        while not self.lost:
+            spared = self._doubt.lost(self._config.dead_after)
+            if spared and await self.overseer.may_lose(e.reason):
+                return True
+            if await self.engine.alive():
+                return self.lost
+            self._weigh(Evidence.PROBE_MISSED, e.reason)
+            await asyncio.sleep(SPARED_PAUSE_S if spared else PROBE_PAUSE_S)
+        return True
+
+    async def probe_idle(self) -> str:
+        """Looks after the engine while nobody uses it; returns why it is lost."""
+        why = ""
+
+        async def tell(evidence: Evidence) -> bool:
+            nonlocal why
+            self._weigh(evidence, "the canary was not answered")
+            why = f"probes: {self._doubt.probes} in a row were not answered while it was idle"
+            return self.lost or (evidence is Evidence.PROBE_MISSED and await self._may_be_lost(why))
+
+        await self.canary.watch(tell)
+        return why
 
     def abort(self, generation: Generation) -> None:
         """Nobody wants what the engine does for this turn any more; one that is lost is not asked."""
@@ -117,3 +160,21 @@ class Driver:
 
     def aclose(self) -> None:
         self.orphans.aclose()
+
+    async def _may_be_lost(self, why: str) -> bool:
+        return self._doubt.lost(self._config.dead_after) and await self.overseer.may_lose(why)
+
+    async def _may_lose_stalled(self, reason: str) -> bool:
+        self._weigh(Evidence.STALLED, reason)
+        return await self._may_be_lost(reason)
+
+    def _weigh(self, evidence: Evidence, reason: str) -> None:
+        before, self._doubt = self._doubt, weigh(self._doubt, evidence, paused=Closed.PAUSED in self.gate.closed)
+        if before and not self._doubt:
+            self.overseer.doubted("")
+        elif self._doubt != before and evidence is not Evidence.PROBE_ANSWERED:
+            self.overseer.doubted(reason)
+            self.patience.when_moved(self._moved)
+
+    def _moved(self) -> None:
+        self._weigh(Evidence.MOVED, "")

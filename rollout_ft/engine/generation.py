@@ -19,7 +19,7 @@ from rollout_ft.engine.patience import Patience
 from rollout_ft.engine.port import Chunk, Engine
 from rollout_ft.errors import EngineLost, EngineRefused
 from rollout_ft.session.tree import ids_bytes, ids_of
-from rollout_ft.types import JSON, Partial, VersionSpan
+from rollout_ft.types import JSON, Partial, Spelled, VersionSpan
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,13 @@ class Order:
     turn_key: str
     request_id: str
     prompt_digest: str
-    input_json: bytes
+    input_json: Spelled
     sampling: JSON
     max_new_tokens: int
     seed: int
     stop_ids: frozenset[int]
     vocab_size: int
+    prompt_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -95,26 +96,22 @@ class Generation:
         sampling = {**o.sampling, "max_new_tokens": o.max_new_tokens - kept, "sampling_seed": o.seed, **(await progress(self) or {})}
         if sampling.get("min_new_tokens"):
             sampling["min_new_tokens"] = max(0, sampling["min_new_tokens"] - kept)
-        input_json = o.input_json + b"," + ",".join(map(str, self.ids)).encode() if kept else o.input_json
+        input_json = b",".join((o.input_json, *(b"%d" % i for i in self.ids))) if kept else o.input_json
         stream = engine.generate(self.rid, input_json, sampling, self.capture.end if self.capture else None)
-        wait_s, first = patience.first_token_s(), True
         try:
-            while True:
-                async with patience.within(wait_s):
-                    chunk = await anext(stream)
-                if first:
-                    first = False
-                    answered()
-                self._take(chunk, before, kept)
-                if chunk.finish == "abort":
-                    raise EngineRefused(None, "the generation was aborted at the engine")
-                if chunk.finish:
-                    self.finish = chunk.finish
-                    return
-                await progress(self)
-                wait_s = patience.token_s()
-        except TimeoutError:
-            raise EngineLost("", f"stalled: no token for {wait_s:g} s after {len(self.ids)} tokens") from None
+            async with patience.waits(o.prompt_tokens + kept) as wait:
+                async for chunk in stream:
+                    if wait.owed:
+                        answered()
+                    self._take(chunk, before, kept)
+                    wait.moved(len(chunk.ids), chunk.cached)
+                    if chunk.finish == "abort":
+                        raise EngineRefused(None, "the generation was aborted at the engine")
+                    if chunk.finish:
+                        self.finish = chunk.finish
+                        return
+                    await progress(self)
+            raise EngineLost("", "connection: the stream ended without a finish reason")
         finally:
             await stream.aclose()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rollout_ft.checkpoint.mirror import Mirror
-from rollout_ft.clock import monotonic, wall
+from rollout_ft.clock import wall
 from rollout_ft.config import Config
 from rollout_ft.engine.capture import Shape
-from rollout_ft.engine.driver import Driver
+from rollout_ft.engine.driver import FAILED, Driver
 from rollout_ft.engine.generation import Generation
 from rollout_ft.engine.held import Held
 from rollout_ft.engine.ladder import spent_error
@@ -326,7 +326,7 @@ class SessionHost:
         async def progress(g: Generation) -> dict[str, object] | None:
             nonlocal seen
             if len(g.ids) > seen:  # being asked is no progress: a frozen engine is asked all the time
-                seen, self._driver.last_progress = len(g.ids), monotonic()
+                seen = len(g.ids)
                 self._resumed(held)
             return await self._faults.generating(held.session.spec, depth, len(g.ids))
 
@@ -339,6 +339,9 @@ class SessionHost:
                     await self._lose(e.reason)
                     raise SessionMoved(held.session.id, in_flight=True) from e
                 self._driver.abort(generation)
+                if e.reason.startswith(FAILED):  # elsewhere it may succeed; what is placed next avoids this engine
+                    await self.retire(held.session.id)
+                    raise SessionMoved(held.session.id, in_flight=True) from e
         raise spent_error(engine.max_generations_per_turn)
 
     def _resumed(self, held: Held) -> None:

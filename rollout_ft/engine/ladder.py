@@ -42,13 +42,18 @@ def after_refusal(
         return GiveUp(refused)
     if excused:
         return Again(0, costs=False, retry=False)
-    free = refused.status is None or refused.status in FULL
-    if free and refusals >= config.max_refusals_per_turn:
+    costless = free(refused)
+    if costless and refusals >= config.max_refusals_per_turn:
         return GiveUp(EngineRefused(500, f"refused {refusals} times in a row (engine.retry.max_refusals_per_turn); the last: {refused}"))
-    if not free and spent >= max_spent:
+    if not costless and spent >= max_spent:
         return GiveUp(spent_error(spent, refused))
-    pause_s = backoff_s(refusals if free else spent, config, luck)
-    return Again(max(pause_s, min(refused.retry_after_s, config.max_retry_after_s)), costs=not free, retry=refused.status is not None)
+    pause_s = backoff_s(refusals if costless else spent, config, luck)
+    return Again(max(pause_s, min(refused.retry_after_s, config.max_retry_after_s)), costs=not costless, retry=refused.status is not None)
+
+
+def free(refused: EngineRefused) -> bool:
+    """Whether nothing was sampled for it, or its owner threw that away: it costs no generation."""
+    return refused.status is None or refused.status in FULL
 
 
 def backoff_s(times: int, config: RetryConfig, luck: float) -> float:

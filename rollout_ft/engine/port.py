@@ -18,7 +18,8 @@ class Chunk:
 
     `spans` cover all tokens of the generation so far, with offsets from its own first token. `routed` comes with the last
     one, where it was asked for: base64 of int32, as the engine sent it and unchecked. `recaptured` says that the engine
-    computed tokens of this generation twice, so that some of it is not from when they were sampled.
+    computed tokens of this generation twice, so that some of it is not from when they were sampled. `cached`: tokens of the
+    prompt that it did not compute.
     """
 
     ids: list[int]
@@ -27,6 +28,7 @@ class Chunk:
     finish: str = ""
     routed: bytes | memoryview = b""
     recaptured: bool = False
+    cached: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,10 @@ class Engine(Protocol):
 
     async def alive(self) -> bool:
         """Whether it answers at all: paused is alive."""
+        ...
+
+    async def scheduler_answers(self) -> None:
+        """Returns when what computes has answered, also while it is paused. Raises EngineLost, EngineRefused."""
         ...
 
     async def ready(self) -> bool:

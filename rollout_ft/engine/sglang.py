@@ -98,6 +98,16 @@ class SGLang:
         except (*_LOST, TimeoutError):
             return False
 
+    async def scheduler_answers(self) -> None:
+        """Of all that can be read, /server_info alone makes the round through the scheduler, which answers while it is paused."""
+        try:
+            async with self._http.get(f"{self.url}/server_info", timeout=_CONTROL_TIMEOUT_S) as response:
+                await response.read()
+        except (*_LOST, TimeoutError) as e:
+            raise EngineLost(self.engine_id, f"/server_info: {type(e).__name__}") from e
+        if response.status != 200:
+            raise EngineRefused(response.status, "/server_info")
+
     async def ready(self) -> bool:
         try:
             async with self._http.get(f"{self.url}/ready", timeout=_CONTROL_TIMEOUT_S) as response:
@@ -222,7 +232,9 @@ def _joined(events: list[Any], seen: int) -> tuple[Chunk, EngineRefused | None]:
             more = _chunk(event, seen + len(chunk.ids))
         except EngineRefused as e:
             return chunk, e
-        chunk = Chunk(chunk.ids + more.ids, chunk.logprobs + more.logprobs, more.spans, more.finish, more.routed, more.recaptured)
+        chunk = Chunk(
+            chunk.ids + more.ids, chunk.logprobs + more.logprobs, more.spans, more.finish, more.routed, more.recaptured, more.cached
+        )
         if chunk.finish:
             break
     return chunk, None
@@ -259,4 +271,5 @@ def _tokens(event: JSON, meta: JSON, seen: int) -> Chunk:
     if not isinstance(routed, memoryview):  # what a large event was read without
         routed = routed.encode(errors="replace") if isinstance(routed, str) else b""
     recaptured = bool(meta.get("num_retractions"))
-    return Chunk(ids[take], [t[0] for t in triples[len(triples) - new :]], spans, finish, cast("bytes | memoryview", routed), recaptured)
+    logprobs, cached = [t[0] for t in triples[len(triples) - new :]], int(meta.get("cached_tokens") or 0)
+    return Chunk(ids[take], logprobs, spans, finish, cast("bytes | memoryview", routed), recaptured, cached)

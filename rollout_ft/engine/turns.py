@@ -36,6 +36,7 @@ def begin(session: Session, flight: Flight, renderer: Renderer, shape: Shape | N
             turn_key=session.entry_key(flight.key), request_id=request.request_id, prompt_digest=flight.prompt_digest,
             input_json=flight.input_json, sampling=request.engine_sampling, max_new_tokens=flight.max_new_tokens, seed=flight.seed,
             stop_ids=renderer.stop_ids.union(request.sampling.get("stop_token_ids") or ()), vocab_size=renderer.vocab_size,
+            prompt_tokens=flight.prompt_tokens,
         )
     )  # fmt: skip
     if shape is not None:

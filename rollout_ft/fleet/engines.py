@@ -7,23 +7,31 @@ that was replaced already changes nothing, so that every report may come twice, 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from rollout_ft.checkpoint.view import View
+from rollout_ft.clock import monotonic
 from rollout_ft.errors import EngineLost
 from rollout_ft.fleet.crew import Crew
 from rollout_ft.fleet.health import Event, Health, State, step
+from rollout_ft.fleet.killcap import KillCap
 from rollout_ft.fleet.member import Gone, Member
+from rollout_ft.fleet.placement import Candidate, share
 from rollout_ft.fleet.pulse import Pulse
+from rollout_ft.fleet.restarts import Restarts
 from rollout_ft.telemetry.events import Events
 from rollout_ft.types import JSON
 
 TAKE_OVER_S = 5.0
 ACTOR_START_S = 30.0
 """For the process of an actor that asks Ray for nothing; one that is placed on a node that died meanwhile never starts."""
-RESTART_PAUSE_S = 0.5
-MAX_PAUSE_S = 30.0
+SILENT = "does not answer"
+SPARED = (
+    "more engines are in trouble at once than fleet.max_kills_share lets go of: look for what they share (network, disk, driver, "
+    "power). It takes no new session while others can, and it is decided again when fleet.kill_window_s has passed"
+)
 
 
 @dataclass(slots=True)
@@ -34,7 +42,13 @@ class Engine:
     url: str = ""
     weight_version: str = ""
     node: str = ""
-    failed_starts: int = 0
+    restarts: Restarts = field(default_factory=Restarts)
+    up_since: float = -math.inf
+    """An engine that was up before its supervisor is not warming up."""
+
+    def candidate(self, sessions: int, warmup_s: float) -> Candidate:
+        health, ramp = self.health, share(monotonic() - self.up_since, warmup_s)
+        return Candidate(self.engine_id, health.serves, sessions, suspect=health.state is State.SUSPECT, share=ramp)
 
     def describe(self) -> JSON:
         return {
@@ -48,6 +62,8 @@ class Engines:
         self._crew, self._pulse, self._events, self._view = crew, pulse, events, view
         self.by_id = {f"engine-{i}": Engine(f"engine-{i}") for i in range(crew.setup.config.engine.count)}
         self._tasks: set[asyncio.Task[None]] = set()
+        self.warmup_s = crew.setup.config.fleet.warmup_s
+        self._cap = KillCap(crew.setup.config.fleet.max_kills_share, crew.setup.config.fleet.kill_window_s)
         self.weight_version = ""
 
     async def start(self, existing: list[Member], floor: Mapping[str, int]) -> dict[str, dict[str, int]]:
@@ -93,15 +109,16 @@ class Engines:
             described = await member.ask("start", timeout_s=self._crew.setup.config.engine.start_timeout_s + 30)
             await member.ask("set_view", self._view())
         except Exception as e:  # whatever it is, an engine that did not start is tried again
-            engine.failed_starts += 1
+            engine.restarts = engine.restarts.failed()
             self._events.emit("engine.start_failed", engine=engine.engine_id, incarnation=incarnation, reason=str(e))
             return self.lost(engine.engine_id, incarnation, str(e), silent=isinstance(e, Gone))
+        engine.up_since = monotonic()
         self._up(engine, member, described)
 
     def _up(self, engine: Engine, member: Member, described: JSON) -> None:
         engine.member, engine.url, engine.node = member, described["url"], described["node"]
         self._crew.seen(member, described["node_id"])
-        engine.weight_version, engine.failed_starts = described["weight_version"], 0
+        engine.weight_version, engine.restarts = described["weight_version"], engine.restarts.up()
         self.weight_version = self.weight_version or engine.weight_version
         engine.health = step(engine.health, Event.UP, incarnation=member.incarnation)
         if engine.weight_version == self.weight_version:
@@ -128,7 +145,10 @@ class Engines:
         self._events.emit("engine.dead", engine=engine_id, incarnation=incarnation, reason=reason)
         if engine.member is not None:
             self._crew.gone(engine.member, silent=silent)
-        if incarnation > self._crew.setup.config.engine.max_restarts:
+        limits = self._crew.setup.config.engine
+        engine.restarts = engine.restarts.died(monotonic(), limits.restart_window_s)
+        if engine.restarts.count > limits.max_restarts:
+            reason = f"{reason}; it died more than {limits.max_restarts} times in {limits.restart_window_s:g} s (engine.max_restarts)"
             engine.health = step(after, Event.RETIRE, incarnation=incarnation, reason=reason)
             self._events.emit("engine.retired", engine=engine_id, reason=reason)
             return
@@ -140,30 +160,65 @@ class Engines:
         engine.health = step(engine.health, Event.RETIRE, incarnation=engine.health.incarnation, reason="the run ends")
 
     async def _replace(self, engine: Engine) -> None:
-        await asyncio.sleep(min(MAX_PAUSE_S, RESTART_PAUSE_S * 2**engine.failed_starts) if engine.failed_starts else 0)
+        await asyncio.sleep(engine.restarts.pause_s)
         starting = step(engine.health, Event.STARTING, incarnation=engine.health.incarnation + 1)
         if starting is engine.health:
             return  # it was retired meanwhile
         engine.health = starting
         await self._start_one(engine)
 
+    def doubted(self, engine_id: str, incarnation: int, reason: str) -> None:
+        """What the engine's actor thinks of it; with no reason, it is trusted again."""
+        engine = self.by_id.get(engine_id)
+        if engine is None:
+            return
+        after = step(engine.health, Event.DOUBT if reason else Event.PROGRESS, incarnation=incarnation, reason=reason)
+        if after.state is not engine.health.state:
+            name = "engine.doubted" if reason else "engine.trusted"
+            self._events.emit(name, engine=engine_id, incarnation=incarnation, reason=reason)
+        engine.health = after
+
+    def may_lose(self, engine_id: str, incarnation: int, reason: str) -> bool:
+        """Whether the engine may be replaced on suspicion: not when so many were that they have a cause in common."""
+        engine = self.by_id.get(engine_id)
+        if engine is None or engine.health.incarnation != incarnation or engine.health.state is State.DEAD:
+            return True
+        self.doubted(engine_id, incarnation, reason)
+        fleet = sum(e.health.state is not State.RETIRED for e in self.by_id.values())
+        verdict = self._cap.judge((engine_id, incarnation), fleet, monotonic())
+        if verdict.news:
+            self._events.emit("engine.spared", engine=engine_id, incarnation=incarnation, reason=reason, remedy=SPARED)
+        return verdict.kill
+
     async def suspect(self, engine_id: str, incarnation: int, reason: str) -> bool:
         """Whether this incarnation is dead. One that does not answer is declared so: fenced first, killed later."""
         engine = self.by_id.get(engine_id)
         if engine is None or engine.health.incarnation != incarnation or not engine.health.serves or engine.member is None:
             return True
-        engine.health = step(engine.health, Event.DOUBT, incarnation=incarnation, reason=reason)
+        before = engine.health
+        engine.health = step(before, Event.DOUBT, incarnation=incarnation, reason=reason)
         if await self._pulse.beats(engine.member, engine.url):
-            engine.health = step(engine.health, Event.PROGRESS, incarnation=incarnation)
+            if before.state is State.HEALTHY:
+                engine.health = step(engine.health, Event.PROGRESS, incarnation=incarnation)
             return False
-        self.lost(engine_id, incarnation, reason, silent=True)
-        return True
+        return self._silent(engine, incarnation, reason)
 
     async def look(self, member: Member) -> None:
         """What the patrol does about one engine."""
         engine = self.by_id[member.role]
-        if engine.member is member and not await self._pulse.beats(member, engine.url):
-            self.lost(member.role, member.incarnation, "does not answer", silent=True)
+        if engine.member is not member:
+            return
+        if not await self._pulse.beats(member, engine.url):
+            self._silent(engine, member.incarnation, SILENT)
+        elif engine.health.reason == SILENT:
+            self.doubted(engine.engine_id, member.incarnation, "")
+
+    def _silent(self, engine: Engine, incarnation: int, reason: str) -> bool:
+        """Its actor does not answer: whether it is given up."""
+        lost = self.may_lose(engine.engine_id, incarnation, reason)
+        if lost:
+            self.lost(engine.engine_id, incarnation, reason, silent=True)
+        return lost
 
     def serving(self) -> list[Member]:
         return [e.member for e in self.by_id.values() if e.member is not None and e.health.serves]

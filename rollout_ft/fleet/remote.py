@@ -54,6 +54,12 @@ class RemoteSupervisor:
     async def suspect(self, engine_id: str, incarnation: int, reason: str) -> bool:
         return await self.ask("suspect", engine_id, incarnation, reason)
 
+    async def may_lose(self, engine_id: str, incarnation: int, reason: str) -> bool:
+        return await self.ask("may_lose", engine_id, incarnation, reason)
+
+    async def engine_doubted(self, engine_id: str, incarnation: int, reason: str) -> None:
+        await self.ask("engine_doubted", engine_id, incarnation, reason)
+
     async def engine_lost(self, engine_id: str, incarnation: int, reason: str) -> None:
         await self.ask("engine_lost", engine_id, incarnation, reason)
 

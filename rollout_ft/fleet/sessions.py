@@ -19,7 +19,7 @@ from rollout_ft.clock import wall
 from rollout_ft.errors import BadRequest, Fenced, SessionClosed, SessionMoved, StoreUnavailable
 from rollout_ft.fleet.engines import Engine, Engines
 from rollout_ft.fleet.member import Gone
-from rollout_ft.fleet.placement import Candidate, place
+from rollout_ft.fleet.placement import place
 from rollout_ft.fleet.stores import Stores
 from rollout_ft.telemetry.events import Events
 from rollout_ft.types import JSON, Ended, Outcome, SessionSpec, session_id, split_session_id
@@ -275,7 +275,7 @@ class Sessions:
 
     def _choose(self, prefer: str, exclude: set[str]) -> Engine | None:
         load = Counter(p.engine_id for p in self._places.values()) + self._coming
-        found = [Candidate(e.engine_id, e.health.serves, load[e.engine_id]) for e in self._engines.by_id.values()]
+        found = [e.candidate(load[e.engine_id], self._engines.warmup_s) for e in self._engines.by_id.values()]
         chosen = place(found, prefer=prefer, exclude=exclude)
         return self._engines.by_id[chosen] if chosen else None
 

@@ -172,6 +172,14 @@ class Supervisor:
         await self.start()
         return await self._engines.suspect(engine_id, incarnation, reason)
 
+    async def may_lose(self, engine_id: str, incarnation: int, reason: str) -> bool:
+        await self.start()
+        return self._engines.may_lose(engine_id, incarnation, reason)
+
+    async def engine_doubted(self, engine_id: str, incarnation: int, reason: str) -> None:
+        await self.start()
+        self._engines.doubted(engine_id, incarnation, reason)
+
     async def engine_lost(self, engine_id: str, incarnation: int, reason: str) -> None:
         await self.start()
         self._engines.lost(engine_id, incarnation, reason)

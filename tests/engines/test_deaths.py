@@ -11,6 +11,7 @@ from asking import LONG, PROMPT, Told, greedy, in_flight, listen, whole
 from model_server import ModelServer, Start
 
 from rollout_ft.engine.generation import Generation, Order
+from rollout_ft.engine.pace import Floors, Pace
 from rollout_ft.engine.patience import Patience
 from rollout_ft.engine.sglang import SGLang
 from rollout_ft.errors import EngineLost
@@ -35,6 +36,10 @@ async def test_a_process_that_is_killed_ends_the_stream_and_the_engine(start: St
     await engine.aclose()
 
 
+async def given_up(reason: str) -> bool:
+    return True
+
+
 async def quiet(generation: Generation) -> JSON | None:
     return None
 
@@ -53,7 +58,7 @@ async def test_a_process_that_is_stopped_is_a_stall_and_goes_on_when_it_does(sta
         return None
 
     with pytest.raises(EngineLost, match="stalled"):
-        await generation.call(engine, Patience(60, 1.5), stop_in_the_middle)
+        await generation.call(engine, Patience(Pace(Floors(60, 1.5, 60, 600, 3)), given_up), stop_in_the_middle)
     os.kill(pid, signal.SIGCONT)
     assert len((await whole(server.url, 5))["output_ids"]) == 5
     assert await engine.ready()
