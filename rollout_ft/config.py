@@ -167,6 +167,8 @@ class GatewayConfig(Settings):
     tls_cert: str = ""
     tls_key: str = ""
     max_body_bytes: int = Field(default=32 * 2**20, ge=1024)
+    kept_body_bytes: int = Field(default=256 * 2**20, ge=0)
+    """Of large bodies that owners have read: of the next one of that session only what is new is sent on. 0 keeps none."""
     max_header_bytes: int = Field(default=32 * 2**10, ge=1024)
     max_headers: int = Field(default=100, ge=10)
     max_id_chars: int = Field(default=256, ge=64)

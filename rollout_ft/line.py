@@ -113,7 +113,7 @@ class _Frames(asyncio.BufferedProtocol, ABC):
     def frame(self, number: int, what: int, argument: int, payload: bytearray) -> None:
         """One frame has arrived whole."""
 
-    def send(self, number: int, what: int, argument: int, *pieces: Raw) -> None:
+    def send(self, number: int, what: int, argument: int, *pieces: Raw | memoryview) -> None:
         """One frame; its payload may come in pieces."""
         if self._transport is None:
             return
@@ -224,7 +224,7 @@ class Line(_Frames):
         transport.write(door.token)
         return line
 
-    def call(self, what: int, argument: int, *pieces: Raw) -> asyncio.Future[bytearray]:
+    def call(self, what: int, argument: int, *pieces: Raw | memoryview) -> asyncio.Future[bytearray]:
         """The answer, once it is there: LineBroken or CallFailed when there is none. Cancel it to wait no more."""
         answer: asyncio.Future[bytearray] = asyncio.get_running_loop().create_future()
         if not self.open:

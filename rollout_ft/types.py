@@ -15,6 +15,8 @@ from typing import Any
 JSON = dict[str, Any]
 Raw = bytes | bytearray
 """Bytes as they were received; nobody changes them."""
+Spelled = bytes | memoryview
+"""Ids as JSON without brackets: `5,6,7`."""
 
 TRIAL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 """What a trial may be called: it becomes a part of URLs, file names and actor calls."""

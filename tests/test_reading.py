@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from rollout_ft.errors import BadRequest
 from rollout_ft.gateway import reading
+from rollout_ft.gateway.bodies import Bodies
 from rollout_ft.gateway.body import load_json
-from rollout_ft.gateway.reading import Reading
+from rollout_ft.gateway.reading import NotRead, Reading
 
 Message = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": st.text(max_size=6)}) | st.recursive(
     st.none() | st.integers(0, 9) | st.sampled_from(['"messages":[', "]}", '"', "\\"]),
@@ -52,6 +53,61 @@ def test_every_body_says_what_it_says_when_it_is_read_alone(bodies: list[Any]):
         messages = [*messages[: len(messages) - back], *new]
         body = written(messages, before, after, spaced)
         assert outcome(session.load, bytearray(body)) == outcome(load_json, body)
+
+
+@given(bodies=st.lists(st.tuples(Body, st.integers(0, 1)), min_size=2, max_size=8))
+def test_a_body_of_which_only_the_rest_is_sent_says_what_the_whole_says(bodies: list[Any]):
+    """Through either of two gateways, of which each knows only what it sent itself."""
+    session, gateways, messages = Reading(), (Bodies(2**20), Bodies(2**20)), []
+    for (back, new, before, after, spaced), through in bodies:
+        messages = [*messages[: len(messages) - back], *new]
+        body = written(messages, before, after, spaced)
+        name, known = gateways[through].known("s", body)
+        try:
+            said = session.load_rest(name.decode(), body[known:])
+        except NotRead:
+            said = outcome(session.load, bytearray(body))
+        assert said == outcome(load_json, body)
+        if isinstance(said, dict) and session.name:
+            gateways[through].keep("s", session.name, body)
+
+
+def test_the_rest_is_enough_for_whoever_read_the_body_before_and_for_nobody_else():
+    session, gateway = Reading(), Bodies(2**20)
+    first, second = b'{"messages":[{"a":1}],"model":"m"}', b'{"messages":[{"a":1},{"b":2}],"model":"m"}'
+    session.load(first)
+    gateway.keep("s", session.name, first)
+    name, known = gateway.known("s", second)
+    assert second[known:] == b',{"b":2}],"model":"m"}'
+    with pytest.raises(NotRead):
+        Reading().load_rest(name.decode(), second[known:])
+    with pytest.raises(NotRead):
+        session.load_rest("", second[known:])
+    assert session.load_rest(name.decode(), second[known:]) == load_json(second)
+    with pytest.raises(NotRead):
+        session.load_rest(name.decode(), second[known:])  # it has gone on since
+    assert session.load(second.replace(b"]", b',{"c":3}]'))["messages"] == [{"a": 1}, {"b": 2}, {"c": 3}]
+
+
+@pytest.mark.parametrize("rest", [b"", b"]", b",]}", b',{"b":2}', b'],"a":1,"a":2}', b"x"])
+def test_a_rest_that_cannot_be_read_changes_nothing(rest: bytes):
+    session = Reading()
+    session.load(b'{"messages":[{"a":1}]}')
+    name = session.name
+    with pytest.raises(NotRead):
+        session.load_rest(name, rest)
+    assert session.load_rest(name, b',{"b":2}]}') == {"messages": [{"a": 1}, {"b": 2}]}
+
+
+def test_the_longest_unused_bodies_give_way_to_new_ones():
+    bodies = Bodies(25)
+    for sid in ("a", "b", "a", "c"):
+        bodies.keep(sid, "x.1:5", b"0123456789")
+    assert [bodies.known(sid, b"01234...")[1] for sid in ("a", "b", "c")] == [5, 0, 5]
+    assert bodies.bytes == 20
+    assert bodies.known("a", b"01235") == (b"", 0)
+    bodies.keep("a", "x.2:30", b"0" * 30)
+    assert bodies.bytes == 0
 
 
 ENDS = [",]}", "]}", ',{}],"messages":[]}', ' ,{"a":1}]}', ',{"a":1,"a":2}]}']

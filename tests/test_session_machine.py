@@ -211,7 +211,7 @@ class Sessions(RuleBasedStateMachine):
                 assert (what, expected) == ("generate", flight.number)
                 assert (flight.parent.turn.key if flight.parent else None) == (parent.key if parent else None)
                 self.order += 1
-                prompt = [int(i) for i in flight.input_json.split(b",")]
+                prompt = [int(i) for i in bytes(flight.input_json).split(b",")]
                 if request.input_ids is not None:
                     assert prompt == ids_of(request.input_ids)
                 else:

@@ -26,7 +26,7 @@ def tokens(node: Node) -> list[int]:
 
 def sent(flight: Any) -> list[int]:
     """What an engine is given."""
-    return [int(i) for i in flight.input_json.split(b",")]
+    return [int(i) for i in bytes(flight.input_json).split(b",")]
 
 
 def test_a_request_that_starts_with_a_paths_tokens_extends_it(session: Session):

@@ -1,7 +1,8 @@
 """What an engine actor answers to the gateways: turns, reports and trajectories of the sessions that it holds.
 
 Owns what a call from a gateway means, and the translation of errors into statuses. `OWNER` in a reply's headers tells
-a gateway that the session is somebody else's now.
+a gateway that the session is somebody else's now; `READ` names what was read of a large body, a later one may come as
+what stands `BEHIND` that, and `WHOLE` asks for all of it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -22,13 +24,14 @@ from rollout_ft.errors import BadRequest, EngineRefused, MatcherFailed, SessionC
 from rollout_ft.gateway.asgi import Disconnected, Exchange, Headers
 from rollout_ft.gateway.dialects import COUNT, DIALECTS, Asked, Dialect, Evidence, Rules
 from rollout_ft.gateway.dialects.sampling import session_sampling
-from rollout_ft.gateway.reading import Reading
+from rollout_ft.gateway.reading import NotRead, Reading
 from rollout_ft.samples.routed import array_json
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.session import Session
 from rollout_ft.types import JSON, Raw
 
 OWNER, REQUEST, RESENT, DEPTH = b"x-rft-owner", b"x-request-id", b"x-rft-resent", b"x-rft-depth"
+READ, BEHIND, WHOLE = b"x-rft-read", b"x-rft-behind", b"x-rft-whole"
 RETRY = [(b"x-should-retry", b"true")]
 _log = logging.getLogger("rollout_ft")
 ARRAY_STEP = 8192
@@ -100,9 +103,12 @@ class OwnerHTTP:
         error_body = dialect.error
         request: Asked | None = None
         try:
-            request = self._parse(sid, dialect, body, evidence)
+            request = self._parse(sid, dialect, body, evidence, headers.get(BEHIND, b"").decode())
             del body  # it is parsed: several times its size is in hand already
+            read = self._spoken_by(self._host.session(sid)).reading.name  # of this body: others may be read while it waits
             reply = await self._host.serve(sid, request.turn)
+        except NotRead:
+            return await x.reply(503, b"", [(WHOLE, b"1")])
         except BadRequest as e:
             return await x.reply(e.status, error_body(str(e), e.code, e.status, e.param), _retry_after(e))
         except SessionClosed as e:
@@ -126,7 +132,7 @@ class OwnerHTTP:
             if request is not None:
                 await self._host.failed(sid, request.turn)
             return await x.reply(500, error_body("the engine's actor failed; its log says where", "internal_error", 500), RETRY)
-        await self._send(x, reply, request)
+        await self._send(x, reply, request, read)
 
     async def _count(self, x: Exchange, sid: str) -> None:
         """The tokens that a turn of this body would have before its output. Nothing is marked or begun."""
@@ -138,14 +144,14 @@ class OwnerHTTP:
             return await x.reply(e.status, COUNT.error(str(e), e.code, e.status, e.param))
         await x.reply(200, orjson.dumps({"input_tokens": tokens}))
 
-    def _parse(self, sid: str, dialect: Dialect, body: Raw, evidence: Evidence) -> Asked:
+    def _parse(self, sid: str, dialect: Dialect, body: Raw, evidence: Evidence, behind: str = "") -> Asked:
         session, config = self._host.session(sid), self._config
         spoken = self._spoken_by(session)
         rules = Rules(
             session_id=sid, sampling=spoken.sampling, force=config.sampling.policy == "force", model=config.model.name,
             max_messages=config.session.max_messages, max_output_tokens=config.session.max_output_tokens,
             vocab_size=self._renderer.vocab_size, digests=session.digests, max_tools=config.session.max_tools,
-            load=spoken.reading.load,
+            load=partial(spoken.reading.load_rest, behind) if behind else spoken.reading.load,
         )  # fmt: skip
         return dialect.parse(body, evidence, rules)
 
@@ -156,7 +162,7 @@ class OwnerHTTP:
             spoken = self._spoken[session] = _Spoken(sampling, Reading(self._config.gateway.max_json_depth))
         return spoken
 
-    async def _send(self, x: Exchange, reply: Reply, request: Asked) -> None:
+    async def _send(self, x: Exchange, reply: Reply, request: Asked, read: str) -> None:
         turn = reply.node.turn
         content = b"text/event-stream" if request.stream else b"application/json"
         headers = [
@@ -165,6 +171,7 @@ class OwnerHTTP:
             (b"x-rollout-ft-generations", str(turn.generations).encode()),
             (b"x-rollout-ft-weight-version", (turn.version_spans[-1].version if turn.version_spans else "").encode()),
             (DEPTH, str(turn.depth).encode()),
+            *([(READ, read.encode())] if read else []),
         ]
         await x.reply(200, request.reply(reply.node, self._renderer), headers, content)
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rollout_ft.types import JSON, VersionSpan
+from rollout_ft.types import JSON, Spelled, VersionSpan
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class EngineInfo:
 
 
 class Engine(Protocol):
-    def generate(self, rid: str, input_json: bytes, sampling: JSON, routed_from: int | None = None) -> AsyncIterator[Chunk]:
+    def generate(self, rid: str, input_json: Spelled, sampling: JSON, routed_from: int | None = None) -> AsyncIterator[Chunk]:
         """Streams one generation. `input_json`: all input ids as JSON without brackets; `routed_from`: the first row of
         routed experts that is wanted, if any is.
 

@@ -15,7 +15,7 @@ from aiohttp.abc import AbstractStreamWriter
 
 from rollout_ft.engine.port import Chunk, EngineInfo
 from rollout_ft.errors import EngineLost, EngineRefused
-from rollout_ft.types import JSON, VersionSpan
+from rollout_ft.types import JSON, Spelled, VersionSpan
 
 _LOST = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError)
 LARGE_BYTES = 2**16
@@ -32,7 +32,7 @@ class SGLang:
             connector=connector, timeout=aiohttp.ClientTimeout(total=None), cookie_jar=aiohttp.DummyCookieJar()
         )
 
-    async def generate(self, rid: str, input_json: bytes, sampling: JSON, routed_from: int | None = None) -> AsyncIterator[Chunk]:
+    async def generate(self, rid: str, input_json: Spelled, sampling: JSON, routed_from: int | None = None) -> AsyncIterator[Chunk]:
         asked: JSON = {"rid": rid, "sampling_params": sampling, "return_logprob": True, "stream": True}
         if routed_from is not None:
             asked |= {"return_routed_experts": True, "routed_experts_start_len": routed_from}
@@ -163,7 +163,7 @@ _JSON = {"content-type": "application/json"}
 class _Body(aiohttp.Payload):
     """JSON in pieces, which are not joined to be sent: the ids of a long prompt are most of it."""
 
-    def __init__(self, *pieces: bytes):
+    def __init__(self, *pieces: Spelled):
         super().__init__(pieces, content_type="application/json")
         self._pieces, self._size = pieces, sum(map(len, pieces))
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import socket
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import uvicorn
 
 from rollout_ft.config import GatewayConfig
 from rollout_ft.errors import BadRequest
-from rollout_ft.gateway.connection import Connection
+from rollout_ft.gateway.connection import WHOLE_BODY, accepting
 from rollout_ft.types import Raw
 
 INTERNAL = GatewayConfig(max_connections=2**20)
@@ -62,6 +61,15 @@ class Exchange:
         declared = headers.get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > limit_bytes:
             raise BadRequest(_too_large(limit_bytes), status=413, code="body_too_large")
+        if WHOLE_BODY not in self.scope:
+            return await self._gathered(limit_bytes)
+        whole: Raw | None = await self.scope[WHOLE_BODY]()
+        if whole is None:
+            raise Disconnected
+        return whole
+
+    async def _gathered(self, limit_bytes: int) -> Raw:
+        """A body in pieces, of which nobody has said how long it is."""
         parts: list[Raw] = []
         size = 0
         while True:
@@ -102,7 +110,7 @@ class Server:
                 await handle(Exchange(scope, receive, send))
 
         config = uvicorn.Config(
-            app, http=functools.partial(Connection, limits=limits),  # type: ignore[arg-type]
+            app, http=accepting(limits),  # type: ignore[arg-type]
             ws="none", lifespan="off", access_log=False, log_level="critical", timeout_keep_alive=75,
             ssl_certfile=limits.tls_cert or None, ssl_keyfile=limits.tls_key or None, backlog=4096, server_header=False,
             date_header=False, proxy_headers=False,

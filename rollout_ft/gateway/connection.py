@@ -12,14 +12,21 @@ generation could be seen to leave.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn, cast
 
+import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from rollout_ft.config import GatewayConfig
+from rollout_ft.gateway.incoming import BUFFER_BYTES, Incoming
+from rollout_ft.types import Raw
 
+WHOLE_BODY = "rollout_ft.whole_body"
+"""In the scope of a request with a large body: asks for it in one piece."""
 MAX_PIPELINED = 8
 _BODY = (b"content-length", b"transfer-encoding")
 MIN_READ_BYTES = 16 * 1024
@@ -47,7 +54,19 @@ class TooMuch(Exception):
     """Stops the parser in the middle of a request; what the client is told is in `_refusal`."""
 
 
+def accepting(limits: GatewayConfig) -> Callable[..., Incoming]:
+    """Makes what uvicorn serves each connection with."""
+    shared = memoryview(bytearray(BUFFER_BYTES))
+
+    def accept(**uvicorns: Any) -> Incoming:
+        return Incoming(Connection(**uvicorns, limits=limits), shared)
+
+    return accept
+
+
 class Connection(HttpToolsProtocol):
+    reads: Incoming
+
     def __init__(self, *args: Any, limits: GatewayConfig, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._limits = limits
@@ -72,11 +91,11 @@ class Connection(HttpToolsProtocol):
 
     # -- what comes in --------------------------------------------------------------------------------------------
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: memoryview) -> None:  # type: ignore[override]
         if self._deadline is None and not self._answering():
             self._expect_within(self._limits.header_timeout_s)  # also for bytes that begin no request: they end the keep-alive
         before = self._in_head
-        super().data_received(data)
+        super().data_received(cast(bytes, data))
         if before and self._in_head and not self.transport.is_closing():
             self._unfinished += len(data)  # a name or value without an end is told to nobody
             if self._unfinished > self._limits.max_header_bytes:
@@ -124,6 +143,30 @@ class Connection(HttpToolsProtocol):
             message = "no other protocol is spoken here, and a body behind an offer of one cannot be read: leave the Upgrade header out"
             self._stop(Refusal(400, "upgrade_not_supported", message))
         super().on_headers_complete()
+        size = self._large_body()
+        if size:
+            cast(Any, self.scope)[WHOLE_BODY] = partial(self._whole_body, self.cycle, size)
+
+    def _large_body(self) -> int:
+        """The length of a body that is worth to be read by itself; 0 for others, and where the parser is needed: pieces,
+        a client that waits to be told to go on, a connection that ends with this request."""
+        sizes = [int(value) for name, value in self.headers if name == _BODY[0]]
+        plain = len(sizes) == 1 and self.cycle.keep_alive and not self.cycle.waiting_for_100_continue
+        return sizes[0] if plain and sizes[0] > BUFFER_BYTES else 0
+
+    async def _whole_body(self, cycle: RequestResponseCycle, size: int) -> Raw | None:
+        """The body of the newest request, whose end the parser does not see; None when the client leaves before."""
+        body: Raw | None = cycle.body
+        if cycle.more_body and not cycle.disconnected:
+            self.flow.resume_reading()
+            body = await self.reads.body(size, cycle.body)
+            if body is not None:
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+                self.on_message_complete()
+        cycle.body = bytearray()
+        cycle.message_event.clear()
+        return None if cycle.disconnected else body
 
     def on_message_complete(self) -> None:
         super().on_message_complete()

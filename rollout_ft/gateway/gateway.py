@@ -21,6 +21,7 @@ from rollout_ft.config import GatewayConfig, ModelConfig
 from rollout_ft.errors import BadRequest, SessionClosed
 from rollout_ft.faultpoints import FaultPoints
 from rollout_ft.gateway.asgi import Disconnected, Exchange, Headers
+from rollout_ft.gateway.bodies import Bodies
 from rollout_ft.gateway.body import check_id, load_json
 from rollout_ft.gateway.control import Control, ControlRoutes
 from rollout_ft.gateway.dialects import DIALECTS, dialect_of
@@ -33,6 +34,8 @@ from rollout_ft.types import Raw, split_session_id
 _log = logging.getLogger("rollout_ft")
 MAX_LOSSES = 6
 """A request that takes so many owners along is not sent to another."""
+KEPT_BYTES = 2**16
+"""A smaller body costs less to send again than to keep."""
 _PASSED = (b"x-stainless-retry-count", b"idempotency-key")
 _RETRY_NOW = [(b"retry-after-ms", b"1"), (b"retry-after", b"1"), (b"x-should-retry", b"true")]
 _RETRY = {503: _RETRY_NOW, 429: [(b"retry-after", b"1")]}
@@ -50,6 +53,7 @@ class Gateway:
         model: ModelConfig | None = None,
     ):  # fmt: skip
         self._config, self._keys, self._owners, self._faults = config, keys, owners, faults
+        self._bodies = Bodies(config.kept_body_bytes)
         self._model = model or ModelConfig()
         self._control = ControlRoutes(supervisor, keys, base, config)
         self._document = orjson.dumps(document(base))
@@ -138,7 +142,7 @@ class Gateway:
         headers = x.headers()
         check_id(headers.get(b"idempotency-key", b"").decode("latin-1"), "idempotency-key", self._config.max_id_chars)
         body = await x.body(self._config.max_body_bytes)
-        call = _TurnCall(self._owners, sid, dialect_of(x.path), body, headers)
+        call = _TurnCall(self._owners, self._bodies, sid, dialect_of(x.path), body, headers)
         answer = asyncio.create_task(call.run())
         gone = asyncio.create_task(x.disconnected())
         try:
@@ -223,8 +227,8 @@ _Answer = tuple[int, dict[str, str], bytes]
 class _TurnCall:
     """One request on its way to whoever owns its session, as often as it takes."""
 
-    def __init__(self, owners: Owners, sid: str, dialect: str, body: Raw, headers: Headers):
-        self._owners, self.sid, self._body = owners, sid, body
+    def __init__(self, owners: Owners, bodies: Bodies, sid: str, dialect: str, body: Raw, headers: Headers):
+        self._owners, self._bodies, self.sid, self._body = owners, bodies, sid, body
         self._where = f"{sid}/{dialect}"
         self.dialect = DIALECTS[dialect]
         self._request_id = uuid.uuid4().hex
@@ -239,7 +243,7 @@ class _TurnCall:
         while True:
             self._owner = owner = await self._owners.of(self.sid, failed)
             try:
-                return await self._owners.call(owner, "POST", f"/turn/{self._where}", self._body, self._headers)
+                return await self._ask(owner)
             except OwnerLost as e:
                 failed = e.owner
                 if e.in_flight:
@@ -249,6 +253,21 @@ class _TurnCall:
                     self.report_failed()
                     message = f"{losses} owners were lost over this request; the trial's policy decides"
                     return 500, {"x-should-retry": "false"}, self.dialect.error(message, "turn_budget_spent", 500)
+
+    async def _ask(self, owner: Owner) -> _Answer:
+        """What the owner has read already is not sent again, unless it asks for that."""
+        route = f"/turn/{self._where}"
+        name, known = self._bodies.known(self.sid, self._body)
+        answer: _Answer | None = None
+        if known:
+            headers = {**self._headers, b"x-rft-behind": name}
+            answer = await self._owners.call(owner, "POST", route, memoryview(self._body)[known:], headers)
+        if answer is None or "x-rft-whole" in answer[1]:
+            answer = await self._owners.call(owner, "POST", route, self._body, self._headers)
+        read = answer[1].get("x-rft-read", "")
+        if read and len(self._body) >= KEPT_BYTES:
+            self._bodies.keep(self.sid, read, self._body)
+        return answer
 
     def report_delivered(self) -> None:
         if self._owner is not None:

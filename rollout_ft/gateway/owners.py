@@ -97,7 +97,7 @@ class Owners:
     def forget(self, sid: str) -> None:
         self._by_session.pop(sid, None)
 
-    async def call(self, owner: Owner, method: str, path: str, body: Raw, headers: dict[bytes, bytes]) -> Reply:
+    async def call(self, owner: Owner, method: str, path: str, body: Raw | memoryview, headers: dict[bytes, bytes]) -> Reply:
         """One call to an owner: `(status, headers, body)`. Raises OwnerLost."""
         owner.in_flight += 1
         try:
@@ -105,7 +105,7 @@ class Owners:
         finally:
             owner.in_flight -= 1
 
-    async def _call(self, owner: Owner, method: str, path: str, body: Raw, headers: dict[bytes, bytes]) -> Reply:
+    async def _call(self, owner: Owner, method: str, path: str, body: Raw | memoryview, headers: dict[bytes, bytes]) -> Reply:
         line = await self._line(owner)
         try:
             head = encode_request(method, path, headers)

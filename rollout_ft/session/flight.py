@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from rollout_ft.session.request import TurnRequest
 from rollout_ft.session.tree import Node, digest_tokens
-from rollout_ft.types import Partial
+from rollout_ft.types import Partial, Spelled
 
 
 @dataclass(slots=True, eq=False)
@@ -26,7 +26,7 @@ class Flight:
     new_from: int
     trim: int
     prompt_ids: bytes
-    input_json: bytes
+    input_json: Spelled
     prompt_tokens: int
     max_new_tokens: int
     seed: int
