@@ -15,6 +15,7 @@ from rollout_ft import line
 from rollout_ft.checkpoint.mirror import Mirror
 from rollout_ft.checkpoint.ports import resolve
 from rollout_ft.checkpoint.view import View
+from rollout_ft.engine import installed, launched
 from rollout_ft.engine.driver import Driver
 from rollout_ft.engine.experts import shape_of
 from rollout_ft.engine.host import SessionHost
@@ -23,12 +24,13 @@ from rollout_ft.engine.launch import environment
 from rollout_ft.engine.launched import Launched
 from rollout_ft.engine.overseer import Overseer
 from rollout_ft.engine.parsers import make_parser, start_sglang
+from rollout_ft.engine.ranks import Ranked
 from rollout_ft.engine.sglang import SGLang
 from rollout_ft.engine.unit import Unit
 from rollout_ft.errors import SessionClosed
 from rollout_ft.fleet.crew import Setup, actor_name
 from rollout_ft.fleet.lease import Lease, live
-from rollout_ft.fleet.node import node_id, node_ip, settle
+from rollout_ft.fleet.node import assigned_gpus, node_id, node_ip, settle
 from rollout_ft.fleet.remote import RemoteSupervisor
 from rollout_ft.gateway.keys import Keys
 from rollout_ft.line import token_of
@@ -98,7 +100,18 @@ class EngineActor:
         return await self.describe()
 
     async def _start_unit(self) -> Unit:
-        return await Launched.start(self._config, self._engine_id, self._name)
+        config, engine_id = self._config, self._engine_id
+        if self._incarnation == 1:  # what was started once is known
+            unasked = await installed.check(config, here=True)
+            if unasked:
+                self._events.emit("engine.unchecked", engine=engine_id, reason=unasked)
+
+        async def begin() -> Launched | Ranked:
+            if config.engine.nodes > 1:
+                return await Ranked.begin(config, engine_id, self._name, self._setup.loopback)
+            return await Launched.begin(config, engine_id, self._name, assigned_gpus())
+
+        return await launched.start(begin, engine_id, config.engine.start_timeout_s)
 
     async def _watch_unit(self) -> None:
         reason = await self._unit.wait()

@@ -73,6 +73,7 @@ class Supervisor:
                 self._crew.seen(member, described_as.get("node_id", ""))
                 for role, incarnation in _remembered(described_as):
                     floor[role] = max(floor[role], incarnation)
+        await self._crew.disband(keep={m.name for m, _ in alive})
         known_view = max([self._setup.last_view, *(d["view"].number for m, d in alive if m.role.startswith("engine-"))])
         pulse = Pulse(self._setup.config.fleet.ping_s)
         self._engines = Engines(self._crew, pulse, self._events, lambda: self._stores.view)
@@ -150,6 +151,7 @@ class Supervisor:
             self._engines.retire(engine.engine_id)
         await asyncio.gather(*(self._stop(m) for m in engines))
         await asyncio.gather(*(asyncio.to_thread(member.kill) for member in await self._crew.existing()))
+        await self._crew.disband()
 
     async def _stop(self, member: Member) -> None:
         try:
