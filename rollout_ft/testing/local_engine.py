@@ -7,6 +7,7 @@ on the actor; what they call is the actor's own code. Only Ray is left out: no c
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -16,21 +17,21 @@ from rollout_ft import line
 from rollout_ft.checkpoint.mirror import Mirror
 from rollout_ft.checkpoint.view import View
 from rollout_ft.config import Config
+from rollout_ft.engine import launched, ports
 from rollout_ft.engine.driver import Driver
 from rollout_ft.engine.host import SessionHost
 from rollout_ft.engine.http import OwnerHTTP, dump
 from rollout_ft.engine.launch import command, environment
+from rollout_ft.engine.launched import Launched
 from rollout_ft.engine.parsers import make_parser
-from rollout_ft.engine.process import EngineProcess, free_port
+from rollout_ft.engine.process import EngineProcess
 from rollout_ft.engine.sglang import SGLang
-from rollout_ft.errors import EngineLost, SessionClosed
+from rollout_ft.errors import SessionClosed
 from rollout_ft.faultpoints import Inert
 from rollout_ft.samples.summary import summary
 from rollout_ft.session.render import Renderer
 from rollout_ft.telemetry.events import Events
 from rollout_ft.types import JSON, Ended, SessionSpec
-
-LOOK_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +56,10 @@ class LocalEngine:
 
     async def start(self) -> JSON:
         m, config = self._means, self._means.config
-        port = free_port("127.0.0.1")
-        log = str(m.directory / f"{self.engine_id}.log")
-        self.process = await EngineProcess.start(command(config, self.engine_id, port), environment(config), log)
-        self._closing.append(self.process.aclose)
-        engine = SGLang(self.engine_id, f"http://127.0.0.1:{port}")
+        self.unit = await launched.start(self._begin, self.engine_id, config.engine.start_timeout_s)
+        self._closing.append(self.unit.aclose)
+        engine = SGLang(self.engine_id, self.unit.url)
         self._closing.append(engine.aclose)
-        async with asyncio.timeout(config.engine.start_timeout_s):
-            while not await engine.ready():
-                if not self.process.alive:
-                    raise EngineLost(self.engine_id, f"{self.process.exit_reason} at start; see {log}")
-                await asyncio.sleep(LOOK_S)
         self.driver, mirror = Driver(engine, config.engine, m.events), m.mirror()
         capacity = await engine.capacity()
         if capacity:
@@ -80,11 +74,17 @@ class LocalEngine:
         self._watching = asyncio.create_task(self._watch())
         return await self.describe()
 
+    async def _begin(self) -> Launched:
+        """Its output goes to a file of the run's, for there is no Ray that has a place for it."""
+        config, claimed, log = self._means.config, ports.claim(random.Random()), self._means.directory / f"{self.engine_id}.log"
+        process = await EngineProcess.start(command(config, self.engine_id, claimed), environment(config), str(log))
+        return Launched(self.engine_id, process, claimed, log, config.engine.log_bytes)
+
     async def _watch(self) -> None:
-        await self.host.engine_lost(await self.process.wait())
+        await self.host.engine_lost(await self.unit.wait())
 
     async def _lose(self, reason: str) -> None:
-        self.process.kill()
+        self.unit.kill()
         self._means.lost(self.engine_id, self.incarnation, reason)
 
     async def aclose(self) -> None:
@@ -137,5 +137,5 @@ class LocalEngine:
     async def describe(self) -> JSON:
         return {
             "engine_id": self.engine_id, "incarnation": self.incarnation, "url": self._url, "node": "127.0.0.1", "node_id": "",
-            "engine_pid": self.process.pid(), "weight_version": self._version, "sessions": self.host.sessions(),
+            "engine_pid": self.unit.pid(), "weight_version": self._version, "sessions": self.host.sessions(),
         }  # fmt: skip

@@ -170,7 +170,7 @@ async def _strike(run: LocalRun, planned: Plan, played: Played) -> None:
     began = monotonic()
     for at, engine_id, blow in planned.blows:
         await asyncio.sleep(max(0.0, began + at - monotonic()))
-        pid = run.crew.engines[engine_id].process.pid()
+        pid = run.crew.engines[engine_id].unit.pid()
         if pid is not None:
             os.kill(pid, blow)
             played.faults += 1
