@@ -70,6 +70,12 @@ class ModelConfig(Settings):
     """What to do at start about a template that changes what it wrote before when messages are appended: `splice` keeps
     the tokens as they were, `rerender` renders the whole conversation for every turn and trains on what stayed."""
 
+    @property
+    def usable_tokens(self) -> int:
+        """What a prompt and its output may have together: SGLang takes no prompt that comes within six tokens of the end of
+        the context, and that of a continued generation has the output so far in it."""
+        return self.context_tokens - 6
+
 
 class AdmissionConfig(Settings):
     """How many calls an engine is given at once: what it can bear, found out by how soon it gives first tokens."""

@@ -63,6 +63,7 @@ class EngineActor:
         return await asyncio.shield(self._started)
 
     async def _start(self) -> JSON:
+        self._lease.allow(self._config.engine.start_timeout_s)
         asyncio.create_task(live(self._lease))  # noqa: RUF006 - lives as long as the process
         config = self._config
         self._supervisor = RemoteSupervisor(config.run, self._setup.namespace)
@@ -97,6 +98,7 @@ class EngineActor:
         if self._unit.ours:
             asyncio.create_task(self._watch_idle())  # noqa: RUF006 - lives as long as the process
         settle()
+        self._lease.renew()
         return await self.describe()
 
     async def _start_unit(self) -> Unit:
