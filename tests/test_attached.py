@@ -57,7 +57,7 @@ class Beside:
     async def ask(self, method: str, *args: str, timeout_s: float = 0) -> None:
         match method:
             case "owner_suspected":
-                await self.unit.suspected(*args)
+                self.unit.suspected(*args)
             case "owner_cleared":
                 self.unit.cleared(*args)
             case "owner_told":
@@ -258,7 +258,7 @@ async def test_an_abort_of_ours_is_not_taken_for_an_owners():
         await f.until(lambda: f.calls == 1)
         generation, _ = next(iter(f.members[0].driver.calls.values()))
         await f.until(lambda: len(generation.ids) > 0)
-        await f.members[0].driver.abort(generation)
+        f.members[0].driver.abort(generation)
         assert len(await trial) == 1
         assert [r.held for _, r in f.reports] == [""]
 

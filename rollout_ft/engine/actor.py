@@ -87,7 +87,7 @@ class EngineActor:
             payload_copies=config.store.payload_copies,
         )  # fmt: skip
         faults = fault_points(self._setup, self._unit)
-        self._driver = Driver(self._engine, config.engine)
+        self._driver = Driver(self._engine, config.engine, self._events)
         self._driver.ranks = await self._engine.ranks()
         self._driver.overseer = Overseer(self._supervisor, self._engine_id, self._incarnation)
         parser = await make_parser(config, self._engine_id, self._engine, await sglang)
@@ -103,6 +103,9 @@ class EngineActor:
         self._weights = EngineWeights(self._engine, self._control, self._driver.gate, partial(self._events.emit, engine=self._engine_id))
         await self._weights.start()
         self._host.fleet = lambda: self._weights.fleet
+        capacity = await self._engine.capacity()
+        if capacity:
+            self._driver.admission.limit.start(capacity)
         if isinstance(self._unit, Attached):
             await self._watch_owner(self._unit)
         asyncio.create_task(self._watch_unit())  # noqa: RUF006 - lives as long as the process
@@ -150,7 +153,7 @@ class EngineActor:
 
     async def owner_suspected(self, by: str) -> None:
         """An owner's abort was seen at the engine `by`."""
-        await self._theirs().suspected(by)
+        self._theirs().suspected(by)
 
     async def owner_cleared(self, why: str) -> None:
         self._theirs().cleared(why)

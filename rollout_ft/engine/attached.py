@@ -209,14 +209,14 @@ class Attached:
         self._become(observer.aborted(self.state, monotonic(), version or self.state.version))
         self._wake.set()
 
-    async def suspected(self, by: str) -> None:
+    def suspected(self, by: str) -> None:
         """An owner's abort was seen at the engine `by`: what was sent here after it came in its way, and is taken back."""
         now = monotonic()
         self._become(observer.suspected(self.state, now, by))
         self._wake.set()
         if self.state.held is Held.SUSPECTED and self.state.since == now:
-            young = [g for g, sent in self._driver.calls.values() if sent > now - self._config.spread_s]
-            await asyncio.gather(*(self._driver.abort(g) for g in young))
+            for generation in [g for g, sent in self._driver.calls.values() if sent > now - self._config.spread_s]:
+                self._driver.abort(generation)
 
     def cleared(self, why: str) -> None:
         self._become(observer.cleared(self.state, why))
