@@ -15,10 +15,12 @@ import orjson
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from rollout_ft.engine import arguments
 from rollout_ft.errors import ConfigError
 from rollout_ft.fleet.spread import Placement
 from rollout_ft.types import Recovery
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -49,6 +51,8 @@ class ExpertsConfig(Settings):
 class ModelConfig(Settings):
     path: str = "small"
     """Directory with tokenizer, chat template and weights; `small` is the shipped small model."""
+    weight_version: str = ""
+    """What the version of these weights is called; empty: as the engine calls it."""
     name: str = Field(default="default", min_length=1)
     """What `GET …/v1/models` calls it, and replies to requests that name no model."""
     context_tokens: int = Field(default=32768, ge=16)
@@ -66,6 +70,12 @@ class ModelConfig(Settings):
     """What to do at start about a template that changes what it wrote before when messages are appended: `splice` keeps
     the tokens as they were, `rerender` renders the whole conversation for every turn and trains on what stayed."""
 
+    @property
+    def usable_tokens(self) -> int:
+        """What a prompt and its output may have together: SGLang takes no prompt that comes within six tokens of the end of
+        the context, and that of a continued generation has the output so far in it."""
+        return self.context_tokens - 6
+
 
 class EngineConfig(Settings):
     kind: Literal["small", "sglang"] = "small"
@@ -74,9 +84,15 @@ class EngineConfig(Settings):
     """What is run in place of `python -m sglang.launch_server` (or of the small engine): a program of another environment,
     or a wrapper around it. It is given the same arguments."""
     args: list[str] = []
-    """More arguments for the engine's command line, as they stand."""
+    """More arguments for the engine's command line, as they stand; `{engine}` is the engine's id. SGLang's are checked against
+    the installed version, and those that another key says are refused."""
     env: dict[str, str] = {}
     num_gpus: float = Field(default=0, ge=0)
+    """GPUs that Ray assigns to one engine, on each of its nodes: as many as its parallel sizes take; a fraction shares one."""
+    nodes: int = Field(default=1, ge=1)
+    """Nodes that one engine stretches over, each with `num_gpus`: the loss of any of them is the loss of the engine."""
+    log_bytes: int = Field(default=256 * 2**20, ge=2**16)
+    """What the logs of one engine may take on its node, those of its earlier starts included; the oldest lines go first."""
     start_timeout_s: Seconds = 120
     first_token_timeout_s: Seconds = 30
     """A floor: no first token for so long, and none of any other call, and the engine hangs. Longer prompts are given longer,
@@ -106,6 +122,16 @@ class EngineConfig(Settings):
         for name in ("first_token_timeout_s", "token_timeout_s", "compile_timeout_s"):
             if getattr(self, name) > self.max_timeout_s:
                 raise ValueError(f"engine.{name} is longer than engine.max_timeout_s, its ceiling: raise that, or lower this")
+        return self
+
+    @model_validator(mode="after")
+    def _gpus_fit(self) -> EngineConfig:
+        if self.num_gpus > 1 and self.num_gpus != int(self.num_gpus):
+            raise ValueError(f"engine.num_gpus: {self.num_gpus:g}: Ray assigns whole GPUs, or a part of one")
+        if self.nodes > 1 and 0 < self.num_gpus < 1:
+            raise ValueError("engine.nodes: an engine that shares a GPU has one node; set engine.num_gpus to 1 or more")
+        if self.num_gpus and VISIBLE in self.env:
+            raise ValueError(f"engine.env: {VISIBLE} is Ray's to set with engine.num_gpus; leave one of them out")
         return self
 
 
@@ -288,6 +314,8 @@ class Config(Settings):
     def _parts_fit(self) -> Config:
         if self.engine.kind == "sglang" and self.model.path == "small":
             raise ValueError("engine.kind sglang needs model.path: the directory of a real model")
+        if self.engine.kind == "sglang":
+            arguments.check(self.engine.args, num_gpus=self.engine.num_gpus, nodes=self.engine.nodes)
         if self.session.max_output_tokens >= self.model.context_tokens:
             raise ValueError("session.max_output_tokens leaves no room for a prompt in model.context_tokens")
         if self.model.tool_parser == "gpt-oss" != self.model.reasoning_parser:

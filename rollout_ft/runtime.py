@@ -17,6 +17,7 @@ from rollout_ft import config as configs
 from rollout_ft.clock import monotonic
 from rollout_ft.cluster import Cluster, connect, restore_signals
 from rollout_ft.config import Config, TrialConfig
+from rollout_ft.engine import installed
 from rollout_ft.engine.experts import shape_of
 from rollout_ft.engine.parsers import check_names
 from rollout_ft.errors import BadRequest, ConfigError
@@ -84,6 +85,7 @@ async def start(
     """
     loaded = config if isinstance(config, Config) else configs.load(config, overrides)
     check(loaded)
+    await installed.check(loaded, here=False)
     cluster = await asyncio.to_thread(connect, loaded.ray)
     restore_signals()
     secret, alone = secret or secrets.token_hex(32), bool(cluster.temp_dir)

@@ -6,6 +6,7 @@ import uuid
 from typing import Any
 
 import pytest
+from engine_kinds import engine, kind, narrow, server, shared_narrow, shared_server, start
 from model_server import sglang_python, sglang_server, start_sglang, tiny_model
 
 from rollout_ft.config import SessionConfig
@@ -17,7 +18,10 @@ from rollout_ft.session.tree import Node, ids_bytes
 from rollout_ft.testing.plain import STOP, PlainTemplate
 from rollout_ft.types import Opened, SessionSpec, Turn, VersionSpan
 
-__all__ = ["sglang_python", "sglang_server", "start_sglang", "tiny_model"]  # fixtures
+__all__ = [  # fixtures; there is no other conftest.py beside the tests that import this one by its name
+    "engine", "kind", "narrow", "server", "sglang_python", "sglang_server", "shared_narrow", "shared_server", "start", "start_sglang",
+    "tiny_model",
+]  # fmt: skip
 
 
 def user(text: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rollout_ft.config import Config, known_keys, load, model_dir
 from rollout_ft.engine.experts import shape_of
 from rollout_ft.engine.launch import command
+from rollout_ft.engine.ports import Ports
 from rollout_ft.errors import ConfigError
 from rollout_ft.trial.tasks import quickstart, read_tasks
 from rollout_ft.types import Recovery
@@ -300,12 +301,12 @@ def test_what_a_row_of_routed_experts_is_stands_in_the_models_config(tmp_path: P
     found = shape_of(loaded)
     assert found is not None
     assert (found.layers, found.topk, found.experts) == shape
-    assert "--enable-return-routed-experts" in command(loaded, "e0", 1)
+    assert "--enable-return-routed-experts" in command(loaded, "e0", Ports(20_000))
 
 
 def test_what_the_config_says_of_experts_wins_and_a_small_engine_is_told():
     loaded = load(None, ["samples.routed_experts=true", "model.experts={layers: 2, topk: 3, count: 64}"])
-    arguments = command(loaded, "e0", 1)
+    arguments = command(loaded, "e0", Ports(20_000))
     assert arguments[arguments.index("--routed-experts") + 1] == "2,3,64"
 
 
@@ -318,4 +319,4 @@ def test_a_model_without_experts_is_refused_with_the_key_to_set(tmp_path: Path, 
 
 def test_without_the_switch_nothing_is_asked_of_engine_or_model():
     assert shape_of(load()) is None
-    assert not any("routed-experts" in argument for argument in command(load(), "e0", 1))
+    assert not any("routed-experts" in argument for argument in command(load(), "e0", Ports(20_000)))

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollout_ft.engine.continuation import Start, cut_spans, join_spans, start_from
+from rollout_ft.session.parse import sampled_text
+from rollout_ft.testing.plain import PlainTemplate
 from rollout_ft.types import VersionSpan
 
 few = settings(max_examples=50, deadline=None)
@@ -124,3 +126,10 @@ def test_cutting_and_joining_again_leaves_no_hole(before: list[VersionSpan], aft
     kept = cut_spans(before, keep)
     offset = len(versions(kept))
     assert versions(join_spans(kept, after, offset, offset + len(versions(after)))) == versions(kept) + versions(after)
+
+
+@pytest.mark.parametrize("cut", [1, 2])
+def test_a_character_that_the_break_cut_is_whole_again_in_the_text_of_all_ids(cut: int):
+    ids, renderer = [*b"5 \xe2\x82\xac"], PlainTemplate()
+    apart = renderer.text(ids[: -3 + cut]) + renderer.text(ids[-3 + cut :])
+    assert sampled_text(ids, renderer, stop=()) == "5 \N{EURO SIGN}" != apart

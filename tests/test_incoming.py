@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from typing import cast
 
 import pytest
+import uvloop
 
 from rollout_ft.config import GatewayConfig
 from rollout_ft.errors import BadRequest
@@ -19,6 +20,12 @@ from rollout_ft.gateway.incoming import BUFFER_BYTES, Incoming, Receiver
 
 LIMIT = 4 * 2**20
 SIZES = [0, BUFFER_BYTES, BUFFER_BYTES + 1, 3 * BUFFER_BYTES, 2**20, 2**20 + 1, 3 * 2**20 + 7]
+
+
+@pytest.fixture(scope="module", params=[asyncio.DefaultEventLoopPolicy, uvloop.EventLoopPolicy], ids=["asyncio", "uvloop"])
+def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoopPolicy:
+    """Gateways run on the second, which reads on where the first waits for the next round."""
+    return request.param()
 
 
 class Door:
@@ -164,6 +171,7 @@ async def test_a_client_that_leaves_in_a_large_body_is_seen_to_leave(how: str):
 async def test_a_body_is_given_room_as_it_comes_and_not_on_its_word():
     class Nobody:
         connection_made = connection_lost = data_received = eof_received = pause_writing = resume_writing = print
+        body_received = staticmethod(bool)
 
     incoming = Incoming(cast(Receiver, Nobody()), memoryview(bytearray(BUFFER_BYTES)))
     size, sent, begun = 5 * 2**20 + 3, some(5 * 2**20 + 3), 1000

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from rollout_ft.engine.process import EngineProcess, free_port
+from rollout_ft.engine.process import EngineProcess, Exit, free_port
 
 ROOT = Path(__file__).parents[1]
 LIMIT_S = 20
@@ -29,8 +29,11 @@ PARTS = {
     "single": HEAD + HELLO + "signal.pause()",
     "family": HEAD + "os.fork(); os.fork(); " + HELLO + "signal.pause()",
     "deaf": HEAD + "[signal.signal(s, signal.SIG_IGN) for s in (1, 2, 3, 15)]; " + HELLO + "signal.pause()",
+    "scattered": HEAD + "\nfor _ in range(2):\n  if os.fork() == 0: os.setsid()\n" + HELLO + "signal.pause()",
+    "daemon": HEAD + "\nif os.fork() == 0:\n  os.setsid()\n  if os.fork(): os._exit(0)\n" + HELLO + "signal.pause()",
     "crash": HEAD + "\nif os.fork():\n  os.read(0, 1)\n  os._exit(3)\n" + HELLO + "signal.pause()",
 }
+FAMILIES = [("single", 1), ("family", 4), ("deaf", 1), ("scattered", 4), ("daemon", 2)]
 STARTER = """
 import asyncio, os, sys
 from rollout_ft.engine.process import EngineProcess
@@ -76,7 +79,7 @@ class Family:
     def close(self) -> None:
         os.close(self._fd)
         for pid in self.pids:  # only ever finds one when a test has failed
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, FileNotFoundError):
                 if self.path.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
                     os.kill(pid, signal.SIGKILL)
 
@@ -85,8 +88,14 @@ class Family:
 def family(tmp_path: Path) -> Iterator[Family]:
     family = Family(tmp_path / "alive")
     yield family
-    with contextlib.suppress(FileNotFoundError):
-        family.close()
+    family.close()
+
+
+async def ended(process: EngineProcess) -> Exit:
+    """How it ended, once nothing is left of it."""
+    how = await process.wait()
+    await process.aclose()
+    return how
 
 
 async def start(family: Family, part: str, tmp_path: Path) -> EngineProcess:
@@ -116,7 +125,7 @@ async def exited(pidfd: int) -> None:
     assert ready, "it is still there"
 
 
-@pytest.mark.parametrize(("part", "count"), [("single", 1), ("family", 4), ("deaf", 1)])
+@pytest.mark.parametrize(("part", "count"), FAMILIES)
 async def test_nothing_outlives_a_starter_that_is_killed(family: Family, tmp_path: Path, part: str, count: int):
     async with starter(family, part, count, tmp_path) as (process, guard):
         process.kill()
@@ -132,14 +141,32 @@ async def test_a_stopped_engine_does_not_outlive_its_starter_either(family: Fami
         await exited(guard)
 
 
-@pytest.mark.parametrize(("part", "count"), [("single", 1), ("family", 4), ("deaf", 1)])
+@pytest.mark.parametrize(("part", "count"), FAMILIES)
 async def test_kill_ends_the_whole_family(family: Family, tmp_path: Path, part: str, count: int):
     process = await start(family, part, tmp_path)
     await family.arrive(count)
     process.kill()
     await family.gone()
-    assert await process.wait() == "exited: killed"
+    assert await ended(process) == Exit(None, ours=True)
     assert not process.alive
+
+
+async def test_what_left_the_group_and_its_parent_goes_when_the_engine_crashes(family: Family, tmp_path: Path):
+    process = await start(family, "daemon", tmp_path)
+    pids = await family.arrive(2)
+    engine = process.pid()
+    assert engine in pids
+    os.kill(engine, signal.SIGKILL)
+    await family.gone()
+    assert await ended(process) == Exit(-9)
+
+
+async def test_a_crash_that_was_there_first_is_not_called_our_doing(family: Family, tmp_path: Path):
+    process = await start(family, "single", tmp_path)
+    os.kill((await family.arrive(1))[0], signal.SIGSEGV)
+    await family.gone()
+    process.kill()
+    assert await ended(process) == Exit(-11)
 
 
 async def test_kill_ends_a_stopped_family(family: Family, tmp_path: Path):
@@ -148,7 +175,7 @@ async def test_kill_ends_a_stopped_family(family: Family, tmp_path: Path):
         os.kill(pid, signal.SIGSTOP)
     process.kill()
     await family.gone()
-    assert not (await process.wait()).endswith(" 0")
+    assert await ended(process) == Exit(None, ours=True)
 
 
 async def test_kill_ends_an_engine_whose_guard_is_stopped(family: Family, tmp_path: Path):
@@ -157,7 +184,7 @@ async def test_kill_ends_an_engine_whose_guard_is_stopped(family: Family, tmp_pa
     os.kill(process.group, signal.SIGSTOP)
     process.kill()
     await family.gone()
-    await process.wait()
+    await ended(process)
 
 
 async def test_a_guard_that_is_killed_takes_the_engine_along(family: Family, tmp_path: Path):
@@ -165,59 +192,59 @@ async def test_a_guard_that_is_killed_takes_the_engine_along(family: Family, tmp
     await family.arrive(1)
     os.kill(process.group, signal.SIGKILL)
     await family.gone()
-    assert await process.wait() == "exited: killed"
+    assert await ended(process) == Exit(None)
 
 
 async def test_an_engine_that_crashes_takes_its_children_along(family: Family, tmp_path: Path):
     process = await start(family, "crash", tmp_path)
     await family.gone()
-    assert await process.wait() == "exited: 3"
+    assert await ended(process) == Exit(3)
 
 
 @pytest.mark.parametrize(
-    ("code", "reason"),
+    ("code", "exit_code"),
     [
-        ("", "exited: 0"),
-        ("raise SystemExit(7)", "exited: 7"),
-        ("import os; os.kill(os.getpid(), 11)", "exited: -11"),
-        ("print('99', flush=True); raise SystemExit(7)", "exited: 7"),
+        ("", 0),
+        ("raise SystemExit(7)", 7),
+        ("import os; os.kill(os.getpid(), 11)", -11),
+        ("print('99', flush=True); raise SystemExit(7)", 7),
     ],
 )
-async def test_why_an_engine_ended_is_reported(tmp_path: Path, code: str, reason: str):
+async def test_how_an_engine_ended_is_reported(tmp_path: Path, code: str, exit_code: int):
     process = await EngineProcess.start([sys.executable, "-I", "-S", "-c", code], dict(os.environ), str(tmp_path / "log"))
-    assert await process.wait() == reason == process.exit_reason
+    assert await ended(process) == Exit(exit_code)
     assert not process.alive
 
 
 async def test_an_engine_killed_from_outside_is_reported_with_the_signal(family: Family, tmp_path: Path):
     process = await start(family, "single", tmp_path)
     os.kill((await family.arrive(1))[0], signal.SIGKILL)
-    assert await process.wait() == "exited: -9"
+    assert await ended(process) == Exit(-9)
 
 
 async def test_a_command_that_does_not_exist_ends_at_once_and_says_so_in_the_log(tmp_path: Path):
     process = await EngineProcess.start(["/no/such/program"], dict(os.environ), str(tmp_path / "log"))
-    assert await process.wait() != "exited: 0"
+    assert await ended(process) != Exit(0)
     assert "/no/such/program" in (tmp_path / "log").read_text() or "No such file" in (tmp_path / "log").read_text()
 
 
 async def test_what_an_engine_prints_is_in_its_log(tmp_path: Path):
     code = "import sys; print('to stdout', flush=True); print('to stderr', file=sys.stderr)"
     process = await EngineProcess.start([sys.executable, "-I", "-S", "-c", code], dict(os.environ), str(tmp_path / "log"))
-    await process.wait()
+    await ended(process)
     assert (tmp_path / "log").read_text().splitlines() == ["to stdout", "to stderr"]
 
 
 async def test_the_log_of_an_earlier_start_stays(tmp_path: Path):
     for word in ("first", "second"):
         command = [sys.executable, "-I", "-S", "-c", f"print({word!r})"]
-        await (await EngineProcess.start(command, dict(os.environ), str(tmp_path / "log"))).wait()
+        await ended(await EngineProcess.start(command, dict(os.environ), str(tmp_path / "log")))
     assert (tmp_path / "log").read_text().split() == ["first", "second"]
 
 
 async def test_the_engine_gets_the_environment_it_is_given_and_no_other(tmp_path: Path):
     command = [sys.executable, "-I", "-S", "-c", "import os; print(os.environ.get('A'), 'HOME' in os.environ)"]
-    await (await EngineProcess.start(command, {"A": "b"}, str(tmp_path / "log"))).wait()
+    await ended(await EngineProcess.start(command, {"A": "b"}, str(tmp_path / "log")))
     assert (tmp_path / "log").read_text().split() == ["b", "False"]
 
 
@@ -241,7 +268,7 @@ async def test_the_engine_inherits_no_open_file_but_its_three(tmp_path: Path):
     held = os.open(tmp_path / "secret", os.O_RDWR | os.O_CREAT)
     code = "import os; print(sorted(os.listdir('/proc/self/fd'), key=int))"
     try:
-        await (await EngineProcess.start([sys.executable, "-I", "-S", "-c", code], dict(os.environ), str(tmp_path / "log"))).wait()
+        await ended(await EngineProcess.start([sys.executable, "-I", "-S", "-c", code], dict(os.environ), str(tmp_path / "log")))
     finally:
         os.close(held)
     assert (tmp_path / "log").read_text().strip() == "['0', '1', '2', '3']"  # 3 is the listing itself
@@ -254,7 +281,7 @@ async def test_of_several_engines_only_the_one_that_is_killed_ends(tmp_path: Pat
         await f.arrive(1)
     processes[1].kill()
     await families[1].gone()
-    await processes[1].wait()
+    await ended(processes[1])
     assert [p.alive for p in processes] == [True, False, True]
     for p, f in zip(processes, families, strict=True):
         await p.aclose()

@@ -126,7 +126,7 @@ def _of_line(line: JSON) -> JSON:
 def _session(trial: PastTrial, config: Config, renderer: Renderer) -> Session:
     session = Session(
         trial.opened[0].spec, trial.opened[0].attempt, renderer, config.session, run_seed=config.seed,
-        context_tokens=config.model.context_tokens, resampled=config.samples.resampled,
+        context_tokens=config.model.usable_tokens, resampled=config.samples.resampled,
     )  # fmt: skip
     session.restore(list(trial.entries), [])
     return session

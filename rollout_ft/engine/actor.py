@@ -16,6 +16,7 @@ from rollout_ft import line
 from rollout_ft.checkpoint.mirror import Mirror
 from rollout_ft.checkpoint.ports import resolve
 from rollout_ft.checkpoint.view import View
+from rollout_ft.engine import installed, launched
 from rollout_ft.engine.control import HTTPControl, Never
 from rollout_ft.engine.driver import Driver
 from rollout_ft.engine.experts import shape_of
@@ -25,13 +26,14 @@ from rollout_ft.engine.launch import environment
 from rollout_ft.engine.launched import Launched
 from rollout_ft.engine.overseer import Overseer
 from rollout_ft.engine.parsers import make_parser, start_sglang
+from rollout_ft.engine.ranks import Ranked
 from rollout_ft.engine.sglang import SGLang
 from rollout_ft.engine.unit import Unit
 from rollout_ft.engine.weights import EngineWeights
 from rollout_ft.errors import SessionClosed
 from rollout_ft.fleet.crew import Setup, actor_name
 from rollout_ft.fleet.lease import Lease, live
-from rollout_ft.fleet.node import node_id, node_ip, settle
+from rollout_ft.fleet.node import assigned_gpus, node_id, node_ip, settle
 from rollout_ft.fleet.remote import RemoteSupervisor
 from rollout_ft.fleet.weights import Command, Weights
 from rollout_ft.gateway.keys import Keys
@@ -65,6 +67,7 @@ class EngineActor:
         return await asyncio.shield(self._started)
 
     async def _start(self) -> JSON:
+        self._lease.allow(self._config.engine.start_timeout_s)
         asyncio.create_task(live(self._lease))  # noqa: RUF006 - lives as long as the process
         config = self._config
         self._supervisor = RemoteSupervisor(config.run, self._setup.namespace)
@@ -98,10 +101,22 @@ class EngineActor:
         if self._unit.ours:
             asyncio.create_task(self._watch_idle())  # noqa: RUF006 - lives as long as the process
         settle()
+        self._lease.renew()
         return await self.describe()
 
     async def _start_unit(self) -> Unit:
-        return await Launched.start(self._config, self._engine_id, self._name)
+        config, engine_id = self._config, self._engine_id
+        if self._incarnation == 1:  # what was started once is known
+            unasked = await installed.check(config, here=True)
+            if unasked:
+                self._events.emit("engine.unchecked", engine=engine_id, reason=unasked)
+
+        async def begin() -> Launched | Ranked:
+            if config.engine.nodes > 1:
+                return await Ranked.begin(config, engine_id, self._name, self._setup.loopback)
+            return await Launched.begin(config, engine_id, self._name, assigned_gpus())
+
+        return await launched.start(begin, engine_id, config.engine.start_timeout_s)
 
     async def _watch_unit(self) -> None:
         reason = await self._unit.wait()

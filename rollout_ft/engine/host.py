@@ -428,7 +428,7 @@ class SessionHost:
     def _new_session(self, spec: SessionSpec, attempt: int) -> Session:
         config = self._config
         return Session(
-            spec, attempt, self._renderer, config.session, run_seed=config.seed, context_tokens=config.model.context_tokens,
+            spec, attempt, self._renderer, config.session, run_seed=config.seed, context_tokens=config.model.usable_tokens,
             resampled=config.samples.resampled,
         )  # fmt: skip
 

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -26,11 +27,21 @@ def free_port(host: str) -> int:
         return s.getsockname()[1]
 
 
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a process ended. `code` is negative for a signal, and None when there was nobody to see it."""
+
+    code: int | None
+    ours: bool = False
+    """We killed it."""
+
+
 class EngineProcess:
     def __init__(self, process: asyncio.subprocess.Process, pipe: int, log: IO[bytes]):
         self._process, self._pipe, self._log = process, pipe, log
-        self.exit_reason = ""
+        self._killed = False
         self._exited = asyncio.create_task(self._watch())
+        self._gone = asyncio.create_task(self._clean())
 
     @classmethod
     async def start(cls, command: Sequence[str], env: dict[str, str], log_path: str) -> EngineProcess:
@@ -57,30 +68,42 @@ class EngineProcess:
         return not self._exited.done()
 
     def pid(self) -> int | None:
-        """The engine's own pid, for a fault plan that stops it: the guard's only child."""
+        """The engine's own pid, for a fault plan that stops it: the guard's only child while it lives."""
         with contextlib.suppress(OSError, ValueError, IndexError):
             return int(Path(f"/proc/{self.group}/task/{self.group}/children").read_text().split()[0])
         return None
 
-    async def wait(self) -> str:
-        """Returns why the engine ended, when it has."""
+    async def wait(self) -> Exit:
+        """Returns how the engine ended, when it has; what is left of it may still be dying."""
         return await asyncio.shield(self._exited)
 
     def kill(self) -> None:
-        """Ends the whole group at once, stopped processes included."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.group, signal.SIGKILL)
+        """Ends all of it at once, stopped processes included: the guard does, and is woken for it."""
+        if not self._killed:
+            self._killed = True
+            os.close(self._pipe)
+            if self._process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.group, signal.SIGCONT)
 
     async def aclose(self) -> None:
+        """Kills it, and returns when nothing is left."""
         self.kill()
-        await self._exited
+        await asyncio.shield(self._gone)
 
-    async def _watch(self) -> str:
-        assert self._process.stdout is not None
-        out = await self._process.stdout.read()
+    async def _watch(self) -> Exit:
+        code = (await self._output().readline()).strip()
+        return Exit(int(code)) if code else Exit(None, ours=self._killed)
+
+    async def _clean(self) -> None:
+        await self._exited
+        await self._output().read()
         await self._process.wait()
-        os.close(self._pipe)
+        with contextlib.suppress(ProcessLookupError):  # what a guard left behind that was killed itself
+            os.killpg(self.group, signal.SIGKILL)
+        self.kill()
         self._log.close()
-        code = out.decode(errors="replace").strip().splitlines()[-1:] or ["killed"]
-        self.exit_reason = f"exited: {code[0]}"
-        return self.exit_reason
+
+    def _output(self) -> asyncio.StreamReader:
+        assert self._process.stdout is not None
+        return self._process.stdout

@@ -9,14 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util import get_placement_group, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from rollout_ft.checkpoint.view import View
 from rollout_ft.config import Config, journalled
+from rollout_ft.engine import ranks
+from rollout_ft.errors import EngineLost
 from rollout_ft.fleet import spread
 from rollout_ft.fleet.member import Member
 from rollout_ft.fleet.nodes import NODE_LABEL, Nodes
@@ -63,13 +67,43 @@ class Crew:
 
         args = (self.setup, engine_id, incarnation, view)
         gpus = self.setup.config.engine.num_gpus
+        if self.setup.config.engine.nodes > 1:
+            group = await self._group(actor_name(self._run, engine_id, incarnation))
+            return self._make(EngineActor, engine_id, incarnation, *args, scheduling_strategy=group, **ranks.options(gpus))
         if gpus:  # which GPUs are free is Ray's to know
-            away = [n.node_id for n in await self.nodes.now() if n.doubted]
-            options: dict[str, Any] = {"label_selector": {NODE_LABEL: f"!in({','.join(away)})"}} if away else {}
+            away = await self._away()
+            options: dict[str, Any] = {"label_selector": away} if away else {}
             return self._make(EngineActor, engine_id, incarnation, *args, num_gpus=gpus, scheduling_strategy="SPREAD", **options)
         async with self._choosing:
             choose = partial(spread.for_engine, stores=self._count("store"), engines=self._count("engine"))
             return self._make(EngineActor, engine_id, incarnation, *args, node=await self.nodes.pick(choose))
+
+    async def _group(self, name: str) -> PlacementGroupSchedulingStrategy:
+        """The nodes of one engine, as many as it has, reserved together and never two for one; the first is the actor's.
+
+        Detached, for the supervisor may die and the engine is to go on: it ends in `gone` or `disband`.
+        """
+        engine = self.setup.config.engine
+        needs, away = ranks.needs(engine.num_gpus), await self._away()
+        options: dict[str, Any] = {"bundle_label_selector": [away] * engine.nodes} if away else {}
+        group = placement_group([needs] * engine.nodes, strategy="STRICT_SPREAD", name=name, lifetime="detached", **options)
+        if not await asyncio.to_thread(group.wait, engine.start_timeout_s):
+            await asyncio.to_thread(_ungroup, name)
+            each = ", ".join(f"{count:g} {what}" for what, count in needs.items())
+            raise EngineLost(name, f"no {engine.nodes} nodes (engine.nodes) with {each} free on each, within engine.start_timeout_s")
+        return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
+
+    async def disband(self, keep: Collection[str] = ()) -> None:
+        """Gives back the nodes of every engine of the run whose actor is not to be kept."""
+        if self.setup.config.engine.nodes > 1:
+            table: dict[str, Any] = await asyncio.to_thread(ray.util.placement_group_table)
+            names = [str(group["name"]) for group in table.values() if group["name"].startswith(f"{self._run}/engine-")]
+            await asyncio.gather(*(asyncio.to_thread(_ungroup, name) for name in names if name not in keep))
+
+    async def _away(self) -> dict[str, str]:
+        """Selects nodes that are not doubted; empty where all are to be had."""
+        away = [n.node_id for n in await self.nodes.now() if n.doubted]
+        return {NODE_LABEL: f"!in({','.join(away)})"} if away else {}
 
     async def gateway(self, role: str, incarnation: int, port: int) -> Member:
         from rollout_ft.gateway.actor import GatewayActor
@@ -116,9 +150,14 @@ class Crew:
         node = self._at.pop(member.name, ("", ""))[1]
         if silent:
             self.nodes.doubt(node)
-        task = asyncio.create_task(asyncio.to_thread(member.kill))
+        task = asyncio.create_task(asyncio.to_thread(self._kill, member))
         self._killing.add(task)
         task.add_done_callback(self._killing.discard)
+
+    def _kill(self, member: Member) -> None:
+        member.kill()
+        if self.setup.config.engine.nodes > 1 and member.role.startswith("engine-"):
+            _ungroup(member.name)
 
     async def existing(self) -> list[Member]:
         """Every actor of the run that Ray still knows, the supervisor left out."""
@@ -152,3 +191,9 @@ class Crew:
         name = actor_name(self._run, role, incarnation)
         settings = {"name": name, "namespace": self._namespace, "lifetime": "detached", **self._stands(name, role, node), **options}
         return Member(role, incarnation, name, actor.options(**settings).remote(*args))
+
+
+def _ungroup(name: str) -> None:
+    """Gives back the nodes of an engine, and ends what is left of it there."""
+    with contextlib.suppress(ValueError):
+        remove_placement_group(get_placement_group(name))

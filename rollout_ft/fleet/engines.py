@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from rollout_ft.checkpoint.view import View
 from rollout_ft.clock import monotonic
-from rollout_ft.errors import EngineLost
+from rollout_ft.errors import ConfigError, EngineLost
 from rollout_ft.fleet.commands import Commands
 from rollout_ft.fleet.crew import Crew
 from rollout_ft.fleet.health import Event, Health, State, step
@@ -69,6 +69,7 @@ class Engines:
         self.commands = Commands(crew.setup.config.fleet, events, self.by_id.values, self._told, self._hung, self._unpark)
         self.warmup_s = crew.setup.config.fleet.warmup_s
         self._cap = KillCap(crew.setup.config.fleet.max_kills_share, crew.setup.config.fleet.kill_window_s)
+        self._refusal = ""
 
     async def start(self, existing: list[Member], floor: Mapping[str, int]) -> dict[str, dict[str, int]]:
         """Takes over the engines that live and starts the others; returns which sessions the living hold, with epochs.
@@ -94,6 +95,8 @@ class Engines:
 
         await asyncio.gather(*(one(engine) for engine in self.by_id.values()))
         if not any(e.health.lives for e in self.by_id.values()):
+            if self._refusal:
+                raise ConfigError(self._refusal)
             raise EngineLost("all", "; ".join(f"{e.engine_id}: {e.health.reason}" for e in self.by_id.values()))
         return held
 
@@ -123,6 +126,11 @@ class Engines:
             await member.ask("set_view", self._view())
             engine.up_since = monotonic()
             await self._up(engine, member, described)
+        except ConfigError as e:  # another start would end in the same way
+            self._refusal = str(e)
+            if engine.member is not None:
+                self._crew.gone(engine.member)
+            return self._retire(engine, incarnation, str(e))
         except Exception as e:  # whatever it is, an engine that did not start is tried again
             engine.restarts = engine.restarts.failed()
             self._events.emit("engine.start_failed", engine=engine.engine_id, incarnation=incarnation, reason=str(e))
@@ -179,11 +187,13 @@ class Engines:
         limits = self._crew.setup.config.engine
         engine.restarts = engine.restarts.died(monotonic(), limits.restart_window_s)
         if engine.restarts.count > limits.max_restarts:
-            reason = f"{reason}; it died more than {limits.max_restarts} times in {limits.restart_window_s:g} s (engine.max_restarts)"
-            engine.health = step(after, Event.RETIRE, incarnation=incarnation, reason=reason)
-            self._events.emit("engine.retired", engine=engine_id, reason=reason)
-            return
+            why = f"it died more than {limits.max_restarts} times in {limits.restart_window_s:g} s (engine.max_restarts)"
+            return self._retire(engine, incarnation, f"{reason}; {why}")
         self._spawn(self._replace(engine))
+
+    def _retire(self, engine: Engine, incarnation: int, reason: str) -> None:
+        engine.health = step(engine.health, Event.RETIRE, incarnation=incarnation, reason=reason)
+        self._events.emit("engine.retired", engine=engine.engine_id, reason=reason)
 
     def retire(self, engine_id: str) -> None:
         """The engine ends on purpose and is not replaced."""

@@ -13,6 +13,7 @@ import ctypes
 import gc
 import os
 from collections.abc import Callable
+from typing import Any
 
 from rollout_ft.rayapi import ray
 
@@ -25,6 +26,12 @@ def node_ip(loopback: bool) -> str:
 def node_id() -> str:
     """Ray's id of the node that this process runs on."""
     return str(ray.get_runtime_context().get_node_id())
+
+
+def assigned_gpus() -> tuple[str, ...]:
+    """The GPUs of this node that Ray assigned to this process."""
+    assigned: Any = ray.get_runtime_context().get_accelerator_ids()
+    return tuple(str(gpu) for gpu in assigned.get("GPU", ()))
 
 
 def logs_dir() -> str:

@@ -41,6 +41,7 @@ class Supervisor:
         self._started: asyncio.Task[None] | None = None
         self._ending = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._keeping: asyncio.Task[None] | None = None
 
     # -- start, rebuild, end --------------------------------------------------------------------------------------
 
@@ -76,6 +77,7 @@ class Supervisor:
                 for role, incarnation in _remembered(described_as):
                     floor[role] = max(floor[role], incarnation)
         weights = latest(d["weights"]["fleet"] for m, d in alive if m.role.startswith("engine-"))
+        await self._crew.disband(keep={m.name for m, _ in alive})
         known_view = max([self._setup.last_view, *(d["view"].number for m, d in alive if m.role.startswith("engine-"))])
         pulse = Pulse(self._setup.config.fleet.ping_s)
         self._engines = Engines(self._crew, pulse, self._events, lambda: self._stores.view)
@@ -83,6 +85,8 @@ class Supervisor:
         self._stores = Stores(self._crew, pulse, self._events, self._engines.push_view)
         self._gateways = Gateways(self._crew, pulse, self._events)
         self._sessions = Sessions(self._engines, self._stores, self._events)
+        if self._keeping is None:
+            self._keeping = asyncio.create_task(self._keep_alive())
         await self._stores.start([m for m, _ in alive if m.role.startswith("store-")], known_view, floor)
         gateways = asyncio.create_task(self._gateways.start(alive, floor))
         held = await self._engines.start([m for m, _ in alive if m.role.startswith("engine-")], floor)
@@ -90,7 +94,6 @@ class Supervisor:
         await gateways
         if existing:
             self._events.emit("supervisor.rebuilt", actors=len(alive), sessions=sum(map(len, held.values())))
-        self._spawn(self._keep_alive())
         self._spawn(pulse.patrol(self._counted, self._look))
 
     def _counted(self) -> list[Member]:
@@ -112,8 +115,13 @@ class Supervisor:
             return None
 
     async def _keep_alive(self) -> None:
-        """Passes the lease on to every actor and collects their events; ends the run when the lease ran out."""
+        """Passes the lease on to every actor and collects their events; ends the run when the lease ran out.
+
+        From the start's beginning: engines may take minutes, and who started the run waits for them.
+        """
         while not self._lease.expired:
+            if self._started is not None and not self._started.done():
+                self._lease.renew()
             await self._collect()
             await asyncio.sleep(self._setup.config.orphan_s / 10)
         self._events.emit("run.orphaned")
@@ -154,6 +162,7 @@ class Supervisor:
             self._engines.retire(engine.engine_id)
         await asyncio.gather(*(self._stop(m) for m in engines))
         await asyncio.gather(*(asyncio.to_thread(member.kill) for member in await self._crew.existing()))
+        await self._crew.disband()
 
     async def _stop(self, member: Member) -> None:
         try:

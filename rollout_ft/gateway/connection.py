@@ -160,13 +160,15 @@ class Connection(HttpToolsProtocol):
         if cycle.more_body and not cycle.disconnected:
             self.flow.resume_reading()
             body = await self.reads.body(size, cycle.body)
-            if body is not None:
-                self.parser = httptools.HttpRequestParser(self)
-                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-                self.on_message_complete()
         cycle.body = bytearray()
         cycle.message_event.clear()
         return None if cycle.disconnected else body
+
+    def body_received(self) -> None:
+        """The parser still waits for the body that went past it: the next request is another's."""
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.on_message_complete()
 
     def on_message_complete(self) -> None:
         super().on_message_complete()

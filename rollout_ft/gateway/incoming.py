@@ -3,8 +3,8 @@
 Owns the bytes between the socket and the connection. Knows nothing of HTTP but how long a body is. A parser hands on
 each piece as a copy, and whoever gathers them copies them again: a long conversation comes in half a megabyte.
 
-The subtle invariant: only as many bytes are asked for as belong to the body, so that whatever comes behind it is the
-parser's again.
+The subtle invariant: only as many bytes are asked for as belong to the body, and its end is told before anything else is
+read, so that whatever comes behind it is the parser's again.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class Receiver(Protocol):
     def connection_made(self, transport: Any) -> None: ...
     def connection_lost(self, exc: Exception | None) -> None: ...
     def data_received(self, data: memoryview) -> None: ...
+    def body_received(self) -> None: ...
     def eof_received(self) -> bool | None: ...
     def pause_writing(self) -> None: ...
     def resume_writing(self) -> None: ...
@@ -63,6 +64,7 @@ class Incoming(asyncio.BufferedProtocol):
             return self._receiver.data_received(self._shared[:nbytes])
         self._filled += nbytes
         if self._filled == self._size:
+            self._receiver.body_received()
             self._end(self._large)
 
     def connection_lost(self, exc: Exception | None) -> None:

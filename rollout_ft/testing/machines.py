@@ -35,6 +35,7 @@ class Machine:
         self._node = node
         self.node_id: str = node.node_id
         self._raylet: Any = node.all_processes["raylet"][0].process
+        self.pid: int = self._raylet.pid
         self._frozen: list[psutil.Process] = []
         self.struck = False
 

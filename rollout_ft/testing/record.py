@@ -71,7 +71,7 @@ def chat_bodies(config: Config) -> Bodies:
         first = next((e for e in entries if isinstance(e, OpenedAttempt)), None)
         if first is None:
             return {}
-        tokens = config.model.context_tokens
+        tokens = config.model.usable_tokens
         session = Session(first.spec, first.attempt, renderer, config.session, run_seed=config.seed, context_tokens=tokens)
         session.restore(entries, [])
         nodes = {e.key: session.tree.nodes[e.key] for e in entries if isinstance(e, Turn) and e.key in session.tree.nodes}

@@ -163,7 +163,12 @@ async def test_what_is_longer_than_the_context_is_400_in_sglangs_words(start: St
     status, reply = await call(server.url, "/generate", body(31, [40] * 70))
     assert status == 400
     assert "maximum context length of 100 tokens" in reply["error"]["message"]
-    assert len((await whole(server.url, 30, [40] * 70))["output_ids"]) == 30
+    assert len((await whole(server.url, 30, [40] * 70))["output_ids"]) == 28, "the end of the context comes two tokens early"
+    status, reply = await call(server.url, "/generate", body(1, [40] * 94))
+    assert (status, reply.get("error", reply)["message"].split(" Use ")[0]) == (
+        400, "Input length (94 tokens) exceeds the maximum allowed length (94 tokens).",
+    )  # fmt: skip
+    assert len((await whole(server.url, 5, [40] * 93))["output_ids"]) == 5
 
 
 @pytest.mark.parametrize("ids", [[40, 99999], [40, -1]], ids=str)

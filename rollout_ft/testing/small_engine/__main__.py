@@ -21,7 +21,7 @@ import uvicorn
 import uvloop
 
 from rollout_ft.clock import monotonic
-from rollout_ft.testing.small_engine import MODEL_DIR
+from rollout_ft.testing.small_engine import MODEL_DIR, ranks
 from rollout_ft.testing.small_engine.counter import Counter
 from rollout_ft.testing.small_engine.hash_model import HashModel
 from rollout_ft.testing.small_engine.model import Model
@@ -66,6 +66,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     add("--max-running-requests", type=int, default=1024)
     add("--max-queued-requests", type=int, help="how many may wait beyond those that run (default: no limit)")
     add("--routed-experts", type=_experts, metavar="LAYERS,TOPK,EXPERTS", help="return routed experts of this shape when asked")
+    ranks.add_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -96,6 +97,9 @@ async def _compute(engine: Scheduler) -> None:
 
 
 async def _serve(options: argparse.Namespace, began: float) -> None:
+    place = ranks.place_of(options)
+    if not place.first:
+        return await ranks.follow(place, _listen(options.host, options.port[0]))
     vocabulary = load_vocabulary(options.model_path)
     limits = Limits(
         tokens_per_s=options.tokens_per_s,
@@ -123,6 +127,7 @@ async def _serve(options: argparse.Namespace, began: float) -> None:
         timeout_keep_alive=int(os.environ.get("SGLANG_TIMEOUT_KEEP_ALIVE") or 5),
         backlog=_BACKLOG,
     )
+    await ranks.meet(place)
     sockets = [_listen(options.host, port) for port in options.port]
     # Kept in a variable: the loop itself holds tasks by weak references only.
     runs = [asyncio.create_task(_compute(engine)) for engine in engines.values()]

@@ -151,6 +151,11 @@ def parse_request(body: JSON, vocabulary: Vocabulary, context_length: int) -> Re
             f"You requested a total of {len(prompt) + max_new_tokens} tokens: {len(prompt)} tokens from the input "
             f"messages and {max_new_tokens} tokens for the completion."
         )
+    if len(prompt) >= context_length - 6:
+        allowed = f"the maximum allowed length ({context_length - 6} tokens). Use a shorter input or enable --allow-auto-truncate."
+        raise ValueRefused(f"Input length ({len(prompt)} tokens) exceeds {allowed}")
+    # The end of the context ends a generation two tokens early, without a word.
+    max_new_tokens = min(max_new_tokens, context_length - 2 - len(prompt))
     if int(prompt.min()) < 0 or int(prompt.max()) >= vocabulary.size:
         raise OutOfVocabulary(f"input_ids {prompt.min()} to {prompt.max()} in a vocabulary of {vocabulary.size}")
     ignore_eos = bool(params.get("ignore_eos", False))
