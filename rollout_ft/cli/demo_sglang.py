@@ -16,7 +16,7 @@ from rollout_ft.cli.demo import Policy, Stage, identical, table
 from rollout_ft.config import Config
 from rollout_ft.testing.faults import Fault, Kind
 from rollout_ft.testing.sglang_cpu import CPU_ARGS, launch_command
-from rollout_ft.types import JSON, Recovery
+from rollout_ft.types import JSON, Outcome, Recovery
 
 TOPICS = ("tides", "moss", "lanterns", "maps", "bridges", "salt")
 TURNS = 3
@@ -27,7 +27,7 @@ WITHIN = 1e-3
 def tasks() -> list[JSON]:
     prompts = [f"Tell me about {topic} in one or two sentences." for topic in TOPICS]
     return [
-        {"task_id": topic, "prompt": prompt, "turns": TURNS, "max_tokens": MAX_TOKENS, "timeout_s": 600.0, "seed": i}
+        {"task_id": topic, "prompt": prompt, "turns": TURNS, "max_tokens": MAX_TOKENS, "timeout_s": 600.0, "seed": i, "no_tools": True}
         for i, (topic, prompt) in enumerate(zip(TOPICS, prompts, strict=True))
     ]
 
@@ -58,6 +58,7 @@ async def demo(python: Path, model: Path, engines: int, console: Console) -> JSO
         policies = [await stage.play("no faults", Recovery.RESUME, []), await stage.play("resume", Recovery.RESUME, planned("resume-"))]
         stage.agent.close()
     same = identical(policies[0], policies[1], todo, WITHIN)
+    same |= {result.task_id: "outcomes" for policy in policies for result in policy.results if result.outcome != Outcome.COMPLETED}
     console.print(table(policies))
     count = sum(not why for why in same.values())
     for line in _told(policies, same):

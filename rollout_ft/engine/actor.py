@@ -82,7 +82,7 @@ class EngineActor:
             payload_copies=config.store.payload_copies,
         )  # fmt: skip
         faults = fault_points(self._setup, self._unit)
-        self._driver = Driver(self._engine, config.engine)
+        self._driver = Driver(self._engine, config.engine, self._events)
         self._driver.overseer = Overseer(self._supervisor, self._engine_id, self._incarnation)
         parser = await make_parser(config, self._engine_id, self._engine, await sglang)
         self._host = SessionHost(
@@ -97,6 +97,9 @@ class EngineActor:
         self._weights = EngineWeights(self._engine, self._control, self._driver.gate, partial(self._events.emit, engine=self._engine_id))
         await self._weights.start()
         self._host.fleet = lambda: self._weights.fleet
+        capacity = await self._engine.capacity()
+        if capacity:
+            self._driver.admission.limit.start(capacity)
         asyncio.create_task(self._watch_unit())  # noqa: RUF006 - lives as long as the process
         if self._unit.ours:
             asyncio.create_task(self._watch_idle())  # noqa: RUF006 - lives as long as the process

@@ -105,8 +105,8 @@ class Generation:
         if self.capture is not None:
             self.capture.cut(0)
 
-    async def call(self, engine: Engine, patience: Patience, progress: Progress) -> None:
-        """One call, to its finish; `progress` is told of every chunk and may add sampling parameters.
+    async def call(self, engine: Engine, patience: Patience, progress: Progress, answered: Callable[[], None]) -> None:
+        """One call, to its finish; `progress` is told of every chunk and may add sampling parameters, `answered` of the first.
 
         Raises EngineLost, or EngineRefused: with status None when the generation was aborted at the engine. VersionsMixed.
         """
@@ -122,6 +122,8 @@ class Generation:
         try:
             async with patience.waits(o.prompt_tokens + kept) as wait:
                 async for chunk in stream:
+                    if wait.owed:
+                        answered()
                     self._take(chunk, before, kept)
                     wait.moved(len(chunk.ids), chunk.cached)
                     if o.one_version and len(versions_of(self.spans)) > 1:

@@ -47,7 +47,7 @@ class Engine:
     node: str = ""
     restarts: Restarts = field(default_factory=Restarts)
     up_since: float = -math.inf
-    """An engine that was up before its supervisor is not warming up."""
+    """Of one that came to others that serve: those that begin together warm up together."""
 
     def candidate(self, sessions: int, warmup_s: float) -> Candidate:
         health, ramp = self.health, share(monotonic() - self.up_since, warmup_s)
@@ -124,7 +124,6 @@ class Engines:
                 await member.ask("ping", timeout_s=ACTOR_START_S)
             described = await member.ask("start", timeout_s=self._crew.setup.config.engine.start_timeout_s + 30)
             await member.ask("set_view", self._view())
-            engine.up_since = monotonic()
             await self._up(engine, member, described)
         except ConfigError as e:  # another start would end in the same way
             self._refusal = str(e)
@@ -208,6 +207,7 @@ class Engines:
             return  # it was retired meanwhile
         engine.health = starting
         await self._start_one(engine)
+        engine.up_since = monotonic()
 
     def doubted(self, engine_id: str, incarnation: int, reason: str) -> None:
         """What the engine's actor thinks of it; with no reason, it is trusted again."""

@@ -83,6 +83,8 @@ class Session:
         """Of the weights that sampled its tokens."""
         self.began = 0
         """When the first attempt was opened, on the clock that people read."""
+        self.retries = 0
+        """Generations beyond the first of each turn, over all attempts."""
         self.ended: Ended | None = None
         self.fault = ""
         self.lineage = 1
@@ -288,6 +290,10 @@ class Session:
     def give_up(self, flight: Flight, partial: Partial) -> None:
         """Nobody waits for it any more; a later request for the same goes on from here."""
         self.drop(flight)
+        self.keep_partial(flight, partial)
+
+    def keep_partial(self, flight: Flight, partial: Partial) -> None:
+        """What a flight had, and what it cost, for whoever asks for the same again."""
         self.partials[flight.key] = partial
         if len(self.partials) > MAX_PARTIALS:
             del self.partials[next(iter(self.partials))]
@@ -304,6 +310,7 @@ class Session:
         node = self.tree.add(turn)
         if not self.versions.issuperset(s.version for s in turn.version_spans):
             self.versions |= {s.version for s in turn.version_spans}
+        self.retries += max(0, turn.generations - 1)
         self.counts["turns_served"] += 1
         self.counts["branched"] += self.tree.branches(node.parent, node.base)
         self._order = max(self._order, turn.order)

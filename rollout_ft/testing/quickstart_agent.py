@@ -50,7 +50,8 @@ def run(task: dict[str, Any], base_url: str, api_key: str) -> float:
 def ask(client: openai.OpenAI, messages: list[Any], task: dict[str, Any]) -> dict[str, Any]:
     """One turn, streamed where the task says so."""
     create: Any = client.chat.completions.create
-    common: Any = {"model": "default", "messages": messages, "tools": [LOOK_UP], "max_tokens": task.get("max_tokens", 64)}
+    common: Any = {"model": "default", "messages": messages, "max_tokens": task.get("max_tokens", 64)}
+    common |= {} if task.get("no_tools") else {"tools": [LOOK_UP]}
     if not task.get("stream"):
         return create(**common).choices[0].message.model_dump(exclude_none=True)
     reply: dict[str, Any] = {"role": "assistant", "content": ""}

@@ -24,7 +24,7 @@ PROMPT = list(range(40, 60))
 TOKENS = 200
 EOS = 258
 VOCAB_SIZE = 263
-CONFIG = EngineConfig(kind="sglang")
+CONFIG = EngineConfig(kind="sglang", first_token_timeout_s=150, token_timeout_s=60)
 
 
 @pytest.fixture(scope="session")
@@ -76,9 +76,12 @@ async def cut_and_continued(
     first: ModelServer, second: ModelServer, cut: int, lose: Callable[[], None] = lose, **sampling: Any
 ) -> Generation:
     """A turn whose first engine is lost after `cut` tokens, as the second one makes it of the partial that was saved."""
-    begun = made(**sampling)
-    with pytest.raises(EngineLost):
-        await run(first, begun, at(cut, lose))
+    while True:  # on a busy machine all that is left may come at once, and there is nothing to cut
+        begun = made(**sampling)
+        try:
+            await run(first, begun, at(cut, lose))
+        except EngineLost:
+            break
     assert cut <= len(begun.ids) < TOKENS
     continued = made(**sampling)
     continued.adopt(begun.partial())

@@ -35,7 +35,13 @@ def _logs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config_of(python: Path, model: Path, *args: str, **engine: Any) -> Config:
-    settings = {"kind": "sglang", "command": launch_command(str(python)), "args": [*CPU_ARGS, *args], "env": {"OMP_NUM_THREADS": "1"}}
+    settings: dict[str, Any] = {
+        "kind": "sglang",
+        "start_timeout_s": 280,
+        "command": launch_command(str(python)),
+        "args": [*CPU_ARGS, *args],
+        "env": {"OMP_NUM_THREADS": "1"},
+    }
     return Config.model_validate({
         "model": {"path": str(model), "context_tokens": 4096}, "session": {"max_output_tokens": 512}, "engine": {**settings, **engine},
     })  # fmt: skip

@@ -54,6 +54,7 @@ class _StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 def _prepare() -> None:
     os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")  # a first request with a penalty would wait for a C++ compiler
     sys.path.pop(0)  # the folder of this file
     torch = importlib.import_module("torch")
     torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
