@@ -26,6 +26,15 @@ class BadRequest(RolloutFTError):
         return self.message
 
 
+class Overloaded(BadRequest):
+    """As many wait as may: worth another try after `retry_after_s` (HTTP 429)."""
+
+    def __init__(self, message: str, retry_after_s: int = 1):
+        super().__init__(message, 429, "overloaded")
+        self.args = (message, retry_after_s)
+        self.retry_after_s = retry_after_s
+
+
 class Fenced(RolloutFTError):
     """The store has a newer attempt, owner or view: whoever gets this must stop writing.
 
@@ -71,11 +80,12 @@ class EngineLost(RolloutFTError):
 
 
 class EngineRefused(RolloutFTError):
-    """The engine answered, and not with tokens: `status` as in HTTP, None when its owner aborted."""
+    """The engine answered, and not with tokens: `status` as in HTTP, None when its owner aborted. `retry_after_s` is what
+    it asked for, if it did."""
 
-    def __init__(self, status: int | None, message: str):
-        super().__init__(status, message)
-        self.status, self.message = status, message
+    def __init__(self, status: int | None, message: str, retry_after_s: float = 0.0):
+        super().__init__(status, message, retry_after_s)
+        self.status, self.message, self.retry_after_s = status, message, retry_after_s
 
     def __str__(self) -> str:
         return f"engine refused ({self.status}): {self.message}"

@@ -53,6 +53,9 @@ class Engine:
         yield Chunk(ids, [-0.5] * len(ids), (VersionSpan("v1", 0, len(ids)),), finish)
 
     async def abort(self, rid: str) -> None: ...
+    async def load(self) -> int | None:
+        return 0
+
     async def alive(self) -> bool:
         return True
 

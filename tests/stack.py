@@ -62,6 +62,9 @@ class Engine:
     async def abort(self, rid: str) -> None:
         self.aborted.append(rid)
 
+    async def load(self) -> int | None:
+        return 0
+
     async def alive(self) -> bool:
         return True
 

@@ -42,6 +42,9 @@ class Engine:
             raise self.says.pop(0)
         yield chunk(1, finish="stop")
 
+    async def load(self) -> int | None:
+        return 0
+
     async def alive(self) -> bool:
         self.alive_asked += 1
         return self.answers

@@ -189,12 +189,14 @@ def test_an_engine_that_dies_too_often_in_a_window_is_retired_and_one_that_dies_
     played(play, engine__max_restarts=10, engine__restart_window_s=3600)
 
 
-def test_a_new_engine_takes_its_share_gently_and_one_that_was_there_before_its_supervisor_at_once():
+def test_a_new_engine_takes_its_share_gently_and_those_that_begin_together_share_alike():
     async def play(w: World) -> None:
-        assert w.engine(0).candidate(0, 30).share == 0.1
+        w.engines.lost("engine-0", 1, "exited: -9")
+        await asyncio.sleep(0)
         await asyncio.sleep(15)
-        assert w.engine(0).candidate(0, 30).share == 0.5
-        assert Engine("engine-9").candidate(0, 30).share == 1.0
+        assert [w.engine(i).candidate(0, 30).share for i in range(4)] == [0.5, 1.0, 1.0, 1.0]
+        await asyncio.sleep(15)
+        assert w.engine(0).candidate(0, 30).share == 1.0
 
     played(play)
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from rollout_ft.config import EngineConfig
-from rollout_ft.engine import ladder
 from rollout_ft.engine.driver import Driver
 from rollout_ft.engine.generation import Generation, Order, Progress, logprob_bytes
 from rollout_ft.engine.port import Chunk, EngineInfo
@@ -58,6 +57,9 @@ class Script:
 
     async def abort(self, rid: str) -> None:
         raise AssertionError("not the generation's affair")
+
+    async def load(self) -> int | None:
+        return 0
 
     async def alive(self) -> bool:
         return True
@@ -107,12 +109,7 @@ async def drive(
     settings = EngineConfig(
         first_token_timeout_s=first_token_s, token_timeout_s=token_s, compile_timeout_s=0.01, max_generations_per_turn=budget
     )  # fmt: skip
-    await Driver(engine, settings).run(g, progress, 0)
-
-
-@pytest.fixture(autouse=True)
-def _no_pause_between_calls(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ladder, "RETRY_PAUSE_S", 0)
+    await Driver(engine, settings, luck=lambda: 0.0).run(g, progress, 0)
 
 
 async def test_chunks_become_the_output_in_their_order():
@@ -241,7 +238,7 @@ async def test_a_lost_engine_is_not_asked_again():
 
 async def test_a_spent_budget_is_told():
     g = make()
-    engine = Script([[chunk(1, finish="abort")], [EngineRefused(503, "full")], [EngineRefused(500, "no")], []])
+    engine = Script([[chunk(1), EngineRefused(502, "x")], [EngineRefused(500, "no")], [EngineRefused(500, "no")], []])
     with pytest.raises(EngineRefused, match="budget of 3") as e:
         await drive(g, engine)
     assert (e.value.status, len(engine.calls), g.ids) == (500, 3, [1])
@@ -288,7 +285,7 @@ async def test_progress_is_told_after_every_chunk():
     assert seen == [0, 1, 3]
 
 
-@pytest.mark.parametrize("steps", [[chunk(1), EngineRefused(None, "no")], [chunk(1), STALL], [chunk(1), EngineLost("e", "x")]])
+@pytest.mark.parametrize("steps", [[chunk(1), EngineRefused(500, "no")], [chunk(1), STALL], [chunk(1), EngineLost("e", "x")]])
 async def test_no_stream_stays_open_whatever_ends_a_call(steps: list[Step]):
     engine = Script([steps])
     with contextlib.suppress(EngineLost, EngineRefused):

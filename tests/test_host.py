@@ -66,6 +66,9 @@ class Engine:
         for call in self.calls:
             call.aborted = call.aborted or call.rid == rid
 
+    async def load(self) -> int | None:
+        return 0
+
     async def alive(self) -> bool:
         return True
 

@@ -70,6 +70,7 @@ def settings(directory: str, seed: int, concurrency: int) -> Config:
                 "count": 3, "stream_interval_tokens": 4, "token_timeout_s": 1.5, "first_token_timeout_s": 6, "partial_flush_s": 0.25,
                 "args": ["--tokens-per-s", "70", "--count-file", f"{directory}/{{engine}}.count"],
             },
+            "fleet": {"kill_window_s": 5},
             "gateway": {"deadline_margin_s": 0.3},
             "session": {"grace_s": 20},
             "trial": {"concurrency": concurrency},

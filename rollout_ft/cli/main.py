@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -281,6 +281,26 @@ def bench_store(
         print(orjson.dumps(figures).decode())
 
 
+@bench_app.command("storm")
+def bench_storm(
+    trials: Annotated[int, typer.Option(min=8)] = 500,
+    engines: Annotated[int, typer.Option(min=2)] = 33,
+    scale: Annotated[float, typer.Option(min=1, help="how much faster than in the field time goes")] = 40,
+    seed: Annotated[int, typer.Option(help="makes the load and plans the faults")] = 7,
+    json: AsJson = False,
+) -> None:
+    """Replies that a router loses, engines that are killed and that hang, under each policy, against a run without faults."""
+    import uvloop
+
+    from rollout_ft.cli.bench import storm
+
+    figures = _run(storm.bench(storm.Scale(trials, engines, scale=scale, seed=seed), Console(stderr=json)), uvloop.new_event_loop)
+    if figures is None:
+        raise typer.Exit(1)
+    if json:
+        print(orjson.dumps(figures).decode())
+
+
 def _bench(scale: Scale, profile: Path | None, json: bool) -> None:
     from rollout_ft.cli.bench.command import bench
 
@@ -291,7 +311,7 @@ def _bench(scale: Scale, profile: Path | None, json: bool) -> None:
         print(orjson.dumps(figures).decode())
 
 
-def _run(work: Coroutine[Any, Any, Any]) -> Any:
+def _run(work: Coroutine[Any, Any, Any], loop: Callable[[], asyncio.AbstractEventLoop] | None = None) -> Any:
     """Runs it to its end; SIGINT and SIGTERM cancel it, so that everything it started is ended."""
 
     async def cancellable() -> Any:
@@ -303,7 +323,8 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
             return await task
         return None
 
-    return asyncio.run(cancellable())
+    with asyncio.Runner(loop_factory=loop) as runner:
+        return runner.run(cancellable())
 
 
 def main() -> None:

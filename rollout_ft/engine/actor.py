@@ -77,7 +77,7 @@ class EngineActor:
             payload_copies=config.store.payload_copies,
         )  # fmt: skip
         faults = fault_points(self._setup, self._unit)
-        self._driver = Driver(self._engine, config.engine)
+        self._driver = Driver(self._engine, config.engine, self._events)
         self._driver.overseer = Overseer(self._supervisor, self._engine_id, self._incarnation)
         parser = await make_parser(config, self._engine_id, self._engine, await sglang)
         self._host = SessionHost(
@@ -91,6 +91,9 @@ class EngineActor:
         self._line = await line.serve(owner.answer, sock, token_of(Keys(self._setup.secret).internal), cancels=True)
         info = await self._engine.info()
         self._weight_version = info.weight_version
+        capacity = await self._engine.capacity()
+        if capacity:
+            self._driver.admission.limit.start(capacity)
         asyncio.create_task(self._watch_unit())  # noqa: RUF006 - lives as long as the process
         if self._unit.ours:
             asyncio.create_task(self._watch_idle())  # noqa: RUF006 - lives as long as the process

@@ -8,19 +8,25 @@ say. An engine is given up on suspicion only when the overseer agrees; until the
 from __future__ import annotations
 
 import asyncio
+import random
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from rollout_ft.config import EngineConfig
-from rollout_ft.engine.admission import Admission
+from rollout_ft.engine.admission import Admission, Place
 from rollout_ft.engine.canary import Canary, Probe
 from rollout_ft.engine.evidence import Doubt, Evidence, of_status, weigh
 from rollout_ft.engine.gate import Closed, Gate
 from rollout_ft.engine.generation import Generation, Progress
-from rollout_ft.engine.ladder import GiveUp, after_refusal
+from rollout_ft.engine.ladder import FULL, GiveUp, spent_error
+from rollout_ft.engine.orphans import Orphans
 from rollout_ft.engine.pace import Floors, Pace
 from rollout_ft.engine.patience import ALONE, STALLED, Patience
 from rollout_ft.engine.port import Engine
+from rollout_ft.engine.retries import Retries
 from rollout_ft.errors import EngineLost, EngineRefused
+from rollout_ft.telemetry.events import Events
 
 DEATH_IS_SEEN_S = 0.05
 PROBE_PAUSE_S = 0.2
@@ -51,13 +57,15 @@ class Alone:
 
 
 class Driver:
-    def __init__(self, engine: Engine, config: EngineConfig):
+    def __init__(self, engine: Engine, config: EngineConfig, events: Events | None = None, luck: Callable[[], float] = random.random):
         self.engine, self._config = engine, config
         c = config
         floors = Floors(c.first_token_timeout_s, c.token_timeout_s, c.compile_timeout_s, c.max_timeout_s, c.timeout_factor)
         self.patience = Patience(Pace(floors), self._may_lose_stalled)
         self.gate = Gate(self.patience)
-        self.admission = Admission()
+        self.admission = Admission(config.admission)
+        events = events or Events("driver")
+        self.orphans, self._retries = Orphans(engine, lambda: self.admission.in_flight, events), Retries(config, events, luck)
         self.canary = Canary(engine, config, self.gate, self.patience)
         self.overseer: Overseer = Alone()
         self._doubt = Doubt()
@@ -67,27 +75,50 @@ class Driver:
     async def run(self, generation: Generation, progress: Progress, began: float) -> None:
         """Generates until the turn is finished; `began` is when its trial did, wall clock.
 
-        Raises EngineLost, or EngineRefused when the request is wrong or the turn's budget of failures is spent.
+        Raises EngineLost, Overloaded, or EngineRefused when the request is wrong or the turn's budget is spent.
         """
-        failures = 0
+        refusals, retry = 0, generation.calls > 0
         while not generation.complete():
-            await self.gate.opened()
-            async with self.admission.place(began):
-                closings = self.gate.closings
-                try:
-                    await generation.call(self.engine, self.patience, progress)
-                    return
-                except EngineRefused as e:
-                    excused = closings != self.gate.closings
-                    next_step = after_refusal(e, excused=excused, failures=failures, max_failures=self._config.max_generations_per_turn)
-                    evidence = Evidence.REFUSED if excused else of_status(e.status)
-                    self._weigh(evidence, str(e))
-            if isinstance(next_step, GiveUp):
-                raise next_step.error
+            if generation.calls >= self._config.max_generations_per_turn:
+                raise spent_error(generation.calls)
+            await self._retries.affordable(retry)
+            refused, excused = await self._call(generation, progress, began)
+            if refused is None:
+                return
+            then, refusals = self._retries.after(refused, excused=excused, spent=generation.calls, refusals=refusals)
+            evidence = Evidence.REFUSED if excused else of_status(refused.status)
+            self._weigh(evidence, str(refused))
+            if isinstance(then, GiveUp):
+                raise then.error
             if evidence is Evidence.FAILED and self._doubt.lost(self._config.dead_after):
                 raise EngineLost("", f"{FAILED}{self._doubt.requests} requests in a row")
-            failures += next_step.costs
-            await asyncio.sleep(next_step.pause_s)
+            retry = then.retry
+            generation.calls -= not then.costs
+            await asyncio.sleep(then.pause_s)
+
+    async def _call(self, generation: Generation, progress: Progress, began: float) -> tuple[EngineRefused | None, bool]:
+        """One call; what the engine refused, if it did, and whether it was closed meanwhile. Raises EngineLost, Overloaded."""
+        while True:
+            await self.gate.opened()
+            async with self.admission.place(began) as place:
+                if self.gate.closed:
+                    continue  # while it waited
+                closings = self.gate.closings
+                try:
+                    await generation.call(self.engine, self.patience, progress, partial(self._answered, place, closings))
+                    return None, False
+                except EngineLost as e:
+                    if e.reason.startswith(ALONE):
+                        place.refused()
+                    raise
+                except EngineRefused as e:
+                    if e.status in FULL:
+                        place.refused()
+                    return e, closings != self.gate.closings
+
+    def _answered(self, place: Place, closings: int) -> None:
+        if closings == self.gate.closings:  # the time of a pause is not the engine's
+            place.answered()
 
     async def is_lost(self, e: EngineLost) -> bool:
         """Whether the engine is gone, and not just this call. Returns when that is known, and may be acted upon."""
@@ -122,10 +153,13 @@ class Driver:
         await self.canary.watch(tell)
         return why
 
-    async def abort(self, generation: Generation) -> None:
-        """Tells the engine to stop what it does for this turn; one that is lost is not asked."""
+    def abort(self, generation: Generation) -> None:
+        """Nobody wants what the engine does for this turn any more; one that is lost is not asked."""
         if generation.rid and not generation.finish and not self.lost:
-            await self.engine.abort(generation.rid)
+            self.orphans.bury(generation.rid)
+
+    def aclose(self) -> None:
+        self.orphans.aclose()
 
     async def _may_be_lost(self, why: str) -> bool:
         return self._doubt.lost(self._config.dead_after) and await self.overseer.may_lose(why)

@@ -85,8 +85,8 @@ class Generation:
         self.finish = start.finish
         return bool(self.finish)
 
-    async def call(self, engine: Engine, patience: Patience, progress: Progress) -> None:
-        """One call, to its finish; `progress` is told of every chunk and may add sampling parameters.
+    async def call(self, engine: Engine, patience: Patience, progress: Progress, answered: Callable[[], None]) -> None:
+        """One call, to its finish; `progress` is told of every chunk and may add sampling parameters, `answered` of the first.
 
         Raises EngineLost, or EngineRefused: with status None when the generation was aborted at the engine.
         """
@@ -101,6 +101,8 @@ class Generation:
         try:
             async with patience.waits(o.prompt_tokens + kept) as wait:
                 async for chunk in stream:
+                    if wait.owed:
+                        answered()
                     self._take(chunk, before, kept)
                     wait.moved(len(chunk.ids), chunk.cached)
                     if chunk.finish == "abort":

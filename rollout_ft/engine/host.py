@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rollout_ft.checkpoint.mirror import Mirror
@@ -21,6 +21,7 @@ from rollout_ft.engine.capture import Shape
 from rollout_ft.engine.driver import FAILED, Driver
 from rollout_ft.engine.generation import Generation
 from rollout_ft.engine.held import Held
+from rollout_ft.engine.ladder import spent_error
 from rollout_ft.engine.parsers import Parser
 from rollout_ft.engine.routing import Routing
 from rollout_ft.engine.turns import begin, depth_of, how, message_of, turn_of
@@ -82,7 +83,9 @@ class SessionHost:
         if session.attempt != attempt or first is None:
             opened = Opened(spec, attempt, resume, int(wall()))
             await held.commit(f"open/{attempt}", opened)
-            session.restore([opened], adopted.partials if resume else [])
+            # A turn that failed ends its attempt; the next may try as often again.
+            partials = [replace(partial, generations=0) for partial in adopted.partials]
+            session.restore([opened], partials if resume else [])
         await self._faults.opened(spec)
         old = self._held.get(session.id)
         if old is not None:
@@ -279,8 +282,9 @@ class SessionHost:
     async def _fly(self, held: Held, flight: Flight, generation: Generation) -> Node:
         """Generates, commits, and puts the turn into the tree; ends in SessionMoved when another owner has to go on."""
         try:
-            if generation.calls >= self._config.engine.max_generations_per_turn:
-                raise EngineRefused(500, f"the turn's budget of {generation.calls} generations is spent")
+            retries, most = held.session.retries + generation.calls, self._config.engine.retry.max_retries_per_trial
+            if retries >= most:
+                raise EngineRefused(500, f"the trial's budget of {most} retries is spent (engine.retry.max_retries_per_trial)")
             message = await self._generate(held, flight, generation)
             routed = await self._keep_routed(held, flight, generation)
             turn = turn_of(held.session, flight, generation, message, routed)
@@ -292,9 +296,11 @@ class SessionHost:
             node = held.session.committed(turn)
             await self._faults.committed(held.session.spec, turn.depth)
             return node
-        except BaseException:
+        except BaseException as e:
             held.session.drop(flight)
-            await self._driver.abort(generation)
+            if isinstance(e, EngineRefused) and e.status != 400:
+                held.session.keep_partial(flight, generation.partial())  # who asks again does not begin with a new budget
+            self._driver.abort(generation)
             raise
         finally:
             # A retry may have begun the same turn again while this one was being aborted: that is not ours to remove.
@@ -324,7 +330,7 @@ class SessionHost:
                 self._resumed(held)
             return await self._faults.generating(held.session.spec, depth, len(g.ids))
 
-        for _ in range(engine.max_generations_per_turn):
+        for _ in range(engine.max_generations_per_turn):  # also of a message that cannot be made
             try:
                 await self._driver.run(generation, progress, held.session.began)
                 return await message_of(held.session, flight, generation, self._renderer, self._parser)
@@ -332,11 +338,11 @@ class SessionHost:
                 if await self._driver.is_lost(e):
                     await self._lose(e.reason)
                     raise SessionMoved(held.session.id, in_flight=True) from e
-                await self._driver.abort(generation)
+                self._driver.abort(generation)
                 if e.reason.startswith(FAILED):  # elsewhere it may succeed; what is placed next avoids this engine
                     await self.retire(held.session.id)
                     raise SessionMoved(held.session.id, in_flight=True) from e
-        raise EngineRefused(500, f"the turn's budget of {engine.max_generations_per_turn} generations is spent")
+        raise spent_error(engine.max_generations_per_turn)
 
     def _resumed(self, held: Held) -> None:
         if held.moved:
@@ -411,6 +417,7 @@ class SessionHost:
 
     async def aclose(self) -> None:
         self._flusher.cancel()
+        self._driver.aclose()
         for held in list(self._held.values()):
             held.let_go()
 

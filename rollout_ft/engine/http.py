@@ -199,4 +199,4 @@ def _engine_code(message: str) -> str:
 
 
 def _retry_after(e: BadRequest) -> list[tuple[bytes, bytes]]:
-    return [(b"retry-after", b"1")] if e.status == 429 else []
+    return [(b"retry-after", b"%d" % getattr(e, "retry_after_s", 1))] if e.status == 429 else []

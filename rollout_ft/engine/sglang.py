@@ -6,7 +6,7 @@ chunks may be cumulative or deltas, and an abort chunk may repeat an id that was
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, cast
 
 import aiohttp
@@ -41,7 +41,7 @@ class SGLang:
         try:
             async with self._http.post(f"{self.url}/generate", data=body) as response:
                 if response.status != 200:
-                    raise EngineRefused(response.status, (await response.text())[:500])
+                    raise EngineRefused(response.status, (await response.text())[:500], _retry_after_s(response.headers))
                 seen = 0
                 async for events in _events(response.content):
                     chunk, error = _joined(events, seen)
@@ -73,6 +73,22 @@ class SGLang:
     async def abort(self, rid: str) -> None:
         """Asks the engine to stop; its 200 proves nothing."""
         await self._post("/abort_request", {"rid": rid})
+
+    async def load(self) -> int | None:
+        data = await self._told("/v1/loads")
+        try:
+            return sum(int(rank["num_running_reqs"]) + int(rank["num_waiting_reqs"]) for rank in data["loads"])
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    async def capacity(self) -> int | None:
+        """How many requests it can run at once, as its ranks say or else as it was started; None when it does not say."""
+        info = await self._told("/server_info")
+        try:
+            ranks = [int(state.get("effective_max_running_requests_per_dp") or 0) for state in info.get("internal_states") or ()]
+            return sum(ranks) or int(info.get("max_running_requests") or 0) or None
+        except (AttributeError, TypeError, ValueError):
+            return None
 
     async def alive(self) -> bool:
         try:
@@ -112,6 +128,14 @@ class SGLang:
 
     async def aclose(self) -> None:
         await self._http.close()
+
+    async def _told(self, path: str) -> Any:
+        """What it says of itself; nothing when it says nothing."""
+        try:
+            async with self._http.get(self.url + path, timeout=_CONTROL_TIMEOUT_S) as response:
+                return orjson.loads(await response.read()) if response.status == 200 else {}
+        except (*_LOST, TimeoutError, orjson.JSONDecodeError):
+            return {}
 
     async def _parse(self, path: str, body: JSON) -> Any:
         try:
@@ -169,6 +193,12 @@ async def _events(content: aiohttp.StreamReader) -> AsyncIterator[list[Any]]:
             yield parsed
         if done:
             return
+
+
+def _retry_after_s(headers: Mapping[str, str]) -> float:
+    """Seconds; a date is not read."""
+    told = headers.get("retry-after", "")
+    return float(told) if told.isascii() and told.isdigit() else 0.0
 
 
 def _payload(event: bytes) -> bytes:

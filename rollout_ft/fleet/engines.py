@@ -44,7 +44,7 @@ class Engine:
     node: str = ""
     restarts: Restarts = field(default_factory=Restarts)
     up_since: float = -math.inf
-    """An engine that was up before its supervisor is not warming up."""
+    """Of one that came to others that serve: those that begin together warm up together."""
 
     def candidate(self, sessions: int, warmup_s: float) -> Candidate:
         health, ramp = self.health, share(monotonic() - self.up_since, warmup_s)
@@ -120,7 +120,6 @@ class Engines:
             engine.restarts = engine.restarts.failed()
             self._events.emit("engine.start_failed", engine=engine.engine_id, incarnation=incarnation, reason=str(e))
             return self.lost(engine.engine_id, incarnation, str(e), silent=isinstance(e, Gone))
-        engine.up_since = monotonic()
         self._up(engine, member, described)
 
     def _up(self, engine: Engine, member: Member, described: JSON) -> None:
@@ -176,6 +175,7 @@ class Engines:
             return  # it was retired meanwhile
         engine.health = starting
         await self._start_one(engine)
+        engine.up_since = monotonic()
 
     def doubted(self, engine_id: str, incarnation: int, reason: str) -> None:
         """What the engine's actor thinks of it; with no reason, it is trusted again."""

@@ -81,6 +81,8 @@ class Session:
         """In how many messages of acknowledged turns each was needed; of this owner."""
         self.began = 0
         """When the first attempt was opened, on the clock that people read."""
+        self.retries = 0
+        """Generations beyond the first of each turn, over all attempts."""
         self.ended: Ended | None = None
         self.fault = ""
         self.lineage = 1
@@ -286,6 +288,10 @@ class Session:
     def give_up(self, flight: Flight, partial: Partial) -> None:
         """Nobody waits for it any more; a later request for the same goes on from here."""
         self.drop(flight)
+        self.keep_partial(flight, partial)
+
+    def keep_partial(self, flight: Flight, partial: Partial) -> None:
+        """What a flight had, and what it cost, for whoever asks for the same again."""
         self.partials[flight.key] = partial
         if len(self.partials) > MAX_PARTIALS:
             del self.partials[next(iter(self.partials))]
@@ -300,6 +306,7 @@ class Session:
         if turn.key in self.tree.nodes:
             return self.tree.nodes[turn.key]
         node = self.tree.add(turn)
+        self.retries += max(0, turn.generations - 1)
         self.counts["turns_served"] += 1
         self.counts["branched"] += self.tree.branches(node.parent, node.base)
         self._order = max(self._order, turn.order)

@@ -84,6 +84,7 @@ def settings(address: str, directory: str, name: str, seed: int, **changed: Any)
             "args": ["--model", "hash", "--tokens-per-s", "60", "--count-file", f"{directory}/{{engine}}.count"],
         },
         "store": {"journal_dir": f"{directory}/journal"},
+        "fleet": {"kill_window_s": 5},
         "gateway": {"ping_s": 0.5},
     }  # fmt: skip
     return Config.model_validate({**data, **changed})

@@ -1,0 +1,209 @@
+"""A whole run in one process and without Ray: a gateway, the owners of sessions, stores, the rules of the fleet.
+
+Owns what stands in for Ray: members that are called directly, a crew that makes them here. Everything that is decided and
+everything that a turn passes through is the product's own code, and engines are processes of their own, which may be
+killed and stopped. For loads of hundreds of trials on dozens of engines, for which actors would be too many processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import socket
+import tempfile
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rollout_ft.checkpoint.log import Head
+from rollout_ft.checkpoint.mirror import Mirror
+from rollout_ft.checkpoint.store import Store
+from rollout_ft.checkpoint.view import View
+from rollout_ft.config import Config, TrialConfig
+from rollout_ft.faultpoints import Inert
+from rollout_ft.fleet.crew import Crew, Setup
+from rollout_ft.fleet.engines import Engines
+from rollout_ft.fleet.member import Gone, Member
+from rollout_ft.fleet.pulse import Pulse
+from rollout_ft.fleet.sessions import Sessions
+from rollout_ft.fleet.stores import Stores
+from rollout_ft.gateway.asgi import Server
+from rollout_ft.gateway.gateway import Gateway
+from rollout_ft.gateway.keys import Keys
+from rollout_ft.gateway.owners import Owners
+from rollout_ft.line import token_of
+from rollout_ft.session.drift import load_renderer
+from rollout_ft.telemetry.events import Events
+from rollout_ft.testing.local_engine import LocalEngine, Means
+from rollout_ft.trial.agents import InlineAgent
+from rollout_ft.trial.client import Client
+from rollout_ft.trial.runner import OnResult, TrialResult, TrialRunner
+from rollout_ft.types import JSON, Outcome, SessionSpec
+
+ENDS_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class LocalMember(Member):
+    """One that is called directly."""
+
+    async def ask(self, method: str, *args: Any, timeout_s: float | None = None) -> Any:
+        engine: LocalEngine = self.handle
+        if engine.dead.is_set():
+            raise Gone(f"{self.name}: dead", dead=True)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await getattr(engine, method)(*args)
+        except TimeoutError as e:
+            raise Gone(f"{self.name}: silent") from e
+
+    async def death(self) -> str:
+        await self.handle.dead.wait()
+        return "ended"
+
+
+class LocalCrew(Crew):
+    def __init__(self, setup: Setup, means: Means):
+        super().__init__(setup)
+        self._means = means
+        self.engines: dict[str, LocalEngine] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+
+    async def engine(self, engine_id: str, incarnation: int, view: View) -> Member:
+        engine = self.engines[engine_id] = LocalEngine(self._means, engine_id, incarnation)
+        return LocalMember(engine_id, incarnation, self.name(engine_id, incarnation), engine)
+
+    def gone(self, member: Member, *, silent: bool = False) -> None:
+        task = asyncio.create_task(member.handle.aclose())
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    async def aclose(self) -> None:
+        await asyncio.gather(*(engine.aclose() for engine in self.engines.values()), *self._ending)
+
+
+class LocalStores(Stores):
+    """Replicas in this process, which never end."""
+
+    def __init__(self, stores: dict[str, Store], view: View):
+        self._all, self.view = stores, view
+
+    async def lookup(self, trial_id: str) -> Head | None:
+        return await next(iter(self._all.values())).lookup(trial_id)
+
+    async def check(self) -> View:
+        return self.view
+
+    async def release(self, trial_id: str, note: bytes) -> None:
+        for store in self._all.values():
+            await store.release(trial_id, note)
+
+    async def note(self, trial_id: str) -> bytes | None:
+        return await next(iter(self._all.values())).note(trial_id)
+
+
+class LocalSupervisor:
+    """What the gateway asks."""
+
+    def __init__(self, engines: Engines, sessions: Sessions):
+        self.engines, self.sessions = engines, sessions
+
+    async def locate(self, sid: str, failed: tuple[str, int] | None) -> JSON:
+        return await self.sessions.locate(sid, failed)
+
+    async def suspect(self, engine_id: str, incarnation: int, reason: str) -> bool:
+        return await self.engines.suspect(engine_id, incarnation, reason)
+
+    async def open_session(self, spec: SessionSpec, resume: bool) -> JSON:
+        return await self.sessions.open(spec, resume)
+
+    async def restart_trial(self, trial_id: str, from_attempt: int, resume: bool) -> JSON:
+        return await self.sessions.restart(trial_id, from_attempt, resume)
+
+    async def end_trial(self, trial_id: str, attempt: int | None, outcome: Outcome, reward: float | None, cause: str) -> JSON:
+        return await self.sessions.end(trial_id, attempt, outcome, reward, cause)
+
+    async def release_trial(self, trial_id: str) -> JSON:
+        return await self.sessions.release(trial_id)
+
+    async def trial(self, trial_id: str) -> JSON:
+        return await self.sessions.read(trial_id)
+
+    async def trials(self) -> list[JSON]:
+        return []
+
+    async def fleet(self) -> JSON:
+        engines = [e.describe() for e in self.engines.by_id.values()]
+        return {"serves": any(e.health.serves for e in self.engines.by_id.values()), "engines": engines}
+
+    async def read_session(self, sid: str, what: str) -> bytes:
+        return await self.sessions.read_session(sid, what)
+
+
+@dataclass(slots=True)
+class LocalRun:
+    config: Config
+    client: Client
+    keys: Keys
+    crew: LocalCrew
+    engines: Engines
+    events: Events
+
+    async def run_trials(
+        self, tasks: Sequence[JSON], agent: Callable[..., Any], *, prefix: str, config: TrialConfig, on_result: OnResult
+    ) -> list[TrialResult]:
+        """As `Run.run_trials`; the run forgets each trial when `on_result` has returned."""
+        runner = TrialRunner(self.client, InlineAgent(agent), config, self.keys.session)
+        return await runner.run(tasks, concurrency=config.concurrency, prefix=prefix, on_result=on_result, release=True)
+
+    async def whole(self) -> None:
+        """Returns when every engine serves."""
+        while not all(e.health.serves for e in self.engines.by_id.values()):
+            await asyncio.sleep(0.05)
+
+
+@contextlib.asynccontextmanager
+async def local_run(config: Config) -> AsyncGenerator[LocalRun]:
+    """A run that is up; nothing of it is left afterwards."""
+    keys, events = Keys(secrets.token_hex(16)), Events("run")
+    token = token_of(keys.internal)
+    view = View(1, tuple(f"store-{i}" for i in range(config.store.replicas)), config.store.min_replicas)
+    stores = {name: Store(name, view) for name in view.members}
+
+    async def current() -> View:
+        return view
+
+    def mirror() -> Mirror:
+        timeouts = config.store
+        return Mirror(
+            view, stores.__getitem__, current, commit_timeout_s=timeouts.commit_timeout_s, call_timeout_s=timeouts.call_timeout_s
+        )  # fmt: skip
+
+    def lost(engine_id: str, incarnation: int, reason: str) -> None:
+        engines.lost(engine_id, incarnation, reason)
+
+    with tempfile.TemporaryDirectory(prefix="rft-local-") as directory:
+        means = Means(config, load_renderer(config), events, token, Path(directory), mirror, lost)
+        crew = LocalCrew(Setup(config, "local", "", loopback=True), means)
+        engines = Engines(crew, Pulse(config.fleet.ping_s), events, lambda: view)
+        supervisor = LocalSupervisor(engines, Sessions(engines, LocalStores(stores, view), events))
+        owners = Owners(supervisor, token, config.gateway.ping_s)
+        sock = socket.create_server(("127.0.0.1", config.gateway.port), backlog=4096)
+        url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+        client = Client(url, keys.operator)
+        gateway = Gateway(config.gateway, keys, supervisor, owners, url, Inert(), config.model)
+        server = Server(gateway.handle, sock, config.gateway)
+        try:
+            await engines.start([], {})
+            await server.ready()
+            yield LocalRun(config, client, keys, crew, engines, events)
+        finally:
+            for engine in engines.by_id.values():
+                engines.retire(engine.engine_id)
+            await client.aclose()
+            await owners.aclose()
+            await server.aclose()
+            async with asyncio.timeout(ENDS_S):
+                await crew.aclose()
