@@ -17,6 +17,8 @@ from rollout_ft.cli.bench.generator import generator
 from rollout_ft.cli.bench.loads import Chat, Load, LoadFailed, Result
 from rollout_ft.cli.bench.phases import joined, parts_of
 from rollout_ft.cli.bench.profile import hottest
+from rollout_ft.cli.bench.recovery import figures_of
+from rollout_ft.testing.siege import Blow, Siege
 from rollout_ft.testing.small_engine import MODEL_DIR
 
 pytestmark = pytest.mark.timeout(180)
@@ -34,6 +36,15 @@ def test_joined_steps_are_one_step():
     a = Result(1.0, 0.5, 10, [1.0], [2.0], 4.0, 100, 10)
     b = Result(2.0, 0.5, 30, [3.0, 5.0, 7.0], [4.0, 6.0, 8.0], 8.0, 200, 20)
     assert joined([a, b]) == Result(3.0, 1.0, 40, [1.0, 3.0, 5.0, 7.0], [2.0, 4.0, 6.0, 8.0], 7.0, 200, 20)
+
+
+def test_the_figures_of_a_fault_are_of_all_its_runs_and_none_where_nothing_was_measured():
+    sieges = [Siege(Blow.NODE_KILLED, 1, detect_s=1.0, next_token_s=[2.0, 4.0]), Siege(Blow.NODE_KILLED, 2, detect_s=None)]
+    made = figures_of(sieges)
+    assert (made["runs"], made["detect_s_p50"], made["next_token_s_p50"], made["next_token_s_p99"]) == (2, 1.0, 3.0, 3.98)
+    assert figures_of(sieges[1:]) == {
+        "runs": 1, "detect_s_p50": None, "detect_s_p99": None, "next_token_s_p50": None, "next_token_s_p99": None,
+    }  # fmt: skip
 
 
 def test_a_function_is_charged_once_a_stack_with_what_it_calls():

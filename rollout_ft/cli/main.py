@@ -301,6 +301,31 @@ def bench_storm(
         print(orjson.dumps(figures).decode())
 
 
+@bench_app.command("recovery")
+def bench_recovery(
+    runs: Annotated[int, typer.Option(min=1, help="of each fault")] = 10,
+    seed: Annotated[int, typer.Option(help="plans the faults")] = 7,
+    json: AsJson = False,
+) -> None:
+    """How soon a lost engine, actor or node is seen, and its sessions have their next token, on a cluster of four nodes."""
+    from rollout_ft.cli.bench.recovery import bench, faults_table
+
+    console = Console(stderr=json)
+
+    def show(siege: Any) -> None:
+        tokens = max(siege.next_token_s, default=0.0)
+        console.print(f"{siege.blow.value}: seen after {siege.detect_s or 0:.2f} s, next tokens within {tokens:.2f} s", highlight=False)
+
+    with contextlib.redirect_stdout(sys.stderr):  # Ray tells of what was killed
+        figures: JSON | None = _run(bench(runs, seed=seed, show=show))
+    if figures is None:
+        raise typer.Exit(1)
+    if json:
+        print(orjson.dumps(figures).decode())
+    else:
+        console.print(faults_table(figures))
+
+
 def _bench(scale: Scale, profile: Path | None, json: bool) -> None:
     from rollout_ft.cli.bench.command import bench
 

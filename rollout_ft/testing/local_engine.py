@@ -11,6 +11,7 @@ import random
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rollout_ft import line
@@ -18,6 +19,7 @@ from rollout_ft.checkpoint.mirror import Mirror
 from rollout_ft.checkpoint.view import View
 from rollout_ft.config import Config
 from rollout_ft.engine import launched, ports
+from rollout_ft.engine.control import HTTPControl
 from rollout_ft.engine.driver import Driver
 from rollout_ft.engine.host import SessionHost
 from rollout_ft.engine.http import OwnerHTTP, dump
@@ -26,8 +28,10 @@ from rollout_ft.engine.launched import Launched
 from rollout_ft.engine.parsers import make_parser
 from rollout_ft.engine.process import EngineProcess
 from rollout_ft.engine.sglang import SGLang
+from rollout_ft.engine.weights import EngineWeights
 from rollout_ft.errors import SessionClosed
 from rollout_ft.faultpoints import Inert
+from rollout_ft.fleet.weights import Command, Weights
 from rollout_ft.samples.summary import summary
 from rollout_ft.session.render import Renderer
 from rollout_ft.telemetry.events import Events
@@ -70,7 +74,11 @@ class LocalEngine:
         sock = socket.create_server(("127.0.0.1", 0), backlog=4096)
         self._url = f"127.0.0.1:{sock.getsockname()[1]}"
         self._line = await line.serve(OwnerHTTP(self.host, config, m.renderer).answer, sock, m.token, cancels=True)
-        self._version = (await engine.info()).weight_version
+        control = HTTPControl(self.engine_id, self.unit.url)
+        self._closing.append(control.aclose)
+        self._weights = EngineWeights(engine, control, self.driver.gate, partial(m.events.emit, engine=self.engine_id))
+        await self._weights.start()
+        self.host.fleet = lambda: self._weights.fleet
         self._watching = asyncio.create_task(self._watch())
         return await self.describe()
 
@@ -128,6 +136,12 @@ class LocalEngine:
             raise SessionClosed(f"trial {trial_id} is not known")
         return dump((await self.host.assembly(session, what))())
 
+    async def let_go(self) -> None:
+        await self.host.let_go_of_all()
+
+    async def carry_out(self, command: Command, fleet: Weights, timeout_s: float) -> JSON:
+        return await self._weights.carry_out(command, fleet, timeout_s)
+
     async def set_view(self, view: View) -> None:
         """It never changes here."""
 
@@ -137,5 +151,5 @@ class LocalEngine:
     async def describe(self) -> JSON:
         return {
             "engine_id": self.engine_id, "incarnation": self.incarnation, "url": self._url, "node": "127.0.0.1", "node_id": "",
-            "engine_pid": self.unit.pid(), "weight_version": self._version, "sessions": self.host.sessions(),
+            "engine_pid": self.unit.pid(), "weights": self._weights.describe(), "sessions": self.host.sessions(),
         }  # fmt: skip

@@ -21,6 +21,7 @@ from rollout_ft.checkpoint.log import Head
 from rollout_ft.checkpoint.mirror import Mirror
 from rollout_ft.checkpoint.store import Store
 from rollout_ft.checkpoint.view import View
+from rollout_ft.clock import wall
 from rollout_ft.config import Config, TrialConfig
 from rollout_ft.faultpoints import Inert
 from rollout_ft.fleet.crew import Crew, Setup
@@ -29,6 +30,7 @@ from rollout_ft.fleet.member import Gone, Member
 from rollout_ft.fleet.pulse import Pulse
 from rollout_ft.fleet.sessions import Sessions
 from rollout_ft.fleet.stores import Stores
+from rollout_ft.fleet.weights import Command
 from rollout_ft.gateway.asgi import Server
 from rollout_ft.gateway.gateway import Gateway
 from rollout_ft.gateway.keys import Keys
@@ -136,7 +138,11 @@ class LocalSupervisor:
 
     async def fleet(self) -> JSON:
         engines = [e.describe() for e in self.engines.by_id.values()]
-        return {"serves": any(e.health.serves for e in self.engines.by_id.values()), "engines": engines}
+        weights = self.engines.commands.weights.describe(wall())
+        return {"serves": any(e.health.serves for e in self.engines.by_id.values()), "engines": engines, "weights": weights}
+
+    async def command(self, command: Command) -> JSON:
+        return await self.engines.commands.carry_out(command)
 
     async def resize_fleet(self, count: int) -> JSON:
         raise NotImplementedError

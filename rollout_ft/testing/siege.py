@@ -44,6 +44,8 @@ class Blow(StrEnum):
     """What is done to the run."""
 
     NONE = "none"
+    ENGINE_KILLED = "engine's process killed"
+    ENGINE_FROZEN = "engine's process frozen"
     ENGINE_ACTOR = "engine actor killed"
     STORE_ACTOR = "store actor killed"
     STORES_IN_TURN = "two store actors killed in turn"
@@ -54,11 +56,13 @@ class Blow(StrEnum):
 
 @dataclass(slots=True)
 class Siege:
-    """What came of it. `next_token_s`: of each session that moved; `pauses_s`: of each trial, the longest between two replies."""
+    """What came of it. `detect_s`: until an engine was declared dead; `next_token_s`: of each session that moved; `pauses_s`: of
+    each trial, the longest between two replies."""
 
     blow: Blow
     seed: int
     results: list[TrialResult] = field(default_factory=list[TrialResult])
+    detect_s: float | None = None
     next_token_s: list[float] = field(default_factory=list[float])
     pauses_s: list[float] = field(default_factory=list[float])
     replies: int = 0
@@ -114,6 +118,7 @@ async def lay(
         siege.complaints = judge(history, chat_bodies(config))
         siege.replies = len(load.received)
         siege.tokens_regenerated = _sampled(Path(directory)) - _committed(history)
+    siege.detect_s = next((e["time"] - at for e in siege.events if e["event"] == "engine.dead" and e["time"] > at), None)
     siege.next_token_s = _next_tokens(siege.events, at)
     siege.pauses_s = [max(b - a for a, b in pairwise(times)) for times in load.replies.values() if len(times) > 1]
     return siege
@@ -130,6 +135,10 @@ async def _strike(ms: Machines, run: Run, load: Load, siege: Siege, rng: random.
     match siege.blow:
         case Blow.NONE:
             pass
+        case Blow.ENGINE_KILLED | Blow.ENGINE_FROZEN:
+            number = signal.SIGKILL if siege.blow is Blow.ENGINE_KILLED else signal.SIGSTOP
+            os.kill(_engine_of(pids[rng.choice(engines)]), number)
+            await until(lambda: any(_next_tokens(siege.events, at)))
         case Blow.ENGINE_ACTOR:
             os.kill(pids[rng.choice(engines)], signal.SIGKILL)
         case Blow.STORE_ACTOR:
@@ -190,6 +199,12 @@ def _shared(ms: Machines, nodes: dict[str, str], rng: random.Random) -> Machine:
     """A node that has a replica and an engine."""
     both = {nodes[s] for s in _roles(nodes, "store")} & {nodes[e] for e in _roles(nodes, "engine")} & ms.workers.keys()
     return ms.workers[rng.choice(sorted(both))]
+
+
+def _engine_of(actor: int) -> int:
+    """The engine that this actor started: what its guard guards."""
+    guarded = (p for p in psutil.Process(actor).children(recursive=True) if "rollout_ft.testing.small_engine" in p.cmdline())
+    return next(p.pid for p in guarded if not any("guard.py" in part for part in p.cmdline()))
 
 
 def _roles(nodes: dict[str, str], kind: str) -> list[str]:

@@ -48,6 +48,14 @@ async def test_an_engine_actor_is_killed(ms: Machines, judged: Judged):
     assert recovered_within(siege, 1.5)
 
 
+@pytest.mark.parametrize(("blow", "limit_s"), [(Blow.ENGINE_KILLED, 1.5), (Blow.ENGINE_FROZEN, 4.0)])
+async def test_the_process_of_an_engine_is_killed_or_frozen(ms: Machines, judged: Judged, blow: Blow, limit_s: float):
+    siege = await lay(ms, blow, judged.seed, name=blow.name.lower().replace("_", "-"))
+    judged(siege)
+    assert siege.detect_s is not None
+    assert recovered_within(siege, limit_s)
+
+
 async def test_a_store_actor_is_killed(ms: Machines, judged: Judged):
     siege = await lay(ms, Blow.STORE_ACTOR, judged.seed, name="store")
     judged(siege)

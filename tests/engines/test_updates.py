@@ -58,7 +58,7 @@ async def played(server: ModelServer) -> AsyncIterator[Played]:
 async def in_flight(p: Played) -> tuple[Generation, asyncio.Task[None]]:
     """A turn that has some tokens, and goes on."""
     sampling = {"temperature": 0.0, "ignore_eos": True, "stream_interval": 1}
-    order = Order("k", "r", "d", b"9,10,11", sampling, TOKENS, 7, frozenset(), 263)
+    order = Order("k", "r", "d", b"9,10,11", sampling, TOKENS, 7, frozenset(), 2**20)
     generation, some = Generation(order), asyncio.Event()
 
     async def progress(g: Generation) -> JSON | None:
