@@ -1,7 +1,7 @@
 """The trainer's commands, carried out by every engine.
 
-Owns the fleet's weights as the trainer left them, and the command of the commands: one at a time, the same one twice is one.
-Decides nothing about an engine: each says itself what became of an command. An engine that is dead or does not answer is
+Owns the fleet's weights as the trainer left them, and the order of the commands: one at a time, the same one twice is one.
+Decides nothing about an engine: each says itself what became of a command. An engine that is dead or does not answer is
 reported and holds nobody up; what it missed it is told when it joins again.
 """
 
