@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+from ray_run import MARK
 
 from rollout_ft.clock import monotonic
 from rollout_ft.engine.process import free_port
@@ -109,7 +110,9 @@ class Engines:
 
 
 def _start(command: list[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": os.getcwd()})
+    """Without the mark of a run: what is its owner's outlives it."""
+    env = {k: v for k, v in os.environ.items() if k != MARK}
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**env, "PYTHONPATH": os.getcwd()})
 
 
 async def _up(engines: Engines) -> None:
