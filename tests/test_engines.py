@@ -217,3 +217,33 @@ def test_an_outage_in_which_no_engine_can_start_retires_none_and_ends_with_it():
         assert w.states() == ["healthy"] * 4
 
     played(play)
+
+
+def test_engines_are_added_and_drained_while_the_run_goes_on_and_a_name_never_comes_again():
+    async def play(w: World) -> None:
+        w.engines.resize(6, 1)
+        await asyncio.sleep(1)
+        assert w.states() == ["healthy"] * 6
+        w.engines.resize(3, 1)
+        await asyncio.sleep(1)
+        assert w.states() == ["healthy"] * 3 + ["retired"] * 3
+        assert w.engines.by_id["engine-5"].candidate(0, 30).draining
+        w.engines.resize(4, 1)
+        await asyncio.sleep(1)
+        assert w.states() == ["healthy"] * 3 + ["retired"] * 3 + ["healthy"]
+        assert list(w.engines.by_id) == [f"engine-{i}" for i in range(7)]
+
+    played(play)
+
+
+def test_an_engine_that_is_drained_and_comes_back_is_another_incarnation():
+    async def play(w: World) -> None:
+        await w.engines.leave("engine-1", "drained", 1)
+        assert w.engine(1).health.state.value == "retired"
+        w.engines.lost("engine-1", 1, "its actor ended")
+        assert w.engine(1).health.state.value == "retired"
+        w.engines.join("engine-1")
+        await asyncio.sleep(1)
+        assert (w.engine(1).health.state.value, w.engine(1).health.incarnation) == ("healthy", 2)
+
+    played(play)
