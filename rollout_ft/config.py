@@ -10,6 +10,7 @@ import difflib
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
+from urllib.parse import urlsplit
 
 import orjson
 import yaml
@@ -75,6 +76,57 @@ class ModelConfig(Settings):
         """What a prompt and its output may have together: SGLang takes no prompt that comes within six tokens of the end of
         the context, and that of a continued generation has the output so far in it."""
         return self.context_tokens - 6
+
+
+class AttachConfig(Settings):
+    """Engines that somebody else owns: `urls`, or the workers of the router at `router_url`. They are watched and used, and
+    never killed, paused, updated or probed with generations."""
+
+    urls: list[str] = []
+    """One `http://host:port` for each engine."""
+    router_url: str = ""
+    """Of an sglang-router (`GET /workers`) or an older one (`GET /list_workers`): its workers are read again each `poll_s`."""
+    replace_url: str = ""
+    """POST `{url, reason, incarnation}` goes there when an engine is lost. Empty: that the owner replaces it is awaited."""
+    poll_s: Seconds = 1
+    """Each engine is asked so often whether it is ready, for its weight version and its load."""
+    spread_s: Seconds = 3
+    """Owners abort all their engines within so long: an abort that was not ours closes all of them, and one whose turns run
+    on for longer was spared."""
+    others_s: Seconds = 5
+    """An aborted engine is open again when it has requests that are not ours for so long. Longer than its owner waits
+    between two aborts (slime: 3 s)."""
+    reopen_idle_s: Seconds | None = None
+    """An aborted engine counts as open when it was idle for so long: for an owner that aborts, and then neither pauses it nor
+    gives it another weight version, nor says `POST /fleet/resume`. None: never, since what it waits for may take hours."""
+    memory_settle_s: Seconds | None = None
+    """An engine started with --enable-memory-saver does not tell whether its owner has its memory, and dies of a request
+    then. Once it is ready with new weights the rest of the memory is there after so long. None: it opens when somebody says
+    so (`POST /fleet/resume`), or when others send requests."""
+    move_parked_s: Seconds = 10
+    """What waits at a closed engine goes to others when one has been open for so long meanwhile: owners open all of them at
+    about the same time, and where a session was its prefix is cached."""
+    version_grace_s: Seconds = 30
+    """The newest weight version that was seen to arrive is the fleet's, and engines with another serve nothing. Where no
+    engine that is ready has it for so long, it is the one that most of them have."""
+
+    @property
+    def active(self) -> bool:
+        return bool(self.urls or self.router_url)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> AttachConfig:
+        if self.urls and self.router_url:
+            raise ValueError("engine.attach.urls and engine.attach.router_url: set one of them")
+        for key in ("router_url", "replace_url"):
+            if (url := getattr(self, key)) and not _is_url(url):
+                raise ValueError(f"engine.attach.{key}: {url!r} is no http:// or https:// URL")
+        for url in self.urls:
+            if not _is_url(url):
+                raise ValueError(f"engine.attach.urls: {url!r} is no http:// or https:// URL")
+        if len({url.rstrip("/") for url in self.urls}) != len(self.urls):
+            raise ValueError("engine.attach.urls names an engine twice")
+        return self
 
 
 class AdmissionConfig(Settings):
@@ -162,14 +214,29 @@ class EngineConfig(Settings):
     max_generations_per_turn: int = Field(default=6, ge=1)
     """Of one turn, whoever asks for it again and whichever engines it moves to; an attempt of a trial begins anew."""
     max_restarts: int = Field(default=100, ge=0)
-    """Replacements of one engine within `restart_window_s` before it is retired."""
+    """Replacements of one engine within `restart_window_s` before it is retired. One that is attached is awaited for as long as
+    it is listed."""
     restart_window_s: Seconds = 3600
+    attach: AttachConfig = AttachConfig()
 
     @model_validator(mode="after")
     def _deadlines_fit(self) -> EngineConfig:
         for name in ("first_token_timeout_s", "token_timeout_s", "compile_timeout_s"):
             if getattr(self, name) > self.max_timeout_s:
                 raise ValueError(f"engine.{name} is longer than engine.max_timeout_s, its ceiling: raise that, or lower this")
+        return self
+
+    @model_validator(mode="after")
+    def _attached_is_not_launched(self) -> EngineConfig:
+        if not self.attach.active:
+            return self
+        if self.kind == "small":
+            raise ValueError("engine.attach needs engine.kind sglang: the small engine is started by us")
+        for key in ("command", "args", "env", "num_gpus", "count"):
+            if getattr(self, key) if key != "count" else "count" in self.model_fields_set:
+                raise ValueError(f"engine.{key} is for engines that we start; remove it, or engine.attach")
+        if self.token_timeout_s <= 2 * self.attach.poll_s:
+            raise ValueError("engine.token_timeout_s must be more than twice engine.attach.poll_s: a pause would look like a hang")
         return self
 
     @model_validator(mode="after")
@@ -258,6 +325,8 @@ class StoreConfig(Settings):
 
 
 class FleetConfig(Settings):
+    drain_timeout_s: Seconds = 600
+    """How long the turns of an engine that is drained have to end; after that they go on at another."""
     ping_s: Seconds = 1
     """The supervisor pings every actor so often and waits so long for the answer; two misses and it is replaced."""
     order_timeout_s: Seconds = 60
@@ -369,6 +438,11 @@ class Config(Settings):
         if self.model.tool_parser == "gpt-oss" != self.model.reasoning_parser:
             raise ValueError("model.tool_parser gpt-oss needs model.reasoning_parser gpt-oss: it drops the reasoning otherwise")
         return self
+
+
+def _is_url(text: str) -> bool:
+    parts = urlsplit(text)
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 def load(path: str | Path | None = None, overrides: list[str] | dict[str, Any] | None = None) -> Config:

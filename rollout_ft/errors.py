@@ -79,6 +79,17 @@ class EngineLost(RolloutFTError):
         return f"engine {self.engine_id} lost: {self.reason}"
 
 
+class EngineUnfit(RolloutFTError):
+    """An engine of somebody else cannot be used as it is; waiting does not help, and the message says what would."""
+
+    def __init__(self, url: str, reason: str):
+        super().__init__(url, reason)
+        self.url, self.reason = url, reason
+
+    def __str__(self) -> str:
+        return f"{self.url}: {self.reason}"
+
+
 class EngineRefused(RolloutFTError):
     """The engine answered, and not with tokens: `status` as in HTTP, None when its owner aborted. `retry_after_s` is what
     it asked for, if it did."""
@@ -89,6 +100,15 @@ class EngineRefused(RolloutFTError):
 
     def __str__(self) -> str:
         return f"engine refused ({self.status}): {self.message}"
+
+
+class EngineAborted(EngineRefused):
+    """Somebody had the engine end a generation before its time; `version` is that of the weights that it had then."""
+
+    def __init__(self, version: str):
+        super().__init__(None, "the generation was aborted at the engine")
+        self.args = (version,)
+        self.version = version
 
 
 class SessionMoved(RolloutFTError):

@@ -62,7 +62,7 @@ class World:
         pulse = SimpleNamespace(beats=self._beats)
         self.engines = Engines(cast(Any, crew), cast(Any, pulse), self.events, lambda: VIEW)
 
-    async def _make(self, engine_id: str, incarnation: int, _: View) -> Member:
+    async def _make(self, engine_id: str, incarnation: int, _: View, target: str) -> Member:
         self.actors.append(Actor(engine_id, incarnation, self.starts))
         return cast(Member, self.actors[-1])
 

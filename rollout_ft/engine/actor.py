@@ -7,8 +7,10 @@ meet. The actor never outlives its engine's death for long: it saves what was sa
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -17,6 +19,7 @@ from rollout_ft.checkpoint.mirror import Mirror
 from rollout_ft.checkpoint.ports import resolve
 from rollout_ft.checkpoint.view import View
 from rollout_ft.engine import installed, launched
+from rollout_ft.engine.attached import Attached, Report
 from rollout_ft.engine.control import HTTPControl, Never
 from rollout_ft.engine.driver import Driver
 from rollout_ft.engine.experts import shape_of
@@ -30,7 +33,7 @@ from rollout_ft.engine.ranks import Ranked
 from rollout_ft.engine.sglang import SGLang
 from rollout_ft.engine.unit import Unit
 from rollout_ft.engine.weights import EngineWeights
-from rollout_ft.errors import SessionClosed
+from rollout_ft.errors import EngineLost, RolloutFTError, SessionClosed
 from rollout_ft.fleet.crew import Setup, actor_name
 from rollout_ft.fleet.lease import Lease, live
 from rollout_ft.fleet.node import assigned_gpus, node_id, node_ip, settle
@@ -41,6 +44,7 @@ from rollout_ft.line import token_of
 from rollout_ft.rayapi import ray
 from rollout_ft.samples.summary import summary
 from rollout_ft.session.drift import load_renderer
+from rollout_ft.session.render import ChatTemplate
 from rollout_ft.telemetry.events import Events
 from rollout_ft.testing.faults import fault_points
 from rollout_ft.types import JSON, Ended, SessionSpec
@@ -48,11 +52,12 @@ from rollout_ft.types import JSON, Ended, SessionSpec
 
 @ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0, max_concurrency=1000, concurrency_groups={"health": 4, "watch": 16})
 class EngineActor:
-    def __init__(self, setup: Setup, engine_id: str, incarnation: int, view: View):
+    def __init__(self, setup: Setup, engine_id: str, incarnation: int, view: View, target: str = ""):
+        """`target`: the URL of an engine that somebody else owns; without one the engine is started here."""
         self._setup, self._config = setup, setup.config
         self._engine_id, self._incarnation = engine_id, incarnation
         self._name = actor_name(setup.config.run, engine_id, incarnation)
-        self._view = view
+        self._view, self._target = view, target
         self._lease = Lease(setup.config.orphan_s)
         self._started: asyncio.Task[JSON] | None = None
         self._events = Events(self._name)
@@ -73,7 +78,7 @@ class EngineActor:
         self._supervisor = RemoteSupervisor(config.run, self._setup.namespace)
         renderer = asyncio.create_task(asyncio.to_thread(load_renderer, config))
         sglang = asyncio.create_task(start_sglang(config, environment(config)))
-        self._unit = await self._start_unit()
+        self._unit = await self._start_unit(renderer)
         self._engine = SGLang(self._engine_id, self._unit.url)
         self._control = HTTPControl(self._engine_id, self._unit.url) if self._unit.ours else Never()
         self._mirror = Mirror(
@@ -83,6 +88,7 @@ class EngineActor:
         )  # fmt: skip
         faults = fault_points(self._setup, self._unit)
         self._driver = Driver(self._engine, config.engine, self._events)
+        self._driver.ranks = await self._engine.ranks()
         self._driver.overseer = Overseer(self._supervisor, self._engine_id, self._incarnation)
         parser = await make_parser(config, self._engine_id, self._engine, await sglang)
         self._host = SessionHost(
@@ -100,6 +106,8 @@ class EngineActor:
         capacity = await self._engine.capacity()
         if capacity:
             self._driver.admission.limit.start(capacity)
+        if isinstance(self._unit, Attached):
+            await self._watch_owner(self._unit)
         asyncio.create_task(self._watch_unit())  # noqa: RUF006 - lives as long as the process
         if self._unit.ours:
             asyncio.create_task(self._watch_idle())  # noqa: RUF006 - lives as long as the process
@@ -107,8 +115,10 @@ class EngineActor:
         self._lease.renew()
         return await self.describe()
 
-    async def _start_unit(self) -> Unit:
+    async def _start_unit(self, renderer: asyncio.Task[ChatTemplate]) -> Unit:
         config, engine_id = self._config, self._engine_id
+        if self._target:
+            return await Attached.start(config, engine_id, self._target, (await renderer).template.encode)
         if self._incarnation == 1:  # what was started once is known
             unasked = await installed.check(config, here=True)
             if unasked:
@@ -120,6 +130,42 @@ class EngineActor:
             return await Launched.begin(config, engine_id, self._name, assigned_gpus())
 
         return await launched.start(begin, engine_id, config.engine.start_timeout_s)
+
+    async def _watch_owner(self, unit: Attached) -> None:
+        """What the engine's owner does to it is told to the supervisor, in order."""
+        for warning in unit.warnings:
+            self._events.emit("engine.warning", engine=self._engine_id, url=unit.url, warning=warning)
+        reports: asyncio.Queue[Report] = asyncio.Queue()
+        await unit.watch(self._driver, reports.put_nowait)
+        asyncio.create_task(self._tell(reports))  # noqa: RUF006 - lives as long as the process
+
+    async def _tell(self, reports: asyncio.Queue[Report]) -> None:
+        while True:
+            report = await reports.get()
+            self._events.emit(
+                "engine.opened" if report.open else "engine.closed", engine=self._engine_id, incarnation=self._incarnation,
+                why=report.why, held=report.held, weight_version=report.version,
+            )  # fmt: skip
+            with contextlib.suppress(RolloutFTError):  # a supervisor that is new asks
+                await self._supervisor.engine_observed(self._engine_id, self._incarnation, asdict(report))
+
+    # -- an engine of somebody else: called by the supervisor -----------------------------------------------------
+
+    async def owner_suspected(self, by: str) -> None:
+        """An owner's abort was seen at the engine `by`."""
+        self._theirs().suspected(by)
+
+    async def owner_cleared(self, why: str) -> None:
+        self._theirs().cleared(why)
+
+    async def owner_told(self) -> None:
+        """Somebody who knows says that its owner has opened it."""
+        self._theirs().told()
+
+    def _theirs(self) -> Attached:
+        if not isinstance(self._unit, Attached):
+            raise EngineLost(self._engine_id, "nobody else owns it")
+        return self._unit
 
     async def _watch_unit(self) -> None:
         reason = await self._unit.wait()
@@ -154,6 +200,14 @@ class EngineActor:
     async def retire(self, sid: str) -> None:
         await self._host.retire(sid)
 
+    async def drain(self, timeout_s: float) -> None:
+        """Lets go of every session, of one with turns in flight when they have ended, or after `timeout_s`."""
+        await self._host.drain(timeout_s)
+
+    async def release(self) -> None:
+        """Lets go of every session that has nothing at the engine just now: it goes on where it is asked for next."""
+        await self._host.release()
+
     async def end(self, sid: str, ended: Ended) -> JSON:
         return summary(await self._host.end(sid, ended))
 
@@ -184,10 +238,10 @@ class EngineActor:
 
     async def describe(self) -> JSON:
         return {
-            "engine_id": self._engine_id, "incarnation": self._incarnation, "url": self._url, "engine_url": self._unit.url,
-            "pid": os.getpid(),
-            "engine_pid": self._unit.pid(), "weights": self._weights.describe(), "view": self._view,
+            "engine_id": self._engine_id, "incarnation": self._incarnation, "url": self._url, "pid": os.getpid(),
+            "engine_url": self._unit.url, "engine_pid": self._unit.pid(), "weights": self._weights.describe(), "view": self._view,
             "sessions": self._host.sessions(), "node": node_ip(self._setup.loopback), "node_id": node_id(),
+            "target": self._target, "attached": self._unit.describe() if isinstance(self._unit, Attached) else None,
         }  # fmt: skip
 
     async def renew(self) -> list[Any]:

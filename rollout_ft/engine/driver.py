@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Protocol
+from zlib import crc32
 
+from rollout_ft.clock import monotonic
 from rollout_ft.config import EngineConfig
 from rollout_ft.engine.admission import Admission, Place
 from rollout_ft.engine.canary import Canary, Probe
@@ -25,7 +27,7 @@ from rollout_ft.engine.pace import Floors, Pace
 from rollout_ft.engine.patience import ALONE, STALLED, Patience
 from rollout_ft.engine.port import Engine
 from rollout_ft.engine.retries import Retries
-from rollout_ft.errors import EngineLost, EngineRefused
+from rollout_ft.errors import EngineAborted, EngineLost, EngineRefused
 from rollout_ft.telemetry.events import Events
 
 DEATH_IS_SEEN_S = 0.05
@@ -71,6 +73,14 @@ class Driver:
         self._doubt = Doubt()
         self.lost = False
         """Nothing more is sent: the engine is being replaced."""
+        self.calls: dict[int, tuple[Generation, float]] = {}
+        """What the engine has of ours, and since when."""
+        self.ranks = 1
+        """How many data-parallel ranks the engine has."""
+        self.theirs: Callable[[str], None] | None = None
+        """Where the engine has another owner: told of an abort that was not ours, with the weights' version."""
+        self.look: Callable[[], Awaitable[None]] | None = None
+        """Where the engine has another owner: looks at what they do with it just now."""
 
     async def run(self, generation: Generation, progress: Progress, began: float) -> None:
         """Generates until the turn is finished; `began` is when its trial did, wall clock.
@@ -106,7 +116,7 @@ class Driver:
                     continue  # while it waited
                 closings = self.gate.closings
                 try:
-                    await generation.call(self.engine, self.patience, progress, partial(self._answered, place, closings))
+                    await self._tracked(generation, progress, partial(self._answered, place, closings))
                     return None, False
                 except VersionsMixed:
                     self.abort(generation)
@@ -125,14 +135,32 @@ class Driver:
         if closings == self.gate.closings:  # the time of a pause is not the engine's
             place.answered()
 
+    async def _tracked(self, generation: Generation, progress: Progress, answered: Callable[[], None]) -> None:
+        self.calls[id(generation)] = generation, monotonic()
+        try:
+            await generation.call(self.engine, self.patience, progress, answered)
+        except EngineAborted as e:
+            if self.theirs is not None and generation.asked != generation.rid:
+                self.theirs(e.version)
+            raise
+        finally:
+            del self.calls[id(generation)]
+
+    def rank_of(self, session_id: str) -> int | None:
+        """A session stays where its prefix is cached: on one rank."""
+        return crc32(session_id.encode()) % self.ranks if self.ranks > 1 else None
+
     async def is_lost(self, e: EngineLost) -> bool:
         """Whether the engine is gone, and not just this call. Returns when that is known, and may be acted upon."""
+        if await self._is_theirs_now() and not self.lost:
+            return False
         if self.lost or e.reason.startswith(STALLED):
             return True  # whose calls stand still is given up already
         if e.reason.startswith(ALONE):
             return False
         if e.reason.startswith(FAILED):
-            return await self.canary.sing(Probe.GENERATE) is Evidence.PROBE_MISSED and await self.overseer.may_lose(e.reason)
+            probe = Probe.GENERATE if self.look is None else Probe.INFO
+            return await self.canary.sing(probe) is Evidence.PROBE_MISSED and await self.overseer.may_lose(e.reason)
         self._weigh(Evidence.BROKEN, e.reason)
         await asyncio.sleep(DEATH_IS_SEEN_S)  # a killed process is reported a moment after its connections broke
         while not self.lost:
@@ -161,6 +189,7 @@ class Driver:
     def abort(self, generation: Generation) -> None:
         """Nobody wants what the engine does for this turn any more; one that is lost is not asked."""
         if generation.rid and not generation.finish and not self.lost:
+            generation.asked = generation.rid
             self.orphans.bury(generation.rid)
 
     def aclose(self) -> None:
@@ -169,7 +198,15 @@ class Driver:
     async def _may_be_lost(self, why: str) -> bool:
         return self._doubt.lost(self._config.dead_after) and await self.overseer.may_lose(why)
 
+    async def _is_theirs_now(self) -> bool:
+        """Whether the engine's owner has it just now: then whoever looks at it says when it is gone."""
+        if self.look is not None:
+            await self.look()
+        return self.look is not None and bool(self.gate.closed)
+
     async def _may_lose_stalled(self, reason: str) -> bool:
+        if await self._is_theirs_now():
+            return False
         self._weigh(Evidence.STALLED, reason)
         return await self._may_be_lost(reason)
 

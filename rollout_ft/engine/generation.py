@@ -17,7 +17,7 @@ from rollout_ft.engine.capture import Capture
 from rollout_ft.engine.continuation import cut_spans, join_spans, start_from
 from rollout_ft.engine.patience import Patience
 from rollout_ft.engine.port import Chunk, Engine
-from rollout_ft.errors import EngineLost, EngineRefused
+from rollout_ft.errors import EngineAborted, EngineLost, EngineRefused
 from rollout_ft.session.freshness import versions_of
 from rollout_ft.session.tree import ids_bytes, ids_of
 from rollout_ft.types import JSON, Partial, Spelled, VersionSpan
@@ -58,6 +58,10 @@ class Generation:
     regenerated: bool = False
     calling: bool = False
     finish: str = ""
+    rank: int | None = None
+    """The data-parallel rank that it goes to, where there are several."""
+    asked: str = ""
+    """The call that we asked the engine to abort."""
     capture: Capture | None = None
     """Of routed experts, where they are asked for; what another engine had captured is lost with it."""
 
@@ -118,7 +122,8 @@ class Generation:
         if sampling.get("min_new_tokens"):
             sampling["min_new_tokens"] = max(0, sampling["min_new_tokens"] - kept)
         input_json = b",".join((o.input_json, *(b"%d" % i for i in self.ids))) if kept else o.input_json
-        stream = engine.generate(self.rid, input_json, sampling, self.capture.end if self.capture else None)
+        rank = () if self.rank is None else (self.rank,)
+        stream = engine.generate(self.rid, input_json, sampling, self.capture.end if self.capture else None, *rank)
         try:
             async with patience.waits(o.prompt_tokens + kept) as wait:
                 async for chunk in stream:
@@ -129,7 +134,7 @@ class Generation:
                     if o.one_version and len(versions_of(self.spans)) > 1:
                         raise VersionsMixed
                     if chunk.finish == "abort":
-                        raise EngineRefused(None, "the generation was aborted at the engine")
+                        raise EngineAborted(chunk.version)
                     if chunk.finish:
                         self.finish = chunk.finish
                         return

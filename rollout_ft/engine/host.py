@@ -8,6 +8,7 @@ commit is in doubt is let go of: its next owner reads from the store what became
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rollout_ft.checkpoint.mirror import Mirror
-from rollout_ft.clock import wall
+from rollout_ft.clock import monotonic, wall
 from rollout_ft.config import Config
 from rollout_ft.engine.capture import Shape
 from rollout_ft.engine.driver import FAILED, Driver
@@ -39,6 +40,8 @@ from rollout_ft.session.tree import Node
 from rollout_ft.telemetry.events import Events
 from rollout_ft.types import JSON, Answered, Ended, Opened, Partial, RoutedExperts, Served, SessionSpec, Turn, split_session_id
 
+DELIVERED_S = 0.2
+"""How long after a turn its reply is on its way, in all likelihood."""
 _log = logging.getLogger("rollout_ft")
 AbortEngine = Callable[[str], Awaitable[None]]
 """Told once, with the reason, when the engine is lost: kills what is left of it and tells the supervisor."""
@@ -139,6 +142,24 @@ class SessionHost:
         held.let_go()
         await self._mirror.put_partials(partials)
 
+    async def release(self) -> None:
+        """Lets go of every session that has nothing at the engine just now; what waits for the engine goes on elsewhere."""
+        await self._release([h for h in self._held.values() if not any(g.calling for g in h.generations.values())])
+
+    async def drain(self, timeout_s: float) -> None:
+        """Lets go of every session: at once where nothing runs, else when that has ended, or after `timeout_s`."""
+        until = monotonic() + timeout_s
+        while self._held and monotonic() < until:
+            for held in [h for h in self._held.values() if not h.tasks]:
+                with contextlib.suppress(SessionMoved, SessionClosed):
+                    await held.save_evidence()
+            await self._release([h for h in self._held.values() if not h.tasks])
+            running = [t for h in self._held.values() for t in h.tasks.values()]
+            if running:
+                await asyncio.wait(running, timeout=until - monotonic(), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.sleep(DELIVERED_S)
+        await self.let_go_of_all()
+
     async def end(self, sid: str, ended: Ended) -> Session:
         """Records how the trial ended; after that nothing of it changes. The same end again is a success."""
         held = self._get(sid)
@@ -199,6 +220,7 @@ class SessionHost:
                 return Reply(node, Served.REPLAYED)
             case Begin(flight):
                 generation = begin(held.session, flight, self._renderer, self._routing.shape if self._routing else None)
+                generation.rank = self._driver.rank_of(sid)
                 held.session.take_off(flight)
                 held.generations[flight.key] = generation
                 task = asyncio.create_task(self._fly(held, flight, generation), name=f"turn:{sid}:{flight.key}")
@@ -387,7 +409,11 @@ class SessionHost:
 
     async def let_go_of_all(self) -> None:
         """Every session goes to another engine when somebody asks for it. Nobody failed, and it costs no turn anything."""
-        held = list(self._held.values())
+        await self._release(list(self._held.values()))
+
+    async def _release(self, held: list[Held]) -> None:
+        if not held:
+            return
         for generation in (g for each in held for g in each.generations.values() if g.calling):
             generation.excuse()
         await self._mirror.put_partials([p for h in held for p in h.partials()])

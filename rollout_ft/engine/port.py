@@ -19,7 +19,7 @@ class Chunk:
     `spans` cover all tokens of the generation so far, with offsets from its own first token. `routed` comes with the last
     one, where it was asked for: base64 of int32, as the engine sent it and unchecked. `recaptured` says that the engine
     computed tokens of this generation twice, so that some of it is not from when they were sampled. `cached`: tokens of the
-    prompt that it did not compute.
+    prompt that it did not compute. `version` is that of the weights that the engine had when it aborted.
     """
 
     ids: list[int]
@@ -29,6 +29,7 @@ class Chunk:
     routed: bytes | memoryview = b""
     recaptured: bool = False
     cached: int = 0
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +39,11 @@ class EngineInfo:
 
 
 class Engine(Protocol):
-    def generate(self, rid: str, input_json: Spelled, sampling: JSON, routed_from: int | None = None) -> AsyncIterator[Chunk]:
+    def generate(
+        self, rid: str, input_json: Spelled, sampling: JSON, routed_from: int | None = None, rank: int | None = None
+    ) -> AsyncIterator[Chunk]:
         """Streams one generation. `input_json`: all input ids as JSON without brackets; `routed_from`: the first row of
-        routed experts that is wanted, if any is.
+        routed experts that is wanted, if any is; `rank`: the data-parallel rank that has it, where there are several.
 
         Raises EngineRefused when the engine answered no, EngineLost when the connection to it broke.
         """

@@ -32,8 +32,12 @@ class SGLang:
             connector=connector, timeout=aiohttp.ClientTimeout(total=None), cookie_jar=aiohttp.DummyCookieJar()
         )
 
-    async def generate(self, rid: str, input_json: Spelled, sampling: JSON, routed_from: int | None = None) -> AsyncIterator[Chunk]:
+    async def generate(
+        self, rid: str, input_json: Spelled, sampling: JSON, routed_from: int | None = None, rank: int | None = None
+    ) -> AsyncIterator[Chunk]:
         asked: JSON = {"rid": rid, "sampling_params": sampling, "return_logprob": True, "stream": True}
+        if rank is not None:
+            asked["routed_dp_rank"] = rank
         if routed_from is not None:
             asked |= {"return_routed_experts": True, "routed_experts_start_len": routed_from}
         head = orjson.dumps(asked)
@@ -125,6 +129,15 @@ class SGLang:
         except (*_LOST, TimeoutError, orjson.JSONDecodeError) as e:
             raise EngineLost(self.engine_id, f"/model_info: {type(e).__name__}") from e
         return EngineInfo(str(data.get("weight_version", "")), str(data.get("model_path", "")))
+
+    async def ranks(self) -> int:
+        """How many data-parallel ranks it has."""
+        try:
+            async with self._http.get(f"{self.url}/v1/loads?include=core", timeout=_CONTROL_TIMEOUT_S) as response:
+                data: Any = orjson.loads(await response.read()) if response.status == 200 else {}
+        except (*_LOST, TimeoutError, orjson.JSONDecodeError):
+            return 1
+        return max(1, len(data.get("loads") or ()))
 
     async def aclose(self) -> None:
         await self._http.close()
@@ -232,9 +245,8 @@ def _joined(events: list[Any], seen: int) -> tuple[Chunk, EngineRefused | None]:
             more = _chunk(event, seen + len(chunk.ids))
         except EngineRefused as e:
             return chunk, e
-        chunk = Chunk(
-            chunk.ids + more.ids, chunk.logprobs + more.logprobs, more.spans, more.finish, more.routed, more.recaptured, more.cached
-        )
+        ids, logprobs = chunk.ids + more.ids, chunk.logprobs + more.logprobs
+        chunk = Chunk(ids, logprobs, more.spans, more.finish, more.routed, more.recaptured, more.cached, more.version)
         if chunk.finish:
             break
     return chunk, None
@@ -272,4 +284,5 @@ def _tokens(event: JSON, meta: JSON, seen: int) -> Chunk:
         routed = routed.encode(errors="replace") if isinstance(routed, str) else b""
     recaptured = bool(meta.get("num_retractions"))
     logprobs, cached = [t[0] for t in triples[len(triples) - new :]], int(meta.get("cached_tokens") or 0)
-    return Chunk(ids[take], logprobs, spans, finish, cast("bytes | memoryview", routed), recaptured, cached)
+    version = str(meta.get("weight_version", "")) if finish == "abort" else ""
+    return Chunk(ids[take], logprobs, spans, finish, cast("bytes | memoryview", routed), recaptured, cached, version)

@@ -86,6 +86,14 @@ class Commands:
         self._settled()
         self.catch_up()
 
+    async def look_again(self, engine: Ordered, member: Member) -> None:
+        """Somebody else gave an engine other weights: it says what it has, and is stale or not for it."""
+        async with self._one:
+            external = Command(Op.UPDATE, self.weights.version, "external", again=True)
+            command = external if engine.stale else Command(Op.LEARN)
+            await self._one_engine(engine, member, command, self.weights, self._config.order_timeout_s)
+        self._settled()
+
     # -- one command ------------------------------------------------------------------------------------------------
 
     async def _in_turn(self, command: Command) -> JSON:

@@ -23,7 +23,7 @@ from rollout_ft.engine import ranks
 from rollout_ft.errors import EngineLost
 from rollout_ft.fleet import spread
 from rollout_ft.fleet.member import Member
-from rollout_ft.fleet.nodes import NODE_LABEL, Nodes
+from rollout_ft.fleet.nodes import NODE_LABEL, Nodes, addresses_of
 from rollout_ft.fleet.spread import Node, Placement
 from rollout_ft.rayapi import ray
 
@@ -62,10 +62,11 @@ class Crew:
         self._choosing = asyncio.Lock()
         self._killing: set[asyncio.Task[None]] = set()
 
-    async def engine(self, engine_id: str, incarnation: int, view: View) -> Member:
+    async def engine(self, engine_id: str, incarnation: int, view: View, target: str = "") -> Member:
+        """`target`: the URL of an engine that somebody else owns, beside which its actor stands where there is a choice."""
         from rollout_ft.engine.actor import EngineActor
 
-        args = (self.setup, engine_id, incarnation, view)
+        args = (self.setup, engine_id, incarnation, view, target)
         gpus = self.setup.config.engine.num_gpus
         if self.setup.config.engine.nodes > 1:
             group = await self._group(actor_name(self._run, engine_id, incarnation))
@@ -76,6 +77,9 @@ class Crew:
             return self._make(EngineActor, engine_id, incarnation, *args, num_gpus=gpus, scheduling_strategy="SPREAD", **options)
         async with self._choosing:
             choose = partial(spread.for_engine, stores=self._count("store"), engines=self._count("engine"))
+            if target:
+                beside = await addresses_of(target)
+                choose = partial(spread.for_attached, beside=beside, home=self.setup.home, otherwise=choose)
             return self._make(EngineActor, engine_id, incarnation, *args, node=await self.nodes.pick(choose))
 
     async def _group(self, name: str) -> PlacementGroupSchedulingStrategy:

@@ -7,27 +7,31 @@ that was replaced already changes nothing, so that every report may come twice, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from rollout_ft.checkpoint.view import View
 from rollout_ft.clock import monotonic
-from rollout_ft.errors import ConfigError, EngineLost
+from rollout_ft.errors import BadRequest, ConfigError, EngineLost, EngineUnfit
 from rollout_ft.fleet.commands import Commands
 from rollout_ft.fleet.crew import Crew
 from rollout_ft.fleet.health import Event, Health, State, step
 from rollout_ft.fleet.killcap import KillCap
 from rollout_ft.fleet.member import Gone, Member
+from rollout_ft.fleet.owners import Owners, Seen, Watched
 from rollout_ft.fleet.placement import Candidate, share
 from rollout_ft.fleet.pulse import Pulse
 from rollout_ft.fleet.restarts import Restarts
+from rollout_ft.fleet.weights import Command, Op
 from rollout_ft.telemetry.events import Events
 from rollout_ft.types import JSON
 
 TAKE_OVER_S = 5.0
 ACTOR_START_S = 30.0
 """For the process of an actor that asks Ray for nothing; one that is placed on a node that died meanwhile never starts."""
+AGAIN_S = 0.2
 SILENT = "does not answer"
 SPARED = (
     "more engines are in trouble at once than fleet.max_kills_share lets go of: look for what they share (network, disk, driver, "
@@ -45,26 +49,39 @@ class Engine:
     stale: str = ""
     released: bool = False
     node: str = ""
+    target: str = ""
+    """The URL of an engine that somebody else owns."""
+    seen: Seen = field(default_factory=Seen)
+    draining: bool = False
+    """It takes no session any more."""
     restarts: Restarts = field(default_factory=Restarts)
     up_since: float = -math.inf
     """Of one that came to others that serve: those that begin together warm up together."""
 
     def candidate(self, sessions: int, warmup_s: float) -> Candidate:
+        """What would wait for an owner is in doubt."""
         health, ramp = self.health, share(monotonic() - self.up_since, warmup_s)
-        return Candidate(self.engine_id, health.serves, sessions, suspect=health.state is State.SUSPECT, share=ramp)
+        suspect = health.state is State.SUSPECT or not self.seen.open
+        return Candidate(self.engine_id, health.serves, sessions, suspect=suspect, draining=self.draining, share=ramp)
 
     def describe(self) -> JSON:
+        theirs = {"target": self.target, "open": self.seen.open, "held": self.seen.held} if self.target else {}
         return {
             "engine_id": self.engine_id, "state": self.health.state.value, "incarnation": self.health.incarnation,
             "reason": self.health.reason, "url": self.url, "weight_version": self.weight_version, "stale": self.stale,
-            "node": self.node,
+            "node": self.node, "draining": self.draining, **theirs,
         }  # fmt: skip
 
 
 class Engines:
     def __init__(self, crew: Crew, pulse: Pulse, events: Events, view: Callable[[], View]):
         self._crew, self._pulse, self._events, self._view = crew, pulse, events, view
-        self.by_id = {f"engine-{i}": Engine(f"engine-{i}") for i in range(crew.setup.config.engine.count)}
+        launched = 0 if crew.setup.config.engine.attach.active else crew.setup.config.engine.count
+        self.by_id = {f"engine-{i}": Engine(f"engine-{i}") for i in range(launched)}
+        self.owners: Owners | None = None
+        """Where there are engines that somebody else owns."""
+        self.on_lost: Callable[[Engine, str], None] = lambda engine, reason: None
+        """Told once of each start of an engine that is lost after it was up."""
         self._tasks: set[asyncio.Task[None]] = set()
         self.commands = Commands(crew.setup.config.fleet, events, self.by_id.values, self._told, self._hung, self._unpark)
         self.warmup_s = crew.setup.config.fleet.warmup_s
@@ -76,6 +93,12 @@ class Engines:
 
         `floor` has the highest incarnation of each role that ever had a name here.
         """
+        self._floor = floor
+        for member in existing:
+            if member.role not in self.by_id and self.owners is None:
+                self.by_id[member.role] = Engine(member.role)  # it joined while the run went on
+            elif member.role not in self.by_id:
+                self._crew.gone(member)
         held: dict[str, dict[str, int]] = {}
 
         async def one(engine: Engine) -> None:
@@ -93,12 +116,24 @@ class Engines:
                 return self._spawn(self._start_later(engine))
             await self._start_one(engine)
 
-        await asyncio.gather(*(one(engine) for engine in self.by_id.values()))
+        await self._some([asyncio.ensure_future(one(engine)) for engine in self.by_id.values()])
         if not any(e.health.lives for e in self.by_id.values()):
             if self._refusal:
                 raise ConfigError(self._refusal)
             raise EngineLost("all", "; ".join(f"{e.engine_id}: {e.health.reason}" for e in self.by_id.values()))
         return held
+
+    async def _some(self, starts: list[asyncio.Future[None]]) -> None:
+        """Returns when all are up; where they are somebody else's, nobody waits for those that are not there."""
+        left = set(starts)
+        while left:
+            done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+            for start in done:
+                start.result()
+            if self.owners is not None and any(e.health.serves for e in self.by_id.values()):
+                for start in left:
+                    self._spawn(start)
+                return
 
     async def _take_over(self, engine: Engine, member: Member, held: dict[str, dict[str, int]]) -> bool:
         try:
@@ -119,21 +154,32 @@ class Engines:
     async def _start_one(self, engine: Engine) -> None:
         incarnation = engine.health.incarnation
         try:
-            member = engine.member = await self._crew.engine(engine.engine_id, incarnation, self._view())
+            member = engine.member = await self._crew.engine(engine.engine_id, incarnation, self._view(), engine.target)
             if not self._crew.setup.config.engine.num_gpus:
-                await member.ask("ping", timeout_s=ACTOR_START_S)
+                await self._placed(member)
             described = await member.ask("start", timeout_s=self._crew.setup.config.engine.start_timeout_s + 30)
             await member.ask("set_view", self._view())
             await self._up(engine, member, described)
-        except ConfigError as e:  # another start would end in the same way
+        except (ConfigError, EngineUnfit) as e:  # another start would end in the same way
             self._refusal = str(e)
             if engine.member is not None:
                 self._crew.gone(engine.member)
-            return self._retire(engine, incarnation, str(e))
+            self._retire(engine, incarnation, str(e))
         except Exception as e:  # whatever it is, an engine that did not start is tried again
             engine.restarts = engine.restarts.failed()
             self._events.emit("engine.start_failed", engine=engine.engine_id, incarnation=incarnation, reason=str(e))
             self.lost(engine.engine_id, incarnation, str(e), silent=isinstance(e, Gone))
+
+    async def _placed(self, member: Member) -> None:
+        """Raises Gone with what is known of an actor that Ray does not start."""
+        try:
+            await member.ask("ping", timeout_s=ACTOR_START_S)
+        except Gone as e:
+            if e.dead:
+                raise
+            node = self._crew.node_of(member)
+            where = f"on node {node}" if node else "on any node"
+            raise Gone(f"its actor is still pending after {ACTOR_START_S:g} s {where}, though it asks for no resources: {e}") from e
 
     async def _up(self, engine: Engine, member: Member, described: JSON) -> None:
         """It answers; whether it serves is said by its weights. Raises Gone."""
@@ -142,6 +188,8 @@ class Engines:
         engine.health = step(engine.health, Event.UP, incarnation=member.incarnation)
         self._spawn(self._watch(engine.engine_id, member))
         await self.commands.join(engine, member)
+        if self.owners is not None:
+            self.owners.up(engine, described["attached"])
         engine.restarts = engine.restarts.up()
         self._events.emit("engine.up", engine=engine.engine_id, incarnation=member.incarnation, state=engine.health.state.value)
 
@@ -183,9 +231,12 @@ class Engines:
         self._events.emit("engine.dead", engine=engine_id, incarnation=incarnation, reason=reason)
         if engine.member is not None:
             self._crew.gone(engine.member, silent=silent)
+        if engine.url:
+            engine.url = ""
+            self.on_lost(engine, reason)
         limits = self._crew.setup.config.engine
         engine.restarts = engine.restarts.died(monotonic(), limits.restart_window_s)
-        if engine.restarts.count > limits.max_restarts:
+        if not engine.target and engine.restarts.count > limits.max_restarts:
             why = f"it died more than {limits.max_restarts} times in {limits.restart_window_s:g} s (engine.max_restarts)"
             return self._retire(engine, incarnation, f"{reason}; {why}")
         self._spawn(self._replace(engine))
@@ -194,16 +245,80 @@ class Engines:
         engine.health = step(engine.health, Event.RETIRE, incarnation=incarnation, reason=reason)
         self._events.emit("engine.retired", engine=engine.engine_id, reason=reason)
 
-    def retire(self, engine_id: str) -> None:
+    def retire(self, engine_id: str, reason: str = "the run ends") -> None:
         """The engine ends on purpose and is not replaced."""
         engine = self.by_id[engine_id]
-        engine.health = step(engine.health, Event.RETIRE, incarnation=engine.health.incarnation, reason="the run ends")
+        engine.health = step(engine.health, Event.RETIRE, incarnation=engine.health.incarnation, reason=reason)
+
+    # -- who comes and goes while the run goes on -----------------------------------------------------------------
+
+    def expect(self, engine_id: str, target: str) -> None:
+        """An engine that is there when the run starts."""
+        self.by_id[engine_id] = Engine(engine_id, target=target)
+
+    def resize(self, count: int, drain_s: float) -> JSON:
+        """So many engines of ours: those that are missing start, the newest of those that are too many are drained."""
+        there = [e for e in self.by_id.values() if e.health.state is not State.RETIRED and not e.draining]
+        numbers = [int(e.engine_id.rpartition("-")[2]) for e in self.by_id.values()]
+        for number in range(max(numbers) + 1, max(numbers) + 1 + count - len(there)):
+            self.join(f"engine-{number}")
+        for engine in there[count:]:
+            self._spawn(self.leave(engine.engine_id, "drained", drain_s))
+        return {"engines": [e.describe() for e in self.by_id.values()]}
+
+    def join(self, engine_id: str, target: str = "") -> None:
+        """An engine more, or again: it starts, and takes sessions once it serves."""
+        engine = self.by_id.get(engine_id)
+        if engine is not None and engine.health.state is not State.RETIRED:
+            if engine.draining:
+                self._spawn(self._join_again(engine))
+            return
+        last = engine.health.incarnation if engine is not None else self._floor.get(engine_id, 0)
+        self.by_id[engine_id] = joined = Engine(engine_id, Health(incarnation=last + 1), target=target)
+        self._events.emit("engine.joined", engine=engine_id, url=target)
+        self._spawn(self._start_later(joined))
+
+    async def _join_again(self, engine: Engine) -> None:
+        """It came back before it was let go of."""
+        while engine.health.state is not State.RETIRED:
+            await asyncio.sleep(AGAIN_S)
+        self.join(engine.engine_id, engine.target)
+
+    async def leave(self, engine_id: str, reason: str, drain_s: float) -> None:
+        """The engine takes no session any more; those that it has go elsewhere when their turns have ended, or after
+        `drain_s`. Then it is let go of, and ended if we started it."""
+        engine = self.by_id[engine_id]
+        if engine.draining or engine.health.state is State.RETIRED:
+            return
+        engine.draining = True
+        self._events.emit("engine.draining", engine=engine_id, reason=reason)
+        incarnation, member = engine.health.incarnation, engine.member
+        if member is not None and engine.health.lives:
+            await _quietly(member.ask("drain", drain_s, timeout_s=drain_s + TAKE_OVER_S))
+        self.retire(engine_id, reason)
+        if self.owners is not None:
+            self.owners.left(engine)
+        self._events.emit("engine.retired", engine=engine_id, incarnation=incarnation, reason=reason)
+        if engine.member is not None:
+            with contextlib.suppress(Gone):
+                await engine.member.ask("stop", timeout_s=TAKE_OVER_S)
+            self._crew.gone(engine.member)
+
+    async def arrived(self, version: str) -> None:
+        """Weights that an owner loaded are the fleet's from now on."""
+        with contextlib.suppress(BadRequest):  # where no engine has them any more there is nothing to say
+            await self.commands.carry_out(Command(Op.UPDATE, version, "external", whole=True))
+
+    async def has(self, engine: Watched, version: str) -> None:
+        """An owner loaded other weights into one engine."""
+        if engine.member is not None and isinstance(engine, Engine):
+            await self.commands.look_again(engine, engine.member)
 
     async def _replace(self, engine: Engine) -> None:
         await asyncio.sleep(engine.restarts.pause_s)
         await self.commands.memory_is_ours()
         starting = step(engine.health, Event.STARTING, incarnation=engine.health.incarnation + 1)
-        if starting is engine.health:
+        if starting is engine.health or engine.draining:
             return  # it was retired meanwhile
         engine.health = starting
         await self._start_one(engine)

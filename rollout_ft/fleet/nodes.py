@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Collection
 from typing import Any
+from urllib.parse import urlsplit
 
 from rollout_ft.clock import Clock, monotonic
 from rollout_ft.fleet.spread import Node
@@ -75,6 +76,16 @@ def preferred(node_id: str) -> JSON:
     if not node_id:
         return {}
     return {"label_selector": {NODE_LABEL: node_id}, "fallback_strategy": [{"label_selector": {}}]}
+
+
+async def addresses_of(url: str) -> list[str]:
+    """The host of a URL and its addresses; without a resolver, the host as it is written."""
+    host = urlsplit(url).hostname or ""
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(LIST_TIMEOUT_S):
+            found = await asyncio.get_running_loop().getaddrinfo(host, None)
+        return sorted({host, *(str(entry[4][0]) for entry in found)})
+    return [host]
 
 
 async def refuses(host: str, port: int) -> bool:

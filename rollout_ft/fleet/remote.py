@@ -64,6 +64,18 @@ class RemoteSupervisor:
     async def engine_lost(self, engine_id: str, incarnation: int, reason: str) -> None:
         await self.ask("engine_lost", engine_id, incarnation, reason)
 
+    async def engine_observed(self, engine_id: str, incarnation: int, report: JSON) -> None:
+        await self.ask("engine_observed", engine_id, incarnation, report)
+
+    async def resize_fleet(self, count: int) -> JSON:
+        return await self.ask("resize_fleet", count)
+
+    async def attach_engines(self, urls: list[str]) -> JSON:
+        return await self.ask("attach_engines", urls)
+
+    async def drain_engine(self, engine_id: str) -> JSON:
+        return await self.ask("drain_engine", engine_id)
+
     async def open_session(self, spec: SessionSpec, resume: bool) -> JSON:
         return await self.ask("open_session", spec, resume)
 

@@ -65,7 +65,8 @@ class Sessions:
             at = self._places.get(sid)
             if at is not None:
                 engine = self._serving(at)
-                if engine is not None and (failed != (at.engine_id, at.incarnation) or await self._holds(engine, sid)):
+                sure = engine is not None and failed != (at.engine_id, at.incarnation) and not engine.draining
+                if engine is not None and (sure or await self._holds(engine, sid)):
                     return _owned(engine)
             return await self._move(sid, at)
 

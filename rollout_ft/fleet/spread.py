@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -46,6 +46,16 @@ def for_store(nodes: Collection[Node], stores: Counter[str], engines: Counter[st
 def for_engine(nodes: Collection[Node], stores: Counter[str], engines: Counter[str]) -> Node | None:
     """The node of the next engine that asks Ray for no GPU: the one with the fewest."""
     return min(nodes, key=lambda n: (n.doubted, engines[n.node_id], n.head, stores[n.node_id], n.node_id), default=None)
+
+
+def for_attached(
+    nodes: Collection[Node], *, beside: Collection[str], home: str, otherwise: Callable[[Collection[Node]], Node | None]
+) -> Node | None:
+    """The node of an actor whose engine is there already: the engine's, if it is one of ours and not in doubt; `beside` are the
+    engine's addresses. A loopback address means home's machine."""
+    at_home = any(_is_loopback(address) for address in beside)
+    fit = [n for n in nodes if not n.doubted and (n.address in beside or (at_home and n.node_id == home))]
+    return min(fit, key=lambda n: n.node_id, default=None) or otherwise(nodes)
 
 
 def for_gateway(nodes: Collection[Node], gateways: Counter[str], *, host: str, home: str) -> Node | None:

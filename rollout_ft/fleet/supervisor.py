@@ -13,18 +13,22 @@ from typing import Any
 
 from rollout_ft.checkpoint.view import View
 from rollout_ft.clock import wall
-from rollout_ft.errors import RolloutFTError
+from rollout_ft.errors import BadRequest, RolloutFTError
 from rollout_ft.fleet.crew import Crew, Setup
-from rollout_ft.fleet.engines import Engines
+from rollout_ft.fleet.engines import Engine, Engines
 from rollout_ft.fleet.gateways import Gateways
 from rollout_ft.fleet.lease import Lease
 from rollout_ft.fleet.member import Gone, Member
 from rollout_ft.fleet.node import node_id
+from rollout_ft.fleet.owners import Owners
 from rollout_ft.fleet.predecessor import Claim, judge
 from rollout_ft.fleet.pulse import Pulse
+from rollout_ft.fleet.replacing import ask_for_another
 from rollout_ft.fleet.sessions import Sessions
 from rollout_ft.fleet.stores import Stores
 from rollout_ft.fleet.weights import Command, latest
+from rollout_ft.fleet.workers import Workers, engine_id_of
+from rollout_ft.fleet.workers import base_url as base
 from rollout_ft.gateway.actor import base_url
 from rollout_ft.rayapi import ray
 from rollout_ft.telemetry.events import MAX_BUFFERED, Events
@@ -82,6 +86,7 @@ class Supervisor:
         pulse = Pulse(self._setup.config.fleet.ping_s)
         self._engines = Engines(self._crew, pulse, self._events, lambda: self._stores.view)
         self._engines.commands.restore(weights)
+        self._attach()
         self._stores = Stores(self._crew, pulse, self._events, self._engines.push_view)
         self._gateways = Gateways(self._crew, pulse, self._events)
         self._sessions = Sessions(self._engines, self._stores, self._events)
@@ -89,12 +94,38 @@ class Supervisor:
             self._keeping = asyncio.create_task(self._keep_alive())
         await self._stores.start([m for m, _ in alive if m.role.startswith("store-")], known_view, floor)
         gateways = asyncio.create_task(self._gateways.start(alive, floor))
+        for url in await self._workers.first() if self._workers else ():
+            self._engines.expect(engine_id_of(url), url)
         held = await self._engines.start([m for m, _ in alive if m.role.startswith("engine-")], floor)
         self._sessions.restore(held)
         await gateways
         if existing:
             self._events.emit("supervisor.rebuilt", actors=len(alive), sessions=sum(map(len, held.values())))
         self._spawn(pulse.patrol(self._counted, self._look))
+        if self._workers is not None and self._engines.owners is not None:
+            self._spawn(self._workers.follow(self._came, self._left))
+            self._spawn(self._engines.owners.watch())
+
+    def _attach(self) -> None:
+        """Where the engines are somebody else's: who they are, and what their owners do."""
+        engine, self._workers = self._setup.config.engine, None
+        if not engine.attach.active:
+            return
+        engines = self._engines
+        self._workers = Workers(engine.attach, engine.start_timeout_s)
+        engines.owners = Owners(engine.attach, self._events, lambda: list(engines.by_id.values()), engines)
+        if replace_url := engine.attach.replace_url:
+
+            def ask(lost: Engine, reason: str) -> None:
+                self._spawn(ask_for_another(replace_url, lost.target, reason, lost.health.incarnation, self._events))
+
+            engines.on_lost = ask
+
+    def _came(self, url: str) -> None:
+        self._engines.join(engine_id_of(url), url)
+
+    async def _left(self, url: str, reason: str) -> None:
+        self._spawn(self._engines.leave(engine_id_of(url), reason, 0))
 
     def _counted(self) -> list[Member]:
         return [*self._engines.living(), *self._stores.counted(), *self._gateways.members()]
@@ -185,6 +216,13 @@ class Supervisor:
         await self.start()
         return await self._engines.suspect(engine_id, incarnation, reason)
 
+    async def engine_observed(self, engine_id: str, incarnation: int, report: JSON) -> None:
+        """What changed at an engine that somebody else owns."""
+        await self.start()
+        engine = self._engines.by_id.get(engine_id)
+        if engine is not None and engine.health.incarnation == incarnation and self._engines.owners is not None:
+            self._engines.owners.observed(engine, report)
+
     async def may_lose(self, engine_id: str, incarnation: int, reason: str) -> bool:
         await self.start()
         return self._engines.may_lose(engine_id, incarnation, reason)
@@ -228,7 +266,36 @@ class Supervisor:
     async def command(self, command: Command) -> JSON:
         """What a trainer asks of all engines."""
         await self.start()
-        return await self._engines.commands.carry_out(command)
+        done = await self._engines.commands.carry_out(command)
+        if self._engines.owners is not None:
+            self._engines.owners.told(command)
+        return done
+
+    async def resize_fleet(self, count: int) -> JSON:
+        """So many engines that we start; those that are too many end when their turns have."""
+        await self.start()
+        if self._workers is not None:
+            raise BadRequest("the engines are somebody else's: name them (urls), or end one (POST /fleet/drain)", param="count")
+        return self._engines.resize(count, self._setup.config.fleet.drain_timeout_s)
+
+    async def attach_engines(self, urls: list[str]) -> JSON:
+        """Engines of somebody else that are there as well, or again."""
+        await self.start()
+        if self._workers is None:
+            raise BadRequest("the engines are started by us: say how many (count); engine.attach is for those of others", param="urls")
+        for url in urls:
+            self._came(base(url))
+        return {"engines": [e.describe() for e in self._engines.by_id.values()]}
+
+    async def drain_engine(self, engine_id: str) -> JSON:
+        """The engine takes no session any more, and ends when its turns have."""
+        await self.start()
+        engine = self._engines.by_id.get(engine_id)
+        if engine is None:
+            raise BadRequest(f"engine {engine_id} is not known: GET /fleet lists them", 404, "unknown_engine", "engine_id")
+        self._spawn(self._engines.leave(engine_id, "drained", self._setup.config.fleet.drain_timeout_s))
+        await asyncio.sleep(0)
+        return engine.describe()
 
     async def read_session(self, sid: str, what: str) -> bytes:
         await self.start()

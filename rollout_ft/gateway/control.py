@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from hashlib import blake2b
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -35,6 +35,9 @@ class Control(Protocol):
     async def trials(self) -> list[JSON]: ...
     async def fleet(self) -> JSON: ...
     async def read_session(self, sid: str, what: str) -> bytes: ...
+    async def resize_fleet(self, count: int) -> JSON: ...
+    async def attach_engines(self, urls: list[str]) -> JSON: ...
+    async def drain_engine(self, engine_id: str) -> JSON: ...
     async def command(self, command: Command) -> JSON: ...
 
 
@@ -73,6 +76,22 @@ class OutcomeBody(_Body):
     attempt: int | None = Field(default=None, ge=1, lt=2**31)
 
 
+Url = Annotated[str, Field(pattern=r"^https?://[^/]+", max_length=2048)]
+
+
+class EnginesBody(_Body):
+    """One of the two."""
+
+    count: int | None = Field(default=None, ge=1, le=4096)
+    """How many engines there are to be, where we start them."""
+    urls: list[Url] | None = Field(default=None, min_length=1, max_length=4096)
+    """Engines of somebody else that are there as well, or again."""
+
+
+class DrainBody(_Body):
+    engine_id: str = Field(max_length=2048)
+
+
 class ControlRoutes:
     def __init__(self, supervisor: Control, keys: Keys, base: str, limits: GatewayConfig):
         self._supervisor, self._keys, self._base, self._limits = supervisor, keys, base, limits
@@ -105,6 +124,10 @@ class ControlRoutes:
                 return _Later(self._supervisor.trials)
             case ("GET", ["trials", trial_id]):
                 return _Later(self._supervisor.trial, trial_id)
+            case ("POST", ["fleet", "engines"]):
+                return _Later(self._engines, x)
+            case ("POST", ["fleet", "drain"]):
+                return _Later(self._drain, x)
             case ("GET", ["fleet"]):
                 return _Later(self._supervisor.fleet)
             case ("GET", ["model_info"] | ["get_model_info"]):
@@ -152,6 +175,17 @@ class ControlRoutes:
     async def _command(self, x: Exchange, route: str) -> JSON:
         data = load_json(await x.body(self._limits.max_body_bytes) or b"{}", self._limits.max_json_depth)
         return trainer.reply_of(route, await self._supervisor.command(trainer.command_of(route, data)))
+
+    async def _engines(self, x: Exchange) -> JSON:
+        body = await self._parse(x, EnginesBody)
+        if (body.count is None) == (body.urls is None):
+            raise BadRequest("give count, for engines that we start, or urls, for engines of somebody else", param="count")
+        if body.urls is not None:
+            return await self._supervisor.attach_engines(body.urls)
+        return await self._supervisor.resize_fleet(body.count or 0)
+
+    async def _drain(self, x: Exchange) -> JSON:
+        return await self._supervisor.drain_engine((await self._parse(x, DrainBody)).engine_id)
 
     def _session(self, opened: JSON) -> JSON:
         sid = opened["session_id"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from rollout_ft.gateway.control import OpenBody, OutcomeBody, RestartBody
+from rollout_ft.gateway.control import DrainBody, EnginesBody, OpenBody, OutcomeBody, RestartBody
 from rollout_ft.gateway.dialects.sampling import CHAT, MESSAGES, TOKENS, parameter_schemas
 from rollout_ft.gateway.trainer import BODIES
 from rollout_ft.types import JSON, TRIAL_ID
@@ -70,6 +70,8 @@ def _paths() -> JSON:
         "/trials/{trial_id}/outcome": {"post": _control("How the trial ended.", "Trial", "OutcomeBody", parameters=[_TRIAL])},
         "/trials/{trial_id}/release": {"post": _control("It was collected: forget all but this.", "Trial", parameters=[_TRIAL])},
         "/fleet": {"get": _control("The engines.", _OBJECT)},
+        "/fleet/engines": {"post": _control("How many engines there are to be, or which of somebody else.", _OBJECT, "EnginesBody")},
+        "/fleet/drain": {"post": _control("An engine that ends when its turns have.", _OBJECT, "DrainBody")},
         "/sessions/{session_id}": {
             "get": _agents("Every turn on the active path.", "Records", parameters=[_SESSION]),
             "delete": _agents("Closes the session.", None, parameters=[_SESSION]),
@@ -144,6 +146,7 @@ def _schemas() -> JSON:
     integer, number = {"type": "integer"}, {"type": "number"}
     return {
         "OpenBody": _model(OpenBody), "RestartBody": _model(RestartBody), "OutcomeBody": _model(OutcomeBody),
+        "EnginesBody": _model(EnginesBody), "DrainBody": _model(DrainBody),
         "Opened": _has(session_id=_TEXT, trial_id=_TEXT, attempt=integer, base_url=_TEXT, api_key=_TEXT, turns=integer),
         **{model.__name__: _model(model) for model in BODIES.values()},
         "Ordered": _has(ok={"const": True}, engines=_OBJECT, weights=_OBJECT),

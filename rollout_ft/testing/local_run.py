@@ -73,7 +73,7 @@ class LocalCrew(Crew):
         self.engines: dict[str, LocalEngine] = {}
         self._ending: set[asyncio.Task[None]] = set()
 
-    async def engine(self, engine_id: str, incarnation: int, view: View) -> Member:
+    async def engine(self, engine_id: str, incarnation: int, view: View, target: str = "") -> Member:
         engine = self.engines[engine_id] = LocalEngine(self._means, engine_id, incarnation)
         return LocalMember(engine_id, incarnation, self.name(engine_id, incarnation), engine)
 
@@ -143,6 +143,15 @@ class LocalSupervisor:
 
     async def command(self, command: Command) -> JSON:
         return await self.engines.commands.carry_out(command)
+
+    async def resize_fleet(self, count: int) -> JSON:
+        raise NotImplementedError
+
+    async def attach_engines(self, urls: list[str]) -> JSON:
+        raise NotImplementedError
+
+    async def drain_engine(self, engine_id: str) -> JSON:
+        raise NotImplementedError
 
     async def read_session(self, sid: str, what: str) -> bytes:
         return await self.sessions.read_session(sid, what)

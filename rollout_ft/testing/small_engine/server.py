@@ -192,7 +192,7 @@ class Application:
             "reasoning_parser": None,
             "tool_call_parser": None,
             "disaggregation_mode": "null",
-            "model_type": "small",
+            "model_type": "gpt_neox",
             "architectures": ["SmallEngineForCausalLM"],
         }
         return Reply(200, info)
