@@ -409,7 +409,7 @@ async def test_errors_have_anthropics_shape_wherever_they_are_found():
 
 
 async def test_a_prompt_that_is_too_long_is_said_in_the_words_of_all_clients():
-    async with door(model={"context_tokens": 64}, session={"max_output_tokens": 16}) as d:
+    async with door(model={"context_tokens": 70}, session={"max_output_tokens": 16}) as d:
         body: Any = {"max_tokens": 5, "messages": [user("a" * 100)]}
         told = await d.ask(WAYS[0], body)
         assert told.status == 400

@@ -289,12 +289,18 @@ def bench_storm(
     seed: Annotated[int, typer.Option(help="makes the load and plans the faults")] = 7,
     json: AsJson = False,
 ) -> None:
-    """Replies that a router loses, engines that are killed and that hang, under each policy, against a run without faults."""
+    """Replies that a router loses, engines that are killed and that hang, under each policy, against a run without faults; then
+    load up to five times what the engines can run."""
     import uvloop
 
-    from rollout_ft.cli.bench import storm
+    from rollout_ft.cli.bench import storm, sweep
 
-    figures = _run(storm.bench(storm.Scale(trials, engines, scale=scale, seed=seed), Console(stderr=json)), uvloop.new_event_loop)
+    console, wanted = Console(stderr=json), storm.Scale(trials, engines, scale=scale, seed=seed)
+
+    async def both() -> JSON:
+        return {**await storm.bench(wanted, console), "load": await sweep.sweep(wanted, console)}
+
+    figures = _run(both(), uvloop.new_event_loop)
     if figures is None:
         raise typer.Exit(1)
     if json:

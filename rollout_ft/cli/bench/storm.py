@@ -133,8 +133,8 @@ async def bench(scale: Scale, console: Console, policies: Sequence[Recovery] = t
     return {**{p.name: p.row(calm) for p in (calm, *played)}, "machine": facts, "load_after": round(os.getloadavg()[0], 1)}
 
 
-async def play(name: str, scale: Scale, planned: Plan, recovery: Recovery, console: Console) -> Played:
-    """All trials on a run of its own."""
+async def play(name: str, scale: Scale, planned: Plan, recovery: Recovery, console: Console, at_once: int | None = None) -> Played:
+    """All trials on a run of its own, `at_once` (or half of them) at the same time."""
     played = Played(name)
     with tempfile.TemporaryDirectory(prefix="rft-storm-") as directory:
         async with local_run(settings(scale, directory)) as run:
@@ -146,7 +146,7 @@ async def play(name: str, scale: Scale, planned: Plan, recovery: Recovery, conso
                 if result.outcome == Outcome.COMPLETED:
                     played.useful += sum(int(np.sum(path["loss_mask"])) for path in trajectory["paths"])
 
-            config, began = TrialConfig(recovery=recovery, concurrency=scale.trials // 2), monotonic()
+            config, began = TrialConfig(recovery=recovery, concurrency=at_once or scale.trials // 2), monotonic()
             striking = asyncio.create_task(_strike(run, planned, played))
             try:
                 await run.run_trials(planned.tasks, load.play, prefix="", config=config, on_result=done)
