@@ -57,8 +57,8 @@ async def test_a_process_that_is_stopped_is_a_stall_and_goes_on_when_it_does(sta
             os.kill(pid, signal.SIGSTOP)
         return None
 
+    patience = Patience(Pace(Floors(60, 1.5, 60, 600, 3)), given_up)
     with pytest.raises(EngineLost, match="stalled"):
-        patience = Patience(Pace(Floors(60, 1.5, 60, 600, 3)), given_up)
         await generation.call(engine, patience, stop_in_the_middle, lambda: None)
     os.kill(pid, signal.SIGCONT)
     assert len((await whole(server.url, 5))["output_ids"]) == 5
