@@ -22,7 +22,8 @@ from rollout_ft.checkpoint.mirror import Mirror
 from rollout_ft.checkpoint.store import Store
 from rollout_ft.checkpoint.view import View
 from rollout_ft.clock import wall
-from rollout_ft.config import Config, TrialConfig
+from rollout_ft.config import Config, FleetConfig, TrialConfig
+from rollout_ft.errors import BadRequest
 from rollout_ft.faultpoints import Inert
 from rollout_ft.fleet.crew import Crew, Setup
 from rollout_ft.fleet.engines import Engines
@@ -109,8 +110,8 @@ class LocalStores(Stores):
 class LocalSupervisor:
     """What the gateway asks."""
 
-    def __init__(self, engines: Engines, sessions: Sessions):
-        self.engines, self.sessions = engines, sessions
+    def __init__(self, config: FleetConfig, engines: Engines, sessions: Sessions):
+        self.config, self.engines, self.sessions = config, engines, sessions
 
     async def locate(self, sid: str, failed: tuple[str, int] | None) -> JSON:
         return await self.sessions.locate(sid, failed)
@@ -145,13 +146,14 @@ class LocalSupervisor:
         return await self.engines.commands.carry_out(command)
 
     async def resize_fleet(self, count: int) -> JSON:
-        raise NotImplementedError
+        return self.engines.resize(count, self.config.drain_timeout_s)
 
     async def attach_engines(self, urls: list[str]) -> JSON:
-        raise NotImplementedError
+        raise BadRequest("the engines are started by us: say how many (count)", param="urls")
 
     async def drain_engine(self, engine_id: str) -> JSON:
-        raise NotImplementedError
+        await self.engines.leave(engine_id, "drained", self.config.drain_timeout_s)
+        return {"engine_id": engine_id}
 
     async def read_session(self, sid: str, what: str) -> bytes:
         return await self.sessions.read_session(sid, what)
@@ -203,7 +205,7 @@ async def local_run(config: Config) -> AsyncGenerator[LocalRun]:
         means = Means(config, load_renderer(config), events, token, Path(directory), mirror, lost)
         crew = LocalCrew(Setup(config, "local", "", loopback=True), means)
         engines = Engines(crew, Pulse(config.fleet.ping_s), events, lambda: view)
-        supervisor = LocalSupervisor(engines, Sessions(engines, LocalStores(stores, view), events))
+        supervisor = LocalSupervisor(config.fleet, engines, Sessions(engines, LocalStores(stores, view), events))
         owners = Owners(supervisor, token, config.gateway.ping_s)
         sock = socket.create_server(("127.0.0.1", config.gateway.port), backlog=4096)
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
