@@ -84,7 +84,8 @@ class Turn:
 
     `messages` is the JSON of the request's messages that follow the parent's reply; `prompt_ids` are the token ids
     that follow the parent's tokens (for a root: all). `output_ids` and `logprobs` have one entry per sampled token.
-    `tokens_wasted` counts sampled tokens of this turn's generations that are not in `output_ids`.
+    `tokens_wasted` counts sampled tokens of this turn's generations that are not in `output_ids`. Calls that a pause, an
+    update or the engine's owner ended are no failure, and not in `generations`.
     """
 
     key: str

@@ -197,7 +197,7 @@ async def test_a_call_that_the_engine_aborts_leaves_its_rows(world: World, engin
         await faults.met.wait()
         await engine.abort(engine.rids[0])
         (node,) = await asking
-        assert node.turn.generations == 2
+        assert (len(engine.asked), node.turn.generations) == (2, 1)  # an abort that nobody of us sent is no failure
         assert engine.asked[1] is not None
         assert engine.asked[1] >= node.tokens - 20 + 7
         (path,) = await paths(host)
