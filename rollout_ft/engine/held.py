@@ -80,7 +80,7 @@ class Held:
         if not self.session.survives:
             return []
         trial_id, attempt = self.session.spec.trial_id, self.session.attempt
-        kept = {**self.session.partials, **{k: g.partial() for k, g in self.generations.items() if g.calls or g.ids}}
+        kept = {**self.session.partials, **{k: g.partial() for k, g in self.generations.items() if g.calls or g.ids or g.wasted}}
         return [(trial_id, attempt, self.epoch, partial) for partial in kept.values()]
 
     def let_go(self, *spare: asyncio.Task[Any] | None) -> None:
