@@ -19,7 +19,7 @@ from rollout_ft.fleet.commands import Commands
 from rollout_ft.fleet.crew import Crew
 from rollout_ft.fleet.health import Event, Health, State, step
 from rollout_ft.fleet.killcap import KillCap
-from rollout_ft.fleet.member import Gone, Member
+from rollout_ft.fleet.member import Gone, Member, quietly
 from rollout_ft.fleet.owners import Owners, Seen, Watched
 from rollout_ft.fleet.placement import Candidate, share
 from rollout_ft.fleet.pulse import Pulse
@@ -210,7 +210,7 @@ class Engines:
         if any(e.health.serves for e in self.by_id.values()):
             for engine in self.by_id.values():
                 if engine.member is not None and engine.health.lives and not engine.health.serves:
-                    self._spawn(_quietly(engine.member.ask("let_go", timeout_s=TAKE_OVER_S)))
+                    self._spawn(quietly(engine.member.ask("let_go", timeout_s=TAKE_OVER_S)))
 
     async def _watch(self, engine_id: str, member: Member) -> None:
         reason = await member.death()
@@ -294,7 +294,7 @@ class Engines:
         self._events.emit("engine.draining", engine=engine_id, reason=reason)
         incarnation, member = engine.health.incarnation, engine.member
         if member is not None and engine.health.lives:
-            await _quietly(member.ask("drain", drain_s, timeout_s=drain_s + TAKE_OVER_S))
+            await quietly(member.ask("drain", drain_s, timeout_s=drain_s + TAKE_OVER_S))
         self.retire(engine_id, reason)
         if self.owners is not None:
             self.owners.left(engine)
@@ -383,16 +383,9 @@ class Engines:
     async def push_view(self, view: View) -> None:
         """Tells every writer of a new view; one that does not hear it is refused by the stores and asks."""
         ping_s = self._crew.setup.config.fleet.ping_s
-        await asyncio.gather(*(_quietly(m.ask("set_view", view, timeout_s=ping_s)) for m in self.living()))
+        await asyncio.gather(*(quietly(m.ask("set_view", view, timeout_s=ping_s)) for m in self.living()))
 
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-async def _quietly(call: Awaitable[object]) -> None:
-    try:
-        await call
-    except Gone:
-        return

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +81,12 @@ class Member:
         """At once; an actor that is dead already is no error. Blocks while Ray's control plane does not answer."""
         with contextlib.suppress(RayError, ValueError):
             ray.kill(self.handle, no_restart=True)
+
+
+async def quietly(call: Awaitable[object]) -> None:
+    """For what is only told: one that does not hear it will be seen to be gone, or ask."""
+    with contextlib.suppress(Gone):
+        await call
 
 
 def _why(e: Exception) -> str:

@@ -17,7 +17,7 @@ from rollout_ft.clock import Clock, monotonic
 from rollout_ft.config import AttachConfig
 from rollout_ft.engine.observer import Held
 from rollout_ft.fleet.health import Health
-from rollout_ft.fleet.member import Gone, Member
+from rollout_ft.fleet.member import Member, quietly
 from rollout_ft.fleet.newest import Has, Newest
 from rollout_ft.fleet.weights import Command, Op
 from rollout_ft.telemetry.events import Events
@@ -166,16 +166,9 @@ class Owners:
 
     def _ask(self, engine: Watched, method: str, *args: str) -> None:
         assert engine.member is not None
-        self._spawn(_quietly(engine.member.ask(method, *args, timeout_s=ASK_S)))
+        self._spawn(quietly(engine.member.ask(method, *args, timeout_s=ASK_S)))
 
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-async def _quietly(call: Awaitable[object]) -> None:
-    try:
-        await call
-    except Gone:
-        return
