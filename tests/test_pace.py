@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollout_ft.engine.pace import WINDOW_S, Floors, Pace, Worst
+from rollout_ft.engine.pace import MEASURABLE_TOKENS, WINDOW_S, Floors, Pace, Worst
 
 many = settings(max_examples=300, deadline=None)
 FLOORS = Floors(first_token_s=30, token_s=10, compile_s=180, ceiling_s=600, factor=3)
@@ -68,6 +68,17 @@ def test_a_slow_engine_is_given_longer_between_tokens_and_only_for_as_long_as_it
     for i in range(10):
         pace.gap(0.1, 0.1, 130 + 30 * i)
     assert pace.silence_s(430, longest=0, streams=True) == 10
+
+
+@many
+@given(st.floats(0.001, 60), st.integers(MEASURABLE_TOKENS, 200_000))
+def test_a_silence_that_a_prefill_explains_grants_no_longer_one_without(took_s: float, tokens: int):
+    pace = warm()
+    pace.first_token(took_s, tokens, 1)
+    pace.gap(took_s, took_s, 2, longest=tokens)
+    assert pace.silence_s(3, longest=0, streams=True) == 10
+    pace.gap(took_s + 8.0, took_s, 4, longest=tokens)
+    assert 10 <= pace.silence_s(5, longest=0, streams=True) <= 24.1
 
 
 def test_a_call_among_many_on_a_slow_engine_stands_for_as_long_as_each_does():

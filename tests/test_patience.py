@@ -110,6 +110,18 @@ def test_a_neighbours_long_prompt_does_not_look_like_a_hang():
     played(play)
 
 
+def test_after_a_long_prompt_a_frozen_engine_is_found_as_soon_as_before_it():
+    async def play() -> None:
+        engine = Engine()
+        streams = engine.call(*range(1, 20), 49.4, *range(50, 60))
+        await asyncio.sleep(19.5)
+        assert await engine.call(30, 31, tokens=100_000, ends=True) == ""
+        await streams
+        assert 59 + 10 <= now() <= 59 + 10 + LATE_S
+
+    played(play)
+
+
 def test_beside_a_long_prompt_a_frozen_engine_is_found_when_the_prompt_should_have_been_computed():
     async def play() -> None:
         engine = Engine()

@@ -74,10 +74,11 @@ class Pace:
             self._prefill.add(took_s / computed, now)
         self.prefilled = True
 
-    def gap(self, any_s: float, own_s: float, now: float) -> None:
-        """A chunk of a call that had its first: so long after the last one of any call, and after its own."""
+    def gap(self, any_s: float, own_s: float, now: float, *, longest: int = 0) -> None:
+        """A chunk of a call that had its first: so long after the last one of any call, and after its own. What the prefill
+        of the `longest` prompt that was owed a first token meanwhile explains is given anew to whoever waits for such a one."""
         if self.decoded:
-            self._gaps.add(any_s, now)
+            self._gaps.add(any_s - self._prefill_s(longest, now), now)
             self._own_gaps.add(own_s, now)
         self.decoded = True
 

@@ -51,6 +51,7 @@ class Patience:
         self._asking: asyncio.Task[None] | None = None
         self.last_move = self._since = self._turnover = self._loop.time()
         self._newest = 0.0
+        self._longest = 0
         self._when_moved: Callable[[], None] | None = None
 
     @property
@@ -86,7 +87,7 @@ class Patience:
         counts = wait.last >= self._since and not self._stopped
         if not wait.owed:
             if counts:
-                self._pace.gap(now - self.last_move, now - wait.last, now)
+                self._pace.gap(now - self.last_move, now - wait.last, now, longest=self._longest)
         else:
             if counts:  # its turn to be computed came when the one before it had been
                 self._pace.first_token(now - max(wait.began, self._turnover), wait.tokens - cached, now)
@@ -110,6 +111,7 @@ class Patience:
         if not self._waits:
             return
         now = self._loop.time()
+        self._longest = max(w.owed for w in self._waits)
         late, why = self._overdue(now)
         if late and again:
             self._give_up(late, why)
