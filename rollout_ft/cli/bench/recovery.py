@@ -23,6 +23,7 @@ MET = {
 }  # fmt: skip
 """The faults of `bench recovery`."""
 NAMES = {Blow.ENGINE_ACTOR: "actor", Blow.NODE_KILLED: "node", Blow.NODE_FROZEN: "frozen_node"}
+"""Those of `bench store`."""
 WORKERS = 3
 
 
@@ -32,17 +33,33 @@ class TurnsLost(RolloutFTError):
 
 async def bench(runs: int, *, seed: int = 7, show: Callable[[Siege], None] = lambda siege: None) -> JSON:
     """`{fault: {runs, detect_s_p50, detect_s_p99, next_token_s_p50, next_token_s_p99}}`, each `runs` times."""
-    taken: dict[Blow, list[Siege]] = {blow: [] for blow in MET}
+    met = await _met(runs, tuple(MET), seed, show)
+    return {MET[blow]: figures_of(sieges) for blow, sieges in met.items()}
+
+
+async def recovery(runs: int, *, seed: int = 7, show: Callable[[Siege], None] = lambda siege: None) -> JSON:
+    """`{actor|node|frozen_node}_recovery_s_{p50,max}`: from the fault to the next token of each session that it met."""
+    met = await _met(runs, tuple(NAMES), seed, show)
+    taken = {name: [s for siege in met[blow] for s in siege.next_token_s] for blow, name in NAMES.items()}
+    return {
+        f"{name}_recovery_s_{which}": round(float(measure(times)), 3) if times else None
+        for name, times in taken.items()
+        for which, measure in (("p50", np.median), ("max", np.max))
+    }
+
+
+async def _met(runs: int, blows: Sequence[Blow], seed: int, show: Callable[[Siege], None]) -> dict[Blow, list[Siege]]:
+    met: dict[Blow, list[Siege]] = {blow: [] for blow in blows}
     with machines(WORKERS) as ms:
         for n in range(runs):
-            for blow in MET:
+            for blow in blows:
                 ms.heal()
                 siege = await lay(ms, blow, seed + n, name=f"recovery-{MET[blow].replace('_', '-')}-{n}")
                 if siege.complaints:
                     raise TurnsLost("; ".join(siege.complaints))
-                taken[blow].append(siege)
+                met[blow].append(siege)
                 show(siege)
-    return {MET[blow]: figures_of(sieges) for blow, sieges in taken.items()}
+    return met
 
 
 def figures_of(sieges: Sequence[Siege]) -> JSON:
@@ -64,27 +81,6 @@ def faults_table(figures: JSON) -> Table:
     for name, row in figures.items():
         made.add_row(name.replace("_", " "), *(str(value) for value in row.values()))
     return made
-
-
-async def recovery(
-    runs: int, *, seed: int = 7, blows: Sequence[Blow] = tuple(NAMES), show: Callable[[Siege], None] = lambda siege: None
-) -> JSON:
-    """`{actor|node|frozen_node}_recovery_s_{p50,max}`: from the fault to the next token of each session that it met."""
-    taken: dict[Blow, list[float]] = {blow: [] for blow in blows}
-    with machines(WORKERS) as ms:
-        for n in range(runs):
-            for blow in blows:
-                ms.heal()
-                siege = await lay(ms, blow, seed + n, name=f"recovery-{NAMES[blow].replace('_', '-')}-{n}")
-                if siege.complaints:
-                    raise TurnsLost("; ".join(siege.complaints))
-                taken[blow] += siege.next_token_s
-                show(siege)
-    return {
-        f"{NAMES[blow]}_recovery_s_{name}": round(float(measure(times)), 3) if times else None
-        for blow, times in taken.items()
-        for name, measure in (("p50", np.median), ("max", np.max))
-    }
 
 
 def table(figures: JSON) -> Table:
