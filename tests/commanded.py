@@ -24,6 +24,7 @@ TOKENS, SEEN = 120, 8
 
 @dataclass
 class Played:
+    engine: SGLang
     weights: EngineWeights
     driver: Driver
     fleet: Weights
@@ -46,7 +47,7 @@ async def played(server: ModelServer) -> AsyncIterator[Played]:
     weights = EngineWeights(engine, control, driver.gate, lambda *_, **__: None)
     await weights.start()
     try:
-        yield Played(weights, driver, Weights(1, (weights.version,)))
+        yield Played(engine, weights, driver, Weights(1, (weights.version,)))
     finally:
         await control.aclose()
         await engine.aclose()
