@@ -122,12 +122,14 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An attempt began: from the checkpoint (`resume`), or from nothing."""
+    """An attempt began: from the checkpoint (`resume`), or from nothing; then `tokens_dropped` had been sampled in vain since
+    the last that did."""
 
     spec: SessionSpec
     attempt: int
     resume: bool
     created: int
+    tokens_dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True)

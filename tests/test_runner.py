@@ -14,7 +14,8 @@ from rollout_ft.trial.client import Client, Session
 from rollout_ft.trial.runner import TrialResult, TrialRunner
 
 META = {
-    "generations": 3, "turns_committed": 2, "turns_in_trajectory": 2, "tokens_generated": 9, "tokens_reused": 0, "tokens_wasted": 0,
+    "generations": 3, "version_restarts": 0, "turns_committed": 2, "turns_in_trajectory": 2, "tokens_generated": 9, "tokens_reused": 0,
+    "tokens_wasted": 0,
 }  # fmt: skip
 
 

@@ -199,6 +199,22 @@ async def test_a_trial_that_starts_from_scratch_has_none_of_its_old_tokens():
 
 
 @pytest.mark.asyncio
+async def test_what_a_trial_sampled_before_it_started_from_scratch_is_counted_as_wasted():
+    async with stage(version_policy="trial") as s:
+        await s.turn()
+        with pytest.raises(TrialFault) as fault:
+            await (await updated_in_mid_turn(s, 4))
+        await s.host.fault("t~1", fault.value.reason)
+        await s.host.retire("t~1")
+        await s.host.open("t", 2, 1, None, False)
+        s.said.clear()
+        await s.turn("t~2")
+        told = summary(s.host.session("t~2"))["metadata"]
+        assert (told["tokens_generated"], told["tokens_wasted"], told["version_restarts"]) == (9 + 5 + 9, 9 + 5, 1)
+        assert summary(await s.host.adopt("t~2", 2))["metadata"] == told
+
+
+@pytest.mark.asyncio
 @pytest.mark.parametrize(("on_stale", "prefix", "code"), [("refuse", REFUSED, "too_stale"), ("restart", SCRATCH, "restart_from_scratch")])
 async def test_a_trial_that_is_too_old_is_told_so_and_both_versions(on_stale: str, prefix: str, code: str):
     async with stage(max_staleness=1, on_stale=on_stale) as s:

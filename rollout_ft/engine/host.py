@@ -26,7 +26,7 @@ from rollout_ft.engine.ladder import spent_error
 from rollout_ft.engine.parsers import Parser
 from rollout_ft.engine.routing import Routing
 from rollout_ft.engine.turns import begin, depth_of, how, message_of, turn_of
-from rollout_ft.errors import EngineLost, EngineRefused, Fenced, SessionClosed, SessionMoved, StoreUnavailable
+from rollout_ft.errors import EngineLost, EngineRefused, Fenced, SessionClosed, SessionMoved, StoreUnavailable, TrialFault
 from rollout_ft.faultpoints import FaultPoints
 from rollout_ft.fleet.weights import Weights
 from rollout_ft.samples.trajectory import Assembly, records_of, routed_of, trajectory_of
@@ -88,7 +88,7 @@ class SessionHost:
         if session.ended is not None:
             raise SessionClosed(f"trial {trial_id} has ended ({session.ended.outcome})")
         if session.attempt != attempt or first is None:
-            opened = Opened(spec, attempt, resume, int(wall()))
+            opened = Opened(spec, attempt, resume, int(wall()), 0 if resume else session.tokens + session.tokens_unfinished)
             await held.commit(f"open/{attempt}", opened)
             # A turn that failed ends its attempt; the next may try as often again.
             partials = [replace(partial, generations=0) for partial in adopted.partials]
@@ -331,8 +331,9 @@ class SessionHost:
             return node
         except BaseException as e:
             held.session.drop(flight)
-            if isinstance(e, EngineRefused) and e.status != 400:
-                held.session.keep_partial(flight, generation.partial())  # who asks again does not begin with a new budget
+            # Who asks again does not begin with a new budget; what a trial that starts from scratch had is counted.
+            if isinstance(e, TrialFault) or (isinstance(e, EngineRefused) and e.status != 400):
+                held.session.keep_partial(flight, generation.partial())
             self._driver.abort(generation)
             raise
         finally:

@@ -109,19 +109,19 @@ def metadata(session: Session) -> JSON:
     `attached`, `leniencies` and unrecorded replays are counted since the session's owner took it over.
     """
     nodes, selected = session.tree.nodes, select(session)
-    total = sum(len(node.turn.output_ids) // 4 for node in nodes.values())
-    wasted = sum(node.turn.tokens_wasted for node in nodes.values())
+    total = session.tokens_dropped + session.tokens
     return {
         **{name: session.counts[name] for name in ("turns_served", "replayed", "attached", "branched", "unparsed")},
         "turns_committed": len(nodes),
+        "version_restarts": session.version_restarts,
         "generations": sum(node.turn.generations for node in nodes.values()),
         "turns_in_trajectory": len(selected.keys),
         "phantoms": len(selected.phantoms),
         "resampled": len(selected.resampled),
         "retokenized": sum(session.retokenized(node) for node in nodes.values()),
         "leniencies": dict(sorted(session.leniencies.items())),
-        "tokens_generated": total + wasted,
-        "tokens_wasted": total + wasted - _trained(selected),
+        "tokens_generated": total,
+        "tokens_wasted": total - _trained(selected),
         "tokens_reused": sum(node.turn.tokens_reused for node in nodes.values()),
         "unanswered": len(session.unanswered()),
     }

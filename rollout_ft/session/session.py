@@ -20,6 +20,7 @@ from rollout_ft.session.classify import Choice, Sample, choose
 from rollout_ft.session.entries import FAULT, SessionEntry
 from rollout_ft.session.evidence import Evidence
 from rollout_ft.session.flight import Flight
+from rollout_ft.session.freshness import SCRATCH
 from rollout_ft.session.known import Known
 from rollout_ft.session.leniency import leniencies
 from rollout_ft.session.matcher import Seen, load
@@ -85,6 +86,8 @@ class Session:
         """When the first attempt was opened, on the clock that people read."""
         self.retries = 0
         """Generations beyond the first of each turn, over all attempts."""
+        self.tokens_dropped = self.version_restarts = 0
+        """Tokens of attempts that are not gone on with, and how many ended for their tokens' versions alone."""
         self.ended: Ended | None = None
         self.fault = ""
         self.lineage = 1
@@ -102,6 +105,8 @@ class Session:
         for entry in entries:
             match entry:
                 case Opened():
+                    self.tokens_dropped += entry.tokens_dropped
+                    self.version_restarts += self.fault.startswith(SCRATCH)
                     self.spec, self.attempt, self.evidence, self.fault = entry.spec, entry.attempt, Evidence(), ""
                     self.began = self.began or entry.created
                     self.known = Known()  # an agent that begins anew numbers its requests anew
@@ -132,6 +137,16 @@ class Session:
         elif entry.failed:
             self.evidence.failed[entry.failed] = True
         self.evidence.restore(entry.acknowledged, entry.delivered)
+
+    @property
+    def tokens(self) -> int:
+        """How many were sampled for its turns, those in vain among them."""
+        return sum(len(node.turn.output_ids) // 4 + node.turn.tokens_wasted for node in self.tree.nodes.values())
+
+    @property
+    def tokens_unfinished(self) -> int:
+        """How many were sampled for turns that are none yet."""
+        return sum(len(partial.output_ids) // 4 + partial.tokens_wasted for partial in self.partials.values())
 
     # -- what a request gets --------------------------------------------------------------------------------------
 

@@ -175,7 +175,7 @@ class TrialRunner:
 def result_of(trial: JSON, seconds: float) -> TrialResult:
     """The result of a trial that has ended, from what the store has of it."""
     meta, outcome = trial["metadata"], trial["outcome"]
-    survived = trial["attempt"] - 1 + meta["generations"] - meta["turns_committed"]
+    survived = trial["attempt"] - 1 - meta["version_restarts"] + meta["generations"] - meta["turns_committed"]
     return TrialResult(
         trial["trial_id"], trial["task_id"], outcome, trial["reward"], trial["cause"], trial["attempt"],
         meta["turns_in_trajectory"], survived if outcome != Outcome.INFRA_EXHAUSTED else 0, meta["tokens_generated"],
