@@ -279,6 +279,17 @@ async def test_memory_that_the_trainer_takes_comes_back_with_weights(stage: Stag
     assert {e: d["engine_pid"] for e, d in (await described(stage)).items()} == before
 
 
+async def test_a_trainer_that_gives_the_memory_back_and_goes_on_without_an_update_gets_the_last_one_again(stage: Stage, fleet: Fleet):
+    version = new_version()
+    await fleet.update(version, path=str(MODEL_DIR))
+    await fleet.offload()
+    await stage.run.client.request("POST", "/resume_memory_occupation", {})
+    assert {e["state"] for e in (await fleet.state())["engines"]} == {"stale"}
+    await fleet.resume()
+    await stage.whole()
+    assert {e["weight_version"] for e in (await fleet.state())["engines"]} == {version}
+
+
 async def test_an_engine_that_dies_while_the_trainer_has_the_memory_is_not_started_in_it(stage: Stage, fleet: Fleet):
     version = new_version()
     await fleet.offload()

@@ -115,7 +115,8 @@ class Commands:
             self._events.emit("fleet.ordered", op=command.op.value, version=command.version, phase=self.weights.phase.value,
                               failed=sorted(i for i, report in engines.items() if not report["ok"]))  # fmt: skip
         self._settled()
-        self.catch_up()
+        if command.op in _COMPLETE:
+            self.catch_up()
         return self._answer(command, engines)
 
     async def _one_engine(self, engine: Ordered, member: Member, command: Command, then: Weights, timeout_s: float) -> tuple[str, JSON]:
@@ -202,6 +203,8 @@ class Commands:
 
 
 _LONG = frozenset({Op.UPDATE, Op.LOAD})
+_COMPLETE = frozenset({Op.UPDATE, Op.END, Op.RESUME})
+"""After these whoever has no weights missed them; before, a trainer that gives memory back is about to send new ones."""
 
 
 def _overdue(weights: Weights, length_s: float) -> str:
