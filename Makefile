@@ -13,8 +13,9 @@ CLIENTS := $(basename $(notdir $(wildcard tests/clients/requirements/*.txt)))
 demo: $(VENV)/.installed
 	$(BIN)/rollout-ft demo $(ARGS)
 
+# In two processes, each with whole files: most of the time is waiting.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # Faults of actors, nodes and the network on several nodes of Ray, under load, judged afterwards; jobs; clusters that are
 # killed: minutes. Prints what each fault cost.
