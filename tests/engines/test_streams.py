@@ -30,10 +30,10 @@ async def test_a_stream_is_the_generation_without_a_stream(server: ModelServer, 
 async def test_a_server_that_repeats_everything_in_each_chunk_tells_the_same(start: Start):
     server = start(incremental=False)
     cumulative = SGLang("e0", server.url)
-    told = await listen(cumulative, Told(), 50)
+    told = await listen(cumulative, Told(), 400)
     await cumulative.aclose()
     assert len(told.chunks) > 2
-    assert told.ids == (await whole(server.url, 50))["output_ids"]
+    assert told.ids == (await whole(server.url, 400))["output_ids"]
 
 
 @pytest.mark.smoke

@@ -21,7 +21,7 @@ from rollout_ft.errors import EngineLost
 from rollout_ft.types import JSON, VersionSpan
 
 PROMPT = list(range(40, 60))
-TOKENS = 200
+TOKENS, LONG = 200, 800
 EOS = 258
 VOCAB_SIZE = 263
 CONFIG = EngineConfig(kind="sglang", first_token_timeout_s=150, token_timeout_s=60)
@@ -166,8 +166,8 @@ async def test_a_generation_goes_on_after_an_abort_and_after_new_weights(
     sglang_server: ModelServer, other_server: ModelServer, tiny_model: Path
 ):
     """The abort's own last chunk counts, and each version its own tokens."""
-    uninterrupted = await run(other_server, made())
-    begun = made()
+    uninterrupted = await run(other_server, made(LONG))
+    begun = made(LONG)
     engine = SGLang("e", sglang_server.url)
     task = asyncio.create_task(Driver(engine, EngineConfig(kind="sglang", max_generations_per_turn=1)).run(begun, nothing, time.time()))
     while len(begun.ids) < 40:
@@ -180,8 +180,8 @@ async def test_a_generation_goes_on_after_an_abort_and_after_new_weights(
     async with aiohttp.ClientSession(other_server.url) as http:
         update = {"model_path": str(tiny_model), "weight_version": "next"}
         assert (await http.post("/update_weights_from_disk", json=update)).status == 200
-    continued = made()
+    continued = made(LONG)
     continued.adopt(begun.partial())
     await run(other_server, continued)
     same(continued, uninterrupted)
-    assert continued.spans == (VersionSpan(begun.spans[0].version, 0, had), VersionSpan("next", had, TOKENS))
+    assert continued.spans == (VersionSpan(begun.spans[0].version, 0, had), VersionSpan("next", had, LONG))

@@ -14,9 +14,10 @@ __all__ = ["CPU_ARGS", "launch_command", "models_command"]
 
 CPU_ARGS = (
     "--device", "cpu", "--attention-backend", "torch_native", "--dtype", "float32", "--mem-fraction-static", "0.3",
-    "--max-total-tokens", "65536", "--skip-server-warmup",
+    "--max-total-tokens", "65536", "--skip-server-warmup", "--sleep-on-idle",
 )  # fmt: skip
-"""Server arguments that a CPU needs; float32, so that a continuation repeats the tokens of the whole."""
+"""Server arguments that a CPU needs; float32, so that a continuation repeats the tokens of the whole. An
+idle scheduler would take a whole core to look for work."""
 
 
 def launch_command(python: str) -> list[str]:
