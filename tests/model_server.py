@@ -14,8 +14,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ports import free_port
 
-from rollout_ft.engine.process import GUARD, free_port
+from rollout_ft.engine.process import GUARD
 from rollout_ft.testing.sglang_cpu import CPU_ARGS, launch_command, models_command
 
 ROOT = Path(__file__).parents[1]
@@ -64,7 +65,7 @@ Start = Callable[..., ModelServer]
 
 def launch(program: Sequence[str], model: Path, directory: Path, *args: str, env: dict[str, str] | None = None) -> ModelServer:
     """Starts a server and returns when it is ready; fails the test with its last words when it does not get there."""
-    port = free_port("127.0.0.1")
+    port = free_port()
     command = [*program, "--model-path", str(model), "--host", "127.0.0.1", "--port", str(port), *args]
     log = directory / f"server-{port}.log"
     read, write = os.pipe()

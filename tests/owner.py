@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+from ports import free_port
 from ray_run import MARK
 
 from rollout_ft.clock import monotonic
-from rollout_ft.engine.process import free_port
 
 IDLE_WITHIN_S = 20
 
@@ -128,7 +128,7 @@ async def _up(engines: Engines) -> None:
 
 
 async def start_engines(count: int, *arguments: str, tokens_per_s: float = 100) -> Engines:
-    ports = [free_port("127.0.0.1") for _ in range(count)]
+    ports = [free_port() for _ in range(count)]
     command = [sys.executable, "-m", "rollout_ft.testing.small_engine", "--model", "hash", "--incremental-streaming-output"]
     command += ["--port", ",".join(map(str, ports)), "--tokens-per-s", str(tokens_per_s), *arguments]
     engines = Engines(_start(command), [f"http://127.0.0.1:{p}" for p in ports], command)

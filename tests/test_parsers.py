@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ports import free_port
 
 from rollout_ft.config import Config, ModelConfig
 from rollout_ft.engine.parsers import EngineParsers, Reader, TextParser, check_names, make_parser, read_calls, sglang_dir, start_sglang
-from rollout_ft.engine.process import free_port
 from rollout_ft.engine.sglang import SGLang
 from rollout_ft.engine.sglang_parsers import SGLangParsers
 from rollout_ft.errors import ConfigError, EngineLost
@@ -48,7 +48,7 @@ MADE = Call("f", '{"a": 1}')
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    port = free_port("127.0.0.1")
+    port = free_port()
     command = [sys.executable, "-m", "rollout_ft.testing.small_engine", "--port", str(port), "--model", "hash"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -102,7 +102,7 @@ async def test_a_parser_that_the_engine_does_not_know_is_found_at_the_start_and_
 
 
 async def test_a_connection_that_breaks_is_the_engines_loss_and_no_text():
-    engine = SGLang("e0", f"http://127.0.0.1:{free_port('127.0.0.1')}")
+    engine = SGLang("e0", f"http://127.0.0.1:{free_port()}")
     with pytest.raises(EngineLost):
         await read_calls(asking(engine), GOOD, TOOLS)
     await engine.aclose()

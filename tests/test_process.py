@@ -10,7 +10,6 @@ import contextlib
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from rollout_ft.engine.process import EngineProcess, Exit, free_port
+from rollout_ft.engine.process import EngineProcess, Exit
 
 ROOT = Path(__file__).parents[1]
 LIMIT_S = 20
@@ -305,8 +304,3 @@ async def test_closing_twice_is_closing_once(family: Family, tmp_path: Path):
     await process.aclose()
     await process.aclose()
     assert not process.alive
-
-
-def test_a_free_port_can_be_listened_on():
-    with socket.create_server(("127.0.0.1", free_port("127.0.0.1"))) as s:
-        assert s.getsockname()[1] > 0

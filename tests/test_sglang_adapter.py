@@ -22,9 +22,9 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ports import free_port
 
 from rollout_ft.engine.port import Chunk
-from rollout_ft.engine.process import free_port
 from rollout_ft.engine.sglang import SGLang, _chunk, _events, _joined
 from rollout_ft.errors import EngineLost, EngineRefused
 from rollout_ft.gateway.asgi import Exchange, Server
@@ -143,7 +143,7 @@ def test_without_spans_the_version_of_the_event_covers_all_tokens():
 
 class Process:
     def __init__(self, *arguments: str):
-        self.url = f"http://127.0.0.1:{(port := free_port('127.0.0.1'))}"
+        self.url = f"http://127.0.0.1:{(port := free_port())}"
         command = [sys.executable, "-m", "rollout_ft.testing.small_engine", "--model", "hash", "--port", str(port), "--tokens-per-s", "0"]
         env = os.environ | {"PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, cwd=ROOT, env=env)

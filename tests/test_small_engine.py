@@ -9,7 +9,6 @@ import itertools
 import json
 import os
 import random
-import socket
 import struct
 import subprocess
 import sys
@@ -25,6 +24,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ports import free_port
 from transformers import AutoTokenizer
 
 from rollout_ft.testing.small_engine import MODEL_DIR
@@ -99,12 +99,6 @@ def generate_body(prompt: list[int], **changes: Any) -> JSON:
     top = {key: changes.pop(key) for key in named if key in changes}
     sampling = {"max_new_tokens": 40, "sampling_seed": 7, "temperature": 1.0, "ignore_eos": True} | changes
     return {"input_ids": prompt, "sampling_params": sampling, "return_logprob": True} | top
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 @contextlib.contextmanager

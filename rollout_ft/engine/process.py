@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,13 +17,6 @@ from pathlib import Path
 from typing import IO
 
 GUARD = str(Path(__file__).with_name("guard.py"))
-
-
-def free_port(host: str) -> int:
-    """A port that was free a moment ago; a start that loses the race fails and is tried again with another."""
-    with socket.socket() as s:
-        s.bind((host, 0))
-        return s.getsockname()[1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,10 +154,9 @@ class TrialRunner:
 
     async def _timely(self, run: Awaitable[AttemptEnd]) -> AttemptEnd:
         """Raises TimeoutError. The time in which the trainer kept the engines still is not the attempt's."""
-        began, still_s = monotonic(), await self._client.still_s()
-        agent = asyncio.ensure_future(run)
+        agent, began, left_s = asyncio.ensure_future(run), monotonic(), self._config.attempt_timeout_s
         try:
-            left_s = self._config.attempt_timeout_s
+            still_s = await self._client.still_s()
             while left_s > 0:
                 await asyncio.wait({agent}, timeout=left_s)
                 if agent.done():

@@ -15,8 +15,7 @@ import orjson
 from asking import whole
 from commanded import TOKENS, in_flight, played
 from model_server import ModelServer, Start
-
-from rollout_ft.engine.process import free_port
+from ports import free_port
 
 GROUP = "trainer"
 
@@ -74,7 +73,7 @@ async def test_weights_as_tensors_or_through_a_group_generate_what_those_from_th
         assert await update("tensors", how="tensor", body=tensors) == expected
         assert await update("back again", path=str(server.model)) == first
 
-        port = free_port("127.0.0.1")
+        port = free_port()
         group = {
             "master_address": "127.0.0.1",
             "master_port": port,
