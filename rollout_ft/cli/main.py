@@ -188,6 +188,22 @@ def trial_export(
     raise typer.Exit(1 if trial_ids and done["skipped"] else 0)
 
 
+@app.command()
+def report(
+    directories: Annotated[list[Path], typer.Argument(help="directories that `run` wrote to; the others are compared with the first")],
+    json: AsJson = False,
+) -> None:
+    """Length, duration and reward of trials that met faults beside those that did not, and of runs of the same trials."""
+    from rollout_ft.cli.report import figures, tables
+
+    found = figures(directories)
+    if json:
+        print(orjson.dumps(found).decode())
+        return
+    for table in tables(found):
+        Console().print(table)
+
+
 @config_app.command("show")
 def config_show(config: ConfigFile = None, overrides: Overrides = None) -> None:
     """The whole config, with what the file and the overrides set."""

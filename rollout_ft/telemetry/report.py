@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from rollout_ft.telemetry.bias import HEAD, rows_within, within
 from rollout_ft.trial.runner import TrialResult
 from rollout_ft.types import JSON
 
@@ -35,20 +36,25 @@ _COLUMNS = (
 def report(summary: JSON, results: Sequence[TrialResult]) -> str:
     """The page; trials that needed most attempts first."""
     totals = "".join(f"<div><dt>{escape(_words(k))}</dt><dd>{escape(_shown(v))}</dd></div>" for k, v in summary.items())
-    head = "".join(f"<th>{escape(_words(name))}</th>" for name in _COLUMNS)
     ordered = sorted(results, key=lambda r: (-r.attempts, r.trial_id))
-    rows = "".join(_row(result) for result in ordered)
+    faults = [_row(cells) for cells in rows_within(within(results))]
+    trials = [_row([_shown(r.line()[name]) for name in _COLUMNS], lost=r.reward is None) for r in ordered]
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>rollout_ft report</title><style>{_STYLE}</style>'
-        f"<h1>rollout_ft report</h1><dl>{totals}</dl><h2>Trials</h2>"
-        f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></html>\n"
+        f"<h1>rollout_ft report</h1><dl>{totals}</dl>"
+        f"<h2>Faults</h2><p>Means; the difference with its 95 % interval.</p>{_table(HEAD, faults)}"
+        f"<h2>Trials</h2>{_table([_words(name) for name in _COLUMNS], trials)}</html>\n"
     )
 
 
-def _row(result: TrialResult) -> str:
-    line = result.line()
-    lost = ' class="lost"' if result.reward is None else ""
-    return f"<tr{lost}>" + "".join(f"<td>{escape(_shown(line[name]))}</td>" for name in _COLUMNS) + "</tr>"
+def _table(head: Sequence[str], rows: Sequence[str]) -> str:
+    cells = "".join(f"<th>{escape(name)}</th>" for name in head)
+    return f"<table><thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _row(cells: Sequence[str], *, lost: bool = False) -> str:
+    marked = ' class="lost"' if lost else ""
+    return f"<tr{marked}>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
 
 
 def _words(name: str) -> str:

@@ -1,0 +1,64 @@
+"""`rollout-ft report DIR [DIR …]`: what faults, and what losing trials to them, did to what a trainer gets.
+
+Owns what is read and how it is shown; the comparison is `telemetry.bias`'s. Changes nothing in the directories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from rollout_ft.errors import ConfigError
+from rollout_ft.telemetry.bias import HEAD, between, rows_between, rows_within, within
+from rollout_ft.telemetry.lines import read_lines
+from rollout_ft.trial.runner import TrialResult
+from rollout_ft.types import JSON
+
+
+def figures(directories: Sequence[Path]) -> JSON:
+    """`{runs: {DIR: within}, beside: {DIR: between}}`, the others beside the first. Raises ConfigError naming the directory."""
+    if len(set(directories)) < len(directories):
+        raise ConfigError("a directory is named twice: nothing differs from itself")
+    runs = {str(each): _results(each) for each in directories}
+    reference, *others = runs
+    return {
+        "runs": {name: within(results) for name, results in runs.items()},
+        "beside": {name: between(runs[reference], runs[name]) for name in others},
+    }
+
+
+def tables(found: JSON) -> list[Table]:
+    made = [_table(f"{name}: {_lost(run)}", rows_within(run)) for name, run in found["runs"].items()]
+    reference = next(iter(found["runs"]))
+    for name, apart in found["beside"].items():
+        alone = f"; {apart['elsewhere']} trials are in one of them alone" if apart["elsewhere"] else ""
+        made.append(_table(f"{name} beside {reference}, the same trials{alone}", rows_between(apart, reference, name)))
+    return made
+
+
+def _lost(run: JSON) -> str:
+    return f"{run['met']['trials'] + run['clean']['trials'] + run['lost']:,} trials, {run['lost']:,} lost"
+
+
+def _table(title: str, rows: list[list[str]]) -> Table:
+    made = Table(*HEAD, title=title, caption="means; differences with their 95 % interval")
+    for column in made.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def _results(directory: Path) -> list[TrialResult]:
+    path = directory / "trials.jsonl"
+    if not path.is_file():
+        raise ConfigError(f"{path} is not there: name a directory that `rollout-ft run` wrote to")
+    try:
+        found = [TrialResult(**line) for line in read_lines(path)]
+    except TypeError as e:
+        raise ConfigError(f"{path} has a line that is no result of a trial ({e})") from None
+    if not found:
+        raise ConfigError(f"{path} has no result yet")
+    return found
