@@ -173,18 +173,23 @@ def trial_export(
     *,
     output: Annotated[Path, typer.Option(help="directory for the trajectories")],
     unfinished: Annotated[bool, typer.Option("--unfinished", help="also trials without an outcome, as far as they came")] = False,
+    parquet: Annotated[bool, typer.Option("--parquet", help="and all of them as one samples.parquet, a row a path")] = False,
     json: AsJson = False,
 ) -> None:
     """Write trajectories as `run` does, one safetensors file a trial. Exits with 1 when one that was named was not written."""
     from rollout_ft.cli.trials import Past
 
-    done = Past(directory).export(output, trial_ids or [], unfinished=unfinished)
+    past = Past(directory)
+    done = past.export(output, trial_ids or [], unfinished=unfinished)
+    if parquet:
+        done["samples"] = past.samples(output, done["exported"])
     if json:
         print(orjson.dumps(done).decode())
     else:
         for trial_id, why in done["skipped"].items():
             Console(stderr=True).print(f"{trial_id}: {why}", highlight=False, markup=False, soft_wrap=True)
-        print(f"{len(done['exported'])} exported to {output}")
+        rows = f", {done['samples']} samples in samples.parquet" if parquet else ""
+        print(f"{len(done['exported'])} exported to {output}{rows}")
     raise typer.Exit(1 if trial_ids and done["skipped"] else 0)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +20,9 @@ from rollout_ft.cli.output import trajectory_path
 from rollout_ft.cli.transcript import text, transcript
 from rollout_ft.config import Config, journalled
 from rollout_ft.errors import ConfigError
-from rollout_ft.samples.export import write_trajectory
+from rollout_ft.samples.export import read_trajectory, write_trajectory
+from rollout_ft.samples.parquet import write_parquet
+from rollout_ft.samples.rows import rows_of
 from rollout_ft.samples.trajectory import trajectory
 from rollout_ft.session.drift import load_renderer
 from rollout_ft.session.render import Renderer
@@ -72,6 +75,17 @@ class Past:
             else:
                 exported.append(trial.trial_id)
         return {"exported": exported, "skipped": skipped}
+
+    def samples(self, output: Path, trial_ids: list[str]) -> int:
+        """Writes `samples.parquet` beside trajectories that were exported; how many rows it has."""
+        outcomes = {row["trial_id"]: row["outcome"] for row in self.listed()["trials"]}
+
+        def trials() -> Iterator[list[JSON]]:
+            for trial_id in trial_ids:
+                made = read_trajectory(output / f"{trial_id}.safetensors")
+                yield rows_of(made, made["reward"], outcomes[trial_id])
+
+        return write_parquet(output / "samples.parquet", trials())
 
     def _export(self, trial: PastTrial, output: Path, renderer: Renderer | None, unfinished: bool) -> str:
         """Why not; empty when it was written."""

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import orjson
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from rollout_ft.disk import sync_folder
@@ -21,6 +23,16 @@ from rollout_ft.types import JSON
 
 ROUTED = "routed_experts"
 _DTYPES = {"token_ids": np.int32, "loss_mask": np.int8, "logprobs": np.float32}
+
+
+def read_trajectory(path: Path) -> JSON:
+    """What was written, with arrays where it has tensors, and its `reward`."""
+    with cast(Any, safe_open)(path, "np") as opened:
+        trajectory: JSON = orjson.loads(opened.metadata()["trial"])
+        for key in sorted(opened.keys()):
+            i, name = key.split(".")
+            trajectory["paths"][int(i)][name] = opened.get_tensor(key)
+    return trajectory
 
 
 def write_trajectory(path: Path, trajectory: JSON, reward: float | None) -> None:
