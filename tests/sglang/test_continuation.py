@@ -13,15 +13,15 @@ import aiohttp
 import pytest
 from model_server import ModelServer, Start, launch_sglang
 
-from rollout_ft.config import EngineConfig
+from rollout_ft.config import EngineConfig, RetryConfig
 from rollout_ft.engine.driver import Driver
 from rollout_ft.engine.generation import Generation, Order
 from rollout_ft.engine.sglang import SGLang
-from rollout_ft.errors import EngineLost
+from rollout_ft.errors import EngineLost, EngineRefused
 from rollout_ft.types import JSON, VersionSpan
 
 PROMPT = list(range(40, 60))
-TOKENS, LONG = 200, 800
+TOKENS = 200
 EOS = 258
 VOCAB_SIZE = 263
 CONFIG = EngineConfig(kind="sglang", first_token_timeout_s=150, token_timeout_s=60)
@@ -166,22 +166,23 @@ async def test_a_generation_goes_on_after_an_abort_and_after_new_weights(
     sglang_server: ModelServer, other_server: ModelServer, tiny_model: Path
 ):
     """The abort's own last chunk counts, and each version its own tokens."""
-    uninterrupted = await run(other_server, made(LONG))
-    begun = made(LONG)
+    uninterrupted = await run(other_server, made())
+    begun = made()
     engine = SGLang("e", sglang_server.url)
-    task = asyncio.create_task(Driver(engine, EngineConfig(kind="sglang", max_generations_per_turn=1)).run(begun, nothing, time.time()))
+    once = EngineConfig(kind="sglang", retry=RetryConfig(max_refusals_per_turn=1))
+    task = asyncio.create_task(Driver(engine, once).run(begun, nothing, time.time()))
     while len(begun.ids) < 40:
         await asyncio.sleep(0.01)
     await engine.abort(begun.rid)
-    with pytest.raises(Exception, match="budget"):
+    with pytest.raises(EngineRefused, match="abort"):
         await task
     await engine.aclose()
     had = len(begun.ids)
     async with aiohttp.ClientSession(other_server.url) as http:
         update = {"model_path": str(tiny_model), "weight_version": "next"}
         assert (await http.post("/update_weights_from_disk", json=update)).status == 200
-    continued = made(LONG)
+    continued = made()
     continued.adopt(begun.partial())
     await run(other_server, continued)
     same(continued, uninterrupted)
-    assert continued.spans == (VersionSpan(begun.spans[0].version, 0, had), VersionSpan("next", had, LONG))
+    assert continued.spans == (VersionSpan(begun.spans[0].version, 0, had), VersionSpan("next", had, TOKENS))
