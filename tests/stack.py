@@ -147,6 +147,15 @@ class Supervisor:
     async def fleet(self) -> JSON:
         return {"serves": True, "engines": [], "weights": {"version": "v0"}}
 
+    async def resize_fleet(self, count: int) -> JSON:
+        return {"engines": []}
+
+    async def attach_engines(self, urls: list[str]) -> JSON:
+        raise BadRequest("the engines are started by us", param="urls")
+
+    async def drain_engine(self, engine_id: str) -> JSON:
+        raise BadRequest(f"engine {engine_id} is not known: GET /fleet lists them", 404, "unknown_engine", "engine_id")
+
     async def command(self, command: Command) -> JSON:
         return {"ok": True, "engines": {}, "weights": {}}
 

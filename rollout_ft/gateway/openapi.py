@@ -30,6 +30,8 @@ _STATUSES = {
     "503": "Nothing can serve just now; the same request again is answered.",
 }
 _TRAINER = ("SGLang's route of this name, for every engine.", "What a trainer asks of every engine.")
+_OPTIONAL = {m.__name__ for m in (OpenBody, *BODIES.values()) if not any(field.is_required() for field in m.model_fields.values())}
+"""Bodies that need not be sent: nothing in them is required."""
 _TEXT: JSON = {"type": "string"}
 _FLAG: JSON = {"type": ["boolean", "null"]}
 _OBJECT: JSON = {"type": "object"}
@@ -112,7 +114,7 @@ def _operation(
     if parameters:
         made["parameters"] = parameters
     if body:
-        made["requestBody"] = {"required": body != "OpenBody", "content": {"application/json": {"schema": _ref(body)}}}
+        made["requestBody"] = {"required": body not in _OPTIONAL, "content": {"application/json": {"schema": _ref(body)}}}
     return made
 
 
