@@ -55,6 +55,11 @@ class Owner:
                 return
             await asyncio.sleep(self.abort_s)
 
+    async def becomes_idle(self) -> None:
+        """Without an abort: what had been sent just before is taken back."""
+        while any([await self.load(url) for url in self.urls]):
+            await asyncio.sleep(0.05)
+
     async def stays_idle(self, for_s: float) -> None:
         until = monotonic() + for_s
         while monotonic() < until:

@@ -113,6 +113,7 @@ async def test_slimes_loops_over_a_real_run_lose_no_turn():
             await asyncio.sleep(0.6)  # into some turns, wherever they are
             await owner.abort_until_idle()
             await stage.until(lambda now: not any(e["open"] for e in now.values()))
+            await owner.becomes_idle()
             await owner.stays_idle(1)
             assert await owner.flush() == 1
             await owner.update(version)

@@ -169,6 +169,7 @@ async def test_slimes_abort_loop_ends_and_every_turn_goes_on_after_its_update():
         await f.until(lambda: f.calls == 12)
         await f.owner.abort_until_idle()
         await f.until(lambda: all(f.closed))
+        await f.owner.becomes_idle()
         await f.owner.stays_idle(2)
         assert await f.owner.flush() == 1
         await f.owner.update("v1")
