@@ -6,6 +6,8 @@ Owns what the standard library leaves to its callers: whole writes, and folders 
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -14,6 +16,21 @@ def write_all(file: int, data: bytes) -> None:
     left = memoryview(data)
     while left:
         left = left[os.write(file, left) :]
+
+
+@contextmanager
+def whole(path: Path) -> Generator[Path]:
+    """Where to write what is to be `path`: it replaces that whole and on disk, or not at all. Of a failure nothing is left."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from test_past import END, Disk
 from test_past import conversation as two_turns
 from test_trajectory import conversation, tree
 
+from rollout_ft.cli import main
 from rollout_ft.errors import ConfigError
 from rollout_ft.samples.export import read_trajectory, write_trajectory
 from rollout_ft.samples.parquet import write_parquet
@@ -111,3 +115,37 @@ def test_without_pyarrow_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ConfigError, match=r"pip install 'rollout-ft\[parquet\]'"):
         write_parquet(tmp_path / "samples.parquet", [])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_that_fails_half_way_leaves_the_old_file_and_nothing_else(tmp_path: Path, session: Session):
+    """As on a disk that is full."""
+    tree(session)
+    rows = rows_of(trajectory(session), None, None)
+    write_parquet(tmp_path / "samples.parquet", [rows])
+
+    def until_it_is_full() -> Iterator[list[dict[str, Any]]]:
+        yield rows
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space left"):
+        write_parquet(tmp_path / "samples.parquet", until_it_is_full())
+    assert [p.name for p in tmp_path.iterdir()] == ["samples.parquet"]
+    assert parquet.read_table(tmp_path / "samples.parquet").num_rows == len(rows)
+
+
+def test_a_trial_that_is_named_twice_is_exported_once(tmp_path: Path):
+    disk = Disk(tmp_path, "a")
+    disk.trial("a", *two_turns(), END)
+    past = disk.closed()
+    assert past.export(tmp_path / "x", ["a", "a"], unfinished=False)["exported"] == ["a"]
+
+
+def test_a_full_disk_is_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def full() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(main, "app", full)
+    with pytest.raises(SystemExit) as end:
+        main.main()
+    assert end.value.code == 2
+    assert "No space left on device: make room, then run it again" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -386,6 +387,9 @@ def main() -> None:
         Console(stderr=True).print(f"rollout-ft: {e}", highlight=False, markup=False, soft_wrap=True)
         raise SystemExit(2) from None
     except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            Console(stderr=True).print(f"rollout-ft: {e.strerror}: make room, then run it again", highlight=False)
+            raise SystemExit(2) from None
         if e.filename is None:
             raise
         message = f"rollout-ft: {e.filename}: {e.strerror}; choose another path, or make this one usable"

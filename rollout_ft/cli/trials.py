@@ -64,7 +64,7 @@ class Past:
     def export(self, output: Path, chosen: list[str], *, unfinished: bool) -> JSON:
         """Writes trajectories as `run` does; `{exported: [trial_id], skipped: {trial_id: why}}`."""
         output.mkdir(parents=True, exist_ok=True)
-        trials = [self._find(trial_id) for trial_id in chosen or [row["trial_id"] for row in self.listed()["trials"]]]
+        trials = [self._find(trial_id) for trial_id in dict.fromkeys(chosen) or [row["trial_id"] for row in self.listed()["trials"]]]
         exported: list[str] = []
         skipped: dict[str, str] = {}
         renderer = load_renderer(self.config) if any(trial.entries for trial in trials) else None

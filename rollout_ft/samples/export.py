@@ -8,7 +8,6 @@ it is written.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +16,7 @@ import orjson
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from rollout_ft.disk import sync_folder
+from rollout_ft.disk import whole
 from rollout_ft.samples.routed import array_of
 from rollout_ft.types import JSON
 
@@ -45,10 +44,5 @@ def write_trajectory(path: Path, trajectory: JSON, reward: float | None) -> None
         "reward": reward,
         "paths": [{k: v for k, v in each.items() if k not in _DTYPES and k != ROUTED} for each in trajectory["paths"]],
     }
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        file.write(save(tensors, {"trial": orjson.dumps(rest).decode()}))
-        file.flush()
-        os.fdatasync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
+    with whole(path) as temporary:
+        temporary.write_bytes(save(tensors, {"trial": orjson.dumps(rest).decode()}))

@@ -7,7 +7,6 @@ rows is a trial, so that none has to be in memory with another.
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from rollout_ft.disk import sync_folder
+from rollout_ft.disk import whole
 from rollout_ft.errors import ConfigError
 from rollout_ft.types import JSON
 
@@ -28,15 +27,10 @@ def write_parquet(path: Path, trials: Iterable[list[JSON]]) -> int:
     except ImportError:
         raise ConfigError("a parquet file needs pyarrow: pip install 'rollout-ft[parquet]'") from None
     schema, written = _schema(arrow), 0
-    temporary = path.with_suffix(".tmp")
-    with parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    with whole(path) as temporary, parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
         for rows in trials:
             writer.write_table(arrow.Table.from_pylist([_stored(row) for row in rows], schema=schema))
             written += len(rows)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
     return written
 
 
