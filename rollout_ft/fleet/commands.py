@@ -84,7 +84,7 @@ class Commands:
             raise Gone(f"{member.name}: {told['error']}")
         self._told(engine, member, told)
         self._settled()
-        self.catch_up()
+        self._catch_up_all([engine])
 
     async def look_again(self, engine: Ordered, member: Member) -> None:
         """Somebody else gave an engine other weights: it says what it has, and is stale or not for it."""
@@ -116,7 +116,7 @@ class Commands:
                               failed=sorted(i for i, report in engines.items() if not report["ok"]))  # fmt: skip
         self._settled()
         if command.op in _COMPLETE:
-            self.catch_up()
+            self._catch_up_all(self._engines())
         return self._answer(command, engines)
 
     async def _one_engine(self, engine: Ordered, member: Member, command: Command, then: Weights, timeout_s: float) -> tuple[str, JSON]:
@@ -143,12 +143,12 @@ class Commands:
 
     # -- engines that missed something ----------------------------------------------------------------------------
 
-    def catch_up(self) -> None:
+    def _catch_up_all(self, engines: Collection[Ordered]) -> None:
         """Weights that came from a disk are loaded again by whoever missed them; for others there is nothing to send."""
         source = self.weights.source
         if source is None or source.how != "disk" or self.weights.begun or self.weights.released:
             return
-        for engine in self._engines():
+        for engine in engines:
             which = (engine.engine_id, engine.health.incarnation)
             if engine.member is not None and engine.health.lives and engine.stale and which not in self._catching_up:
                 self._catching_up.add(which)
