@@ -23,7 +23,7 @@ def plan(seed: str, tasks: Sequence[dict[str, Any]]) -> list[Fault]:
     rng = random.Random(seed)
     chosen = rng.sample(tasks, len(KINDS))
     return [
-        Fault(kind, task["task_id"], rng.randint(1, len(task["letters"])), rng.randint(2, task["max_tokens"] // 2))
+        Fault(kind, task["task_id"], rng.randint(1, len(task["letters"])), rng.randint(1, task["max_tokens"] // 2))
         for kind, task in zip(KINDS, chosen, strict=True)
     ]
 
