@@ -23,7 +23,7 @@ def plan(seed: str, tasks: Sequence[dict[str, Any]]) -> list[Fault]:
     rng = random.Random(seed)
     chosen = rng.sample(tasks, len(KINDS))
     return [
-        Fault(kind, task["task_id"], rng.randint(1, len(task["letters"])), rng.randint(1, task["max_tokens"] // 2))
+        Fault(kind, task["task_id"], rng.randint(1, len(task["letters"])), rng.randint(1, 6))
         for kind, task in zip(KINDS, chosen, strict=True)
     ]
 
@@ -37,10 +37,10 @@ class Trouble:
     async def arm(self, faults: Sequence[Fault]) -> None:
         await self._plan.arm.remote(list(faults))
 
-    async def met(self, faults: Sequence[Fault]) -> list[str]:
+    async def met(self, faults: Sequence[Fault]) -> list[Fault]:
         """Those that happened."""
         fired = set(await self._plan.fired.remote())
-        return [fault.id for fault in faults if fault.id in fired]
+        return [fault for fault in faults if fault.id in fired]
 
 
 @contextlib.asynccontextmanager

@@ -3,15 +3,16 @@
     python examples/grpo/train.py             # 30 steps, an engine, an agent and a connection lost in each
     python examples/grpo/train.py --compare   # once with faults and once without: is every loss the same, to the bit?
 
-A step publishes the weights, plays groups of siblings, and learns from their token-exact rows. What is random follows from the
-seed and the trial's id, which therefore holds the step, and rows are in the order of these ids: nothing depends on what came
-first, or on what went wrong.
+A step publishes the weights, plays groups of siblings, and learns from their token-exact rows. What is random follows from a
+seed that each trial has from the step and its place in it, and rows are in the order of their trials' ids: nothing depends on
+what came first, or on what went wrong.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import random
 import sys
 import tempfile
 import time
@@ -29,9 +30,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 import rollout_ft
 from examples.grpo import game
-from examples.grpo.faults import plan, trouble
+from examples.grpo.faults import Trouble, plan, trouble
 from examples.grpo.policy import Policy
 from rollout_ft.samples.rows import rows_of
+from rollout_ft.testing.faults import Fault
 
 CONFIG = Path(__file__).with_name("config.yaml")
 AGENT = "examples.grpo.game:play"
@@ -61,18 +63,20 @@ class Step:
     restarts: int
     lost: int
     drift: float
-    met: list[str]
+    met: list[Fault]
     seconds: float
 
 
-def tasks_of(step: int, settings: Settings) -> list[dict[str, Any]]:
-    """The step's trials: siblings have one group and one sequence of letters."""
-    groups = [(f"{step:03d}-{g}", game.letters(f"{settings.seed}/{step}/{g}", settings.turns)) for g in range(settings.groups)]
-    return [
-        {"task_id": f"{group}-{i}", "group_id": group, "letters": letters, "max_tokens": settings.max_tokens}
-        for group, letters in groups
-        for i in range(settings.siblings)
-    ]
+def tasks_of(name: str, step: int, settings: Settings) -> list[dict[str, Any]]:
+    """The step's trials: siblings have one group and one sequence of letters, and each a seed that is the same in every run."""
+    tasks: list[dict[str, Any]] = []
+    for g in range(settings.groups):
+        letters = game.letters(f"{settings.seed}/{step}/{g}", settings.turns)
+        for i in range(settings.siblings):
+            group, seed = f"{name}-{step:03d}-{g}", random.Random(f"{settings.seed}/{step}/{g}/{i}").getrandbits(62)
+            task = {"task_id": f"{group}-{i}", "group_id": group, "seed": seed}
+            tasks.append({**task, "letters": letters, "max_tokens": settings.max_tokens})
+    return tasks
 
 
 async def publish(fleet: rollout_ft.Fleet, policy: Policy, version: str, directory: Path) -> None:
@@ -140,42 +144,53 @@ def learn(policy: Policy, optimizer: torch.optim.Optimizer, rows: Sequence[Any],
     return losses[-1], drift
 
 
-async def train(settings: Settings, faulty: bool) -> list[Step]:
-    torch.set_num_threads(1)
-    policy, agent, steps = Policy(settings.seed), rollout_ft.ProcessAgent(AGENT), list[Step]()
+async def train(
+    run: rollout_ft.Run, agent: rollout_ft.ProcessAgent, planned: Trouble, settings: Settings, faulty: bool, directory: Path
+) -> list[Step]:
+    policy, fleet, name, steps = Policy(settings.seed), rollout_ft.Fleet(run.client), "faults" if faulty else "clean", list[Step]()
     optimizer = torch.optim.Adam(policy.parameters(), lr=settings.learning_rate)
-    with tempfile.TemporaryDirectory(prefix="grpo-") as directory:
-        async with rollout_ft.start(CONFIG, faults=True) as run, trouble(run, agent) as planned:
-            fleet = rollout_ft.Fleet(run.client)
-            for number in range(settings.steps):
-                began, version, tasks = time.monotonic(), f"step-{number:03d}", tasks_of(number, settings)
-                faults = plan(f"{settings.seed}/{number}", tasks) if faulty else []
-                await planned.arm(faults)
-                await publish(fleet, policy, version, Path(directory))
-                results, rows = await rollout(run, agent, tasks)
-                assert {v for row in rows for v in row["weight_versions"]} == {version}, "tokens of other weights"
-                loss, drift = learn(policy, optimizer, rows, settings)
-                rewards = [result.reward for result in results if result.reward is not None]
-                restarts, lost = sum(result.attempts - 1 for result in results), len(results) - len(rewards)
-                met, seconds = await planned.met(faults), time.monotonic() - began
-                steps.append(Step(number, fmean(rewards), loss, version, restarts, lost, drift, met, seconds))
-                show(steps[-1])
-    agent.close()
+    for number in range(settings.steps):
+        began, version, tasks = time.monotonic(), f"{name}-{number:03d}", tasks_of(name, number, settings)
+        faults = plan(f"{settings.seed}/{number}", tasks) if faulty else []
+        await planned.arm(faults)
+        await publish(fleet, policy, version, directory)
+        results, rows = await rollout(run, agent, tasks)
+        assert {v for row in rows for v in row["weight_versions"]} == {version}, "tokens of other weights"
+        loss, drift = learn(policy, optimizer, rows, settings)
+        rewards = [result.reward for result in results if result.reward is not None]
+        restarts, lost = sum(result.attempts - 1 for result in results), len(results) - len(rewards)
+        met, seconds = await planned.met(faults), time.monotonic() - began
+        steps.append(Step(number, fmean(rewards), loss, version, restarts, lost, drift, met, seconds))
+        show(steps[-1])
     return steps
+
+
+async def plays(settings: Settings, faulty: Sequence[bool], overrides: list[str]) -> list[list[Step]]:
+    """The same training as often as asked, with faults and without, on one fleet."""
+    torch.set_num_threads(1)
+    agent, played = rollout_ft.ProcessAgent(AGENT), list[list[Step]]()
+    with tempfile.TemporaryDirectory(prefix="grpo-") as directory:
+        async with rollout_ft.start(CONFIG, overrides, faults=True) as run, trouble(run, agent) as planned:
+            for each in faulty:
+                print(f"\n{'with faults' if each else 'without faults'}, seed {settings.seed}\n{HEAD}", flush=True)
+                played.append(await train(run, agent, planned, settings, each, Path(directory)))
+                summarize(played[-1])
+    agent.close()
+    return played
+
+
+HEAD = "step  mean reward       loss  version     restarts  lost  seconds  faults met (kind:group-sibling/turn/token)"
 
 
 def show(step: Step) -> None:
-    line = f"{step.number:4d}  {step.reward:11.3f}  {step.loss:9.6f}  {step.version}  {step.restarts:8d}  {step.lost:4d}"
-    print(f"{line}  {step.seconds:7.1f}  {' '.join(step.met)}", flush=True)
+    met = " ".join(f"{fault.kind}:{fault.trial_id.split('-', 2)[2]}/{fault.turn}/{fault.token}" for fault in step.met)
+    line = f"{step.number:4d}  {step.reward:11.3f}  {step.loss:9.6f}  {step.version:10}  {step.restarts:8d}  {step.lost:4d}"
+    print(f"{line}  {step.seconds:7.1f}  {met}".rstrip(), flush=True)
 
 
-def run(settings: Settings, faulty: bool) -> list[Step]:
-    print(f"\n{'with faults' if faulty else 'without faults'}, seed {settings.seed}")
-    print("step  mean reward       loss  version   restarts  lost  seconds  faults met (kind/trial/turn/token)")
-    steps = asyncio.run(train(settings, faulty))
-    print(f"{sum(step.seconds for step in steps):.0f} s, {sum(len(step.met) for step in steps)} faults; the sampler's and the trainer's")
-    print(f"logprobs are at most {max(step.drift for step in steps):.1e} apart", flush=True)
-    return steps
+def summarize(steps: Sequence[Step]) -> None:
+    seconds, faults, drift = sum(step.seconds for step in steps), sum(len(step.met) for step in steps), max(step.drift for step in steps)
+    print(f"{seconds:.0f} s, {faults} faults; logprobs of the sampler and of the trainer are at most {drift:.1e} apart", flush=True)
 
 
 def main() -> int:
@@ -185,15 +200,16 @@ def main() -> int:
     parser.add_argument("--seed", default=defaults.seed)
     parser.add_argument("--no-faults", action="store_true", help="nothing is broken")
     parser.add_argument("--compare", action="store_true", help="with faults, then without; exit code 1 when a loss differs")
+    parser.add_argument("overrides", nargs="*", help="keys of the config, as engine.count=2")
     options = parser.parse_args()
     settings = Settings(steps=options.steps, seed=options.seed)
-    steps = run(settings, faulty=not options.no_faults)
+    faulty = [True, False] if options.compare else [not options.no_faults]
+    played = asyncio.run(plays(settings, faulty, options.overrides))
     if not options.compare:
         return 0
-    clean = run(settings, faulty=False)
-    same = sum((a.loss, a.reward) == (b.loss, b.reward) for a, b in zip(steps, clean, strict=True))
-    print(f"\nidentical: {same} of {len(steps)} steps")
-    return int(same != len(steps))
+    same = sum((a.loss, a.reward) == (b.loss, b.reward) for a, b in zip(*played, strict=True))
+    print(f"\nidentical: {same} of {settings.steps} steps")
+    return int(same != settings.steps)
 
 
 if __name__ == "__main__":
