@@ -36,14 +36,14 @@ class EngineProcess:
         self._gone = asyncio.create_task(self._clean())
 
     @classmethod
-    async def start(cls, command: Sequence[str], env: dict[str, str], log_path: str) -> EngineProcess:
-        """Starts `command` in a process group of its own; its output goes to `log_path`."""
+    async def start(cls, command: Sequence[str], env: dict[str, str], log_path: str, pass_fds: tuple[int, ...] = ()) -> EngineProcess:
+        """Starts `command` in a process group of its own, with these file descriptors; its output goes to `log_path`."""
         read, write = os.pipe()
         log = open(log_path, "ab")  # noqa: SIM115, ASYNC230 - open for as long as the engine lives
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-I", "-S", GUARD, str(read), *command,
-                pass_fds=(read,), start_new_session=True, env=env,
+                pass_fds=(read, *pass_fds), start_new_session=True, env=env,
                 stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=log,
             )  # fmt: skip
         finally:

@@ -88,6 +88,15 @@ class EnginesBody(_Body):
     """Engines of somebody else that are there as well, or again."""
 
 
+class StepBody(_Body):
+    """Step `number` of the environment in this attempt: 1, 2, …"""
+
+    number: int = Field(ge=1, le=2**31)
+    action: dict[str, Any]
+    result: dict[str, Any]
+    snapshot: str = Field(default="", max_length=1024)
+
+
 class DrainBody(_Body):
     engine_id: str = Field(max_length=2048)
 
@@ -147,7 +156,7 @@ class ControlRoutes:
         return await self._supervisor.read_session(sid, what)
 
     async def _open(self, x: Exchange) -> JSON:
-        body = await self._parse(x, OpenBody)
+        body = await self.parse(x, OpenBody)
         key = x.headers().get(b"idempotency-key", b"").decode("latin-1")
         idempotency = check_id(key, "idempotency-key", self._limits.max_id_chars)
         trial_id = _new_trial_id(idempotency) if body.trial_id is None else body.trial_id
@@ -161,11 +170,11 @@ class ControlRoutes:
         return self._session(await self._supervisor.open_session(spec, body.resume))
 
     async def _restart(self, x: Exchange, trial_id: str) -> JSON:
-        body = await self._parse(x, RestartBody)
+        body = await self.parse(x, RestartBody)
         return self._session(await self._supervisor.restart_trial(trial_id, body.from_attempt, body.checkpoint))
 
     async def _outcome(self, x: Exchange, trial_id: str) -> JSON:
-        body = await self._parse(x, OutcomeBody)
+        body = await self.parse(x, OutcomeBody)
         return await self._supervisor.end_trial(trial_id, body.attempt, Outcome(body.outcome), body.reward, body.cause)
 
     async def _model_info(self) -> JSON:
@@ -177,7 +186,7 @@ class ControlRoutes:
         return trainer.reply_of(route, await self._supervisor.command(trainer.command_of(route, data)))
 
     async def _engines(self, x: Exchange) -> JSON:
-        body = await self._parse(x, EnginesBody)
+        body = await self.parse(x, EnginesBody)
         if (body.count is None) == (body.urls is None):
             raise BadRequest("give count, for engines that we start, or urls, for engines of somebody else", param="count")
         if body.urls is not None:
@@ -185,13 +194,14 @@ class ControlRoutes:
         return await self._supervisor.resize_fleet(body.count or 0)
 
     async def _drain(self, x: Exchange) -> JSON:
-        return await self._supervisor.drain_engine((await self._parse(x, DrainBody)).engine_id)
+        return await self._supervisor.drain_engine((await self.parse(x, DrainBody)).engine_id)
 
     def _session(self, opened: JSON) -> JSON:
         sid = opened["session_id"]
         return {**opened, "base_url": f"{self._base}/sessions/{sid}/v1", "api_key": self._keys.session(sid)}
 
-    async def _parse(self, x: Exchange, model: type[B]) -> B:
+    async def parse(self, x: Exchange, model: type[B]) -> B:
+        """The body of a request, as the model has it. Raises BadRequest naming the field."""
         data = load_json(await x.body(self._limits.max_body_bytes) or b"{}", self._limits.max_json_depth)
         try:
             return model.model_validate(data)

@@ -24,7 +24,7 @@ from typing import Any, Protocol, cast
 
 from rollout_ft.errors import ConfigError
 from rollout_ft.trial.client import Session
-from rollout_ft.trial.policy import AttemptEnd, End
+from rollout_ft.trial.policy import AttemptEnd, Blame, End
 from rollout_ft.types import JSON
 
 _TERMINATED = {-signal.SIGTERM, 255}
@@ -32,6 +32,9 @@ _TERMINATED = {-signal.SIGTERM, 255}
 _END_S = 1.0
 _INFRA = frozenset({"APIConnectionError", "APITimeoutError", "InternalServerError", "ServiceUnavailableError", "Timeout"})
 """Names of what the openai, anthropic and litellm clients raise after their own retries."""
+_BLAME = {Blame.INFRA: _INFRA, Blame.ENVIRONMENT: {"EnvironmentLost"}, Blame.DATA: {"BadTask"}}
+_LIMITS = ("maximum context length", "(session.max_turns)", "(session.max_tokens)")
+"""In what a client raises when a conversation may not go on."""
 
 
 class Agent(Protocol):
@@ -104,14 +107,14 @@ def _reap(process: Any) -> None:
     process.close()
 
 
-def resolve(entrypoint: str) -> tuple[Any, Callable[..., Any]]:
-    """The module and the function that `module:name` names. Raises ConfigError."""
+def resolve(entrypoint: str, key: str = "trial.agent") -> tuple[Any, Callable[..., Any]]:
+    """The module and the function that `module:name` names, as the value of `key`. Raises ConfigError."""
     module_name, _, name = entrypoint.partition(":")
     try:
         module = importlib.import_module(module_name)
         return module, getattr(module, name)
     except (ImportError, AttributeError, ValueError) as e:
-        raise ConfigError(f"trial.agent: {entrypoint!r} cannot be imported ({e}); write it as module:function") from None
+        raise ConfigError(f"{key}: {entrypoint!r} cannot be imported ({e}); write it as module:function") from None
 
 
 def reward_of(result: Any) -> float | None:
@@ -122,8 +125,10 @@ def reward_of(result: Any) -> float | None:
 
 def raised(e: BaseException) -> AttemptEnd:
     """The end of an attempt whose agent raised."""
-    infra = any(c.__name__ in _INFRA for c in type(e).__mro__)
-    return AttemptEnd(End.RAISED, cause=f"{type(e).__name__}: {e}"[:500], infra=infra)
+    names, text = {c.__name__ for c in type(e).__mro__}, f"{type(e).__name__}: {e}"
+    limited = "ContextWindowExceededError" in names or any(words in text for words in _LIMITS)
+    blame = next((blame for blame, known in _BLAME.items() if known & names), Blame.AGENT)
+    return AttemptEnd(End.LIMITED if limited else End.RAISED, cause=text[:500], blame=blame)
 
 
 def _main(send: Connection, entrypoint: str, task: JSON, base_url: str, api_key: str) -> None:
