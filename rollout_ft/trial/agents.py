@@ -27,12 +27,15 @@ from rollout_ft.trial.client import Session
 from rollout_ft.trial.policy import AttemptEnd, Blame, End
 from rollout_ft.types import JSON
 
-_TERMINATED = {-signal.SIGTERM, 255}
-"""Exit codes of a process that was asked to end; 255 when the one it was forked from was asked as well."""
+_TERMINATED = {-signal.SIGTERM, 128 + signal.SIGTERM, 255}
+"""Exit codes of a process that was asked to end: by itself, below a shell, and when the one it was forked from was asked as well."""
 _END_S = 1.0
-_INFRA = frozenset({"APIConnectionError", "APITimeoutError", "InternalServerError", "ServiceUnavailableError", "Timeout"})
-"""Names of what the openai, anthropic and litellm clients raise after their own retries."""
-_BLAME = {Blame.INFRA: _INFRA, Blame.ENVIRONMENT: {"EnvironmentLost"}, Blame.DATA: {"BadTask"}}
+BLAME: dict[Blame, set[str]] = {
+    Blame.INFRA: {"APIConnectionError", "APITimeoutError", "InternalServerError", "ServiceUnavailableError", "Timeout"},
+    Blame.ENVIRONMENT: {"EnvironmentLost"},
+    Blame.DATA: {"BadTask"},
+}
+"""By the names of what is raised; infrastructure: by the openai, anthropic and litellm clients after their own retries."""
 _LIMITS = ("maximum context length", "(session.max_turns)", "(session.max_tokens)")
 """In what a client raises when a conversation may not go on."""
 
@@ -80,9 +83,7 @@ class ProcessAgent:
             return receive.recv()
         except EOFError:
             await asyncio.to_thread(process.join)
-            if process.exitcode in _TERMINATED:
-                await asyncio.sleep(_END_S)  # `ray job stop` asks every process of a run to end: that is no fault of the trial
-            return AttemptEnd(End.DIED, cause=f"the agent's process ended with exit code {process.exitcode}")
+            return await died(process.exitcode)
         finally:
             self._running.pop(session.trial_id, None)
             process.kill()
@@ -117,25 +118,47 @@ def resolve(entrypoint: str, key: str = "trial.agent") -> tuple[Any, Callable[..
         raise ConfigError(f"{key}: {entrypoint!r} cannot be imported ({e}); write it as module:function") from None
 
 
+def client_environment(base_url: str, api_key: str) -> dict[str, str]:
+    """Where the clients look for their server and their key. Anthropic's add `/v1` themselves."""
+    anthropic = base_url.removesuffix("/v1")
+    return {
+        "OPENAI_BASE_URL": base_url, "OPENAI_API_BASE": base_url, "OPENAI_API_KEY": api_key,
+        "ANTHROPIC_BASE_URL": anthropic, "ANTHROPIC_API_KEY": api_key, "ANTHROPIC_AUTH_TOKEN": api_key,
+    }  # fmt: skip
+
+
 def reward_of(result: Any) -> float | None:
     if isinstance(result, dict):
         result = cast(JSON, result).get("reward")
     return None if result is None else float(result)
 
 
+async def died(code: int | None) -> AttemptEnd:
+    """The end of an attempt whose process ended without a word."""
+    if code in _TERMINATED:
+        await asyncio.sleep(_END_S)  # `ray job stop` asks every process of a run to end: that is no fault of the trial
+    how = "was killed" if code is None else f"ended with exit code {code}"
+    return AttemptEnd(End.DIED, cause=f"the agent's process {how}")
+
+
 def raised(e: BaseException) -> AttemptEnd:
     """The end of an attempt whose agent raised."""
-    names, text = {c.__name__ for c in type(e).__mro__}, f"{type(e).__name__}: {e}"
-    limited = "ContextWindowExceededError" in names or any(words in text for words in _LIMITS)
-    blame = next((blame for blame, known in _BLAME.items() if known & names), Blame.AGENT)
-    return AttemptEnd(End.LIMITED if limited else End.RAISED, cause=text[:500], blame=blame)
+    words = f"{type(e).__name__}: {e}"
+    return ended_by({c.__name__ for c in type(e).__mro__}, words, words[:500])
+
+
+def ended_by(names: set[str], words: str, cause: str) -> AttemptEnd:
+    """The end of an attempt whose agent raised what has these names, and said these words."""
+    limited = "ContextWindowExceededError" in names or any(limit in words for limit in _LIMITS)
+    blame = next((blame for blame, known in BLAME.items() if known & names), Blame.AGENT)
+    return AttemptEnd(End.LIMITED if limited else End.RAISED, cause=cause, blame=blame)
 
 
 def _main(send: Connection, entrypoint: str, task: JSON, base_url: str, api_key: str) -> None:
     """The agent's process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_reader, args=(send.fileno(),), daemon=True).start()
-    os.environ["OPENAI_BASE_URL"], os.environ["OPENAI_API_KEY"] = base_url, api_key
+    os.environ |= client_environment(base_url, api_key)
     try:
         _, function = resolve(entrypoint)
         result = function(task, base_url, api_key)
