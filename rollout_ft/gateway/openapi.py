@@ -101,8 +101,8 @@ def _paths() -> JSON:
 def _collected() -> JSON:
     """A file, not JSON; what cannot be assembled is told as text."""
     what = "The session as training samples, as miles' driver collects them."
-    file = {"description": what, "content": {"application/octet-stream": {}}}
-    told = {"description": "What was recorded makes no sample.", "content": {"text/plain": {"schema": _TEXT}}}
+    file: JSON = {"description": what, "content": {"application/octet-stream": {}}}
+    told: JSON = {"description": "What was recorded makes no sample.", "content": {"text/plain": {"schema": _TEXT}}}
     keys: list[JSON] = [{"session": []}, {"session_header": []}]
     return _operation(what, _OBJECT, "SamplesBody", [_SESSION], keys, own={"200": file, "422": told})
 
@@ -216,7 +216,8 @@ def _chat_body() -> JSON:
         messages={"type": "array", "minItems": 1, "items": message}, tools={"type": ["array", "null"], "items": tool},
         tool_choice={}, parallel_tool_calls=_FLAG, stream=_FLAG, stream_options={"type": ["object", "null"]}, logprobs=_FLAG,
         response_format={"type": ["object", "null"]}, chat_template_kwargs={"type": ["object", "null"]}, reasoning_effort={},
-        session_id={}, return_token_ids=_FLAG, return_meta_info=_FLAG, model={}, user={}, metadata={}, store={}, service_tier={}, safety_identifier={},
+        session_id={}, return_token_ids=_FLAG, return_meta_info=_FLAG,
+        model={}, user={}, metadata={}, store={}, service_tier={}, safety_identifier={},
         prompt_cache_key={}, prompt_cache_retention={}, n={"enum": [1, None]}, top_logprobs={"enum": [0, None]}, logit_bias={},
         modalities={}, separate_reasoning=_FLAG, stream_reasoning=_FLAG, skip_special_tokens=_FLAG, no_stop_trim=_FLAG,
         continue_final_message=_FLAG,
