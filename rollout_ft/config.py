@@ -416,6 +416,8 @@ class TrialConfig(Settings):
     concurrency: int = Field(default=16, ge=1)
     agent: str = ""
     """`module:function`, called with (task, base_url, api_key) in a process of its own."""
+    command: list[str] = []
+    """Or a program with its arguments, each attempt in a process group of its own: see `rollout_ft.trial.commands`."""
     tasks: str = ""
     """A JSON-lines file: one task a line, each with a `task_id`."""
     max_version_restarts: int = Field(default=100, ge=0)
@@ -423,6 +425,12 @@ class TrialConfig(Settings):
     longer than the trainer's updates leave them."""
     max_lost: int = Field(default=0, ge=0)
     """How many lost trials `run` tolerates before it exits with 1."""
+
+    @model_validator(mode="after")
+    def _one_agent(self) -> TrialConfig:
+        if self.agent and self.command:
+            raise ValueError("trial.agent and trial.command are both set, and an attempt is one of them; clear the other: trial.agent=''")
+        return self
 
 
 class Config(Settings):
