@@ -232,11 +232,9 @@ class Gateway:
         try:
             owner = await self._owners.of(sid)
             status, _, body = await self._owners.call(owner, "GET", f"/session/{sid}{what}", b"", {})
-        except SessionClosed:
+        except (SessionClosed, OwnerLost) as e:
             if self._open.opens(sid):
-                raise NoSession(sid) from None
-            return await x.reply(200, await self._control.read(sid, what.strip("/")))
-        except OwnerLost:
+                await self._open.owner(sid, e.owner if isinstance(e, OwnerLost) else None)
             return await x.reply(200, await self._control.read(sid, what.strip("/")))
         await x.reply(status, body)
 

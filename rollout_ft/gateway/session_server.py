@@ -77,7 +77,7 @@ class SessionServer:
         body = orjson.dumps({"max_seq_len": asked.max_seq_len, "metadata": asked.metadata or {}})
         failed: Owner | None = None
         for _ in range(MAX_LOSSES):
-            owner = await self._owner(sid, failed)
+            owner = await self.owner(sid, failed)
             try:
                 status, headers, made = await self._owners.call(owner, "POST", f"/samples/{sid}", body, {})
                 return await x.reply(status, made, content=headers.get("content-type", "application/json").encode())
@@ -101,7 +101,8 @@ class SessionServer:
             _log.warning("trial.not_released trial=%s: %s", trial_id, e)
         await x.reply(204, b"")
 
-    async def _owner(self, sid: str, failed: Owner | None) -> Owner:
+    async def owner(self, sid: str, failed: Owner | None) -> Owner:
+        """Who has the session; to a driver without a key one that is over is not there. Raises NoSession or SessionClosed."""
         try:
             return await self._owners.of(sid, failed)
         except SessionClosed:
