@@ -182,12 +182,13 @@ class SessionHost:
         return self._restored(entries, [])
 
     async def assembly(self, session: Session, what: str) -> Assembly:
-        """What makes a session's trajectory, records or checkpoint: all that takes long, for the caller to do aside."""
+        """What makes a session's trajectory (`linear`: of one path), records or checkpoint: all that takes long, for the caller
+        to do aside."""
         if what == "checkpoint":
             return checkpoint_of(session)
-        if what != "trajectory":
+        if what not in ("trajectory", "linear"):
             return records_of(session)
-        assemble = trajectory_of(session)
+        assemble = trajectory_of(session, linear=what == "linear")
         if self._routing is None:
             return assemble
         wanted = routed_of(session)  # in the same moment: what is committed from now on is in neither
