@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from rollout_ft.session.divergence import DIVERGED
 from rollout_ft.session.freshness import REFUSED, SCRATCH
 from rollout_ft.types import Outcome, Recovery
 
@@ -58,6 +59,8 @@ def decide(
     """`restarts` are those that infrastructure faults cost this trial so far, `anew` those for its tokens' versions."""
     if ended.fault.startswith(REFUSED):
         return Finish(Outcome.TRUNCATED, None, ended.fault)
+    if ended.fault.startswith(DIVERGED):  # again it would diverge again
+        return Finish(Outcome.INFRA_EXHAUSTED, None, f"{ended.fault} (trial.on_divergence: fail)")
     if ended.fault.startswith(SCRATCH):
         if anew >= max_anew:
             return Finish(Outcome.INFRA_EXHAUSTED, None, f"{ended.fault}; {anew} times (trial.max_version_restarts)")
