@@ -27,8 +27,8 @@ DIVERGED = "diverged: "
 """How the reason of a fault begins that a trial meets because its replay left the record (`trial.on_divergence: fail`)."""
 MOST = 8
 """Recorded turns that a request is compared with, the newest; each comparison reads both."""
-SHOWN = 80
-"""Characters of either text, from a little before where they part."""
+SHOWN, BEFORE = 90, 30
+"""Characters of either text, from so many before where they part."""
 _SAY = ("tool", "user")
 
 
@@ -183,7 +183,7 @@ def _apart(one: str, other: str) -> int:
 
 def _shown(text: str, at: int) -> str:
     """What stands around a place, as text that can be written."""
-    start = max(0, at - SHOWN // 4)
+    start = max(0, at - BEFORE)
     shown = text[start : start + SHOWN]
     cut = ("…" if start else "") + shown + ("…" if start + SHOWN < len(text) else "")
     return cut.encode("utf-8", "replace").decode()

@@ -229,7 +229,10 @@ class Session:
             return self.tree.nodes[noted.turn_key] if noted.served else None
         if self._made(place.base) or turn_key(place.base, number) in self.partials:
             return None
-        found = nearest(self._expected(place), request, place, self.key, self._normalize, lambda n: bool(self.tree.children(n)))
+        expected = self._expected(place)
+        if not expected:
+            return None
+        found = nearest(expected, request, place, self.key, self._normalize, lambda n: bool(self.tree.children(n)))
         if found is None:
             return None
         alone = not self.tree.asked_before(place.parent, request.digests[-1]) if request.digests else False
