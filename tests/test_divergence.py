@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 from conftest import assistant, turn_of, user
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from replays import Rerendering, Trial, play, says, tool
 
@@ -18,7 +18,7 @@ from rollout_ft.session.divergence import DIVERGED, SHOWN, _apart, words
 from rollout_ft.session.session import Begin
 from rollout_ft.session.tree import path_ids
 from rollout_ft.trial.policy import AttemptEnd, End, Finish, decide
-from rollout_ft.types import JSON, Opened, Outcome, Recovery
+from rollout_ft.types import JSON, Opened, Outcome, Partial, Recovery
 
 RECORD = ["begin", "it is 10:00:00 now", "10:00:01 it says 3", "10:00:02 end"]
 AGAIN = ["begin", "it is 11:30:00 now", "11:30:01 it says 3", "11:30:02 end"]
@@ -257,6 +257,34 @@ def test_what_nobody_received_and_the_record_went_past_is_not_expected():
     assert trial.events == []
 
 
+def test_each_attempt_spells_what_it_says_anew():
+    trial = recorded("serve")
+    play(trial, AGAIN[:2])
+    trial.restart()
+    assert [how for how, _ in play(trial, AGAIN)] == ["replayed"] * 4
+    assert [met.turn for met in trial.events] == [2, 2, 3, 4]
+
+
+def test_another_sample_of_a_recorded_request_is_no_divergence():
+    trial = Trial("fail")
+    trial.ask(user("a"))
+    trial.ask(user("b"))
+    trial.restart()
+    assert [trial.ask(user("a"))[0] for _ in range(2)] == ["replayed", "generated"]
+    assert trial.events == []
+
+
+def test_a_turn_that_was_in_flight_when_the_agent_died_is_no_divergence():
+    trial = Trial("fail")
+    trial.ask(user("a"))
+    met = trial.session.decide(trial.request((user("b"),), b"", None, {}))
+    assert isinstance(met, Begin)
+    trial.restart()
+    trial.session.partials[met.flight.key] = Partial(met.flight.key, "x", "r", met.flight.prompt_digest, b"", b"", (), 1)
+    assert trial.ask(user("b"))[0] == "generated"
+    assert trial.events == []
+
+
 def test_what_is_shown_is_short_and_can_be_written():
     trial = recorded(texts=["x" * 5000 + "a" + "y" * 5000])
     trial.ask(user("x" * 5000 + "b" + "y" * 5000))
@@ -267,6 +295,7 @@ def test_what_is_shown_is_short_and_can_be_written():
     orjson.dumps(met)
 
 
+@settings(deadline=None)
 @given(st.text("ab", max_size=12), st.text("ab", max_size=12))
 def test_texts_part_at_their_first_other_character(one: str, other: str):
     at = _apart(one, other)
@@ -277,6 +306,7 @@ def test_texts_part_at_their_first_other_character(one: str, other: str):
 STAMP = st.integers(0, 86399).map(lambda s: f"{s // 3600:02}:{s // 60 % 60:02}:{s % 60:02}")
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(STAMP, STAMP, st.booleans()), min_size=1, max_size=6),
     st.integers(0, 6),
@@ -302,6 +332,7 @@ def test_wherever_the_clock_is_read_a_replay_that_may_be_served_is_the_record(
     assert path_ids(got[-1][1]) == path_ids(clean.session.tree.nodes[clean.turns[-1].key])
 
 
+@settings(deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=6))
 def test_a_branch_is_counted_once_and_the_rest_of_it_is_no_divergence(differs: list[bool]):
     first = [f"step {i}" for i in range(len(differs))]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import assistant, user
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from replays import Trial, tool
 
@@ -81,6 +81,7 @@ def test_no_pattern_can_go_on_for_ever_from_one_place(name: str):
     re.compile(PATTERNS[name])
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=" abz", max_size=30))
 def test_a_text_without_a_digit_or_a_path_is_left_alone(text: str):
     normalize = normalizers.load(tuple(PATTERNS))
