@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from replays import Rerendering, Trial, play, says, tool
 
+from rollout_ft.config import TrialConfig
 from rollout_ft.errors import TrialFault
 from rollout_ft.samples.trajectory import metadata, trajectory
 from rollout_ft.session.divergence import DIVERGED, SHOWN, _apart, words
 from rollout_ft.session.session import Begin
 from rollout_ft.session.tree import path_ids
-from rollout_ft.trial.policy import AttemptEnd, End, Finish, decide
-from rollout_ft.types import JSON, Opened, Outcome, Partial, Recovery
+from rollout_ft.trial.policy import AttemptEnd, End, Finish, Spent, decide
+from rollout_ft.types import JSON, Opened, Outcome, Partial
 
 RECORD = ["begin", "it is 10:00:00 now", "10:00:01 it says 3", "10:00:02 end"]
 AGAIN = ["begin", "it is 11:30:00 now", "11:30:01 it says 3", "11:30:02 end"]
@@ -106,7 +107,7 @@ def test_a_divergence_that_ends_the_trial_is_told_to_the_client_and_is_no_reward
         play(trial, AGAIN)
     assert trial.session.fault.startswith(DIVERGED)
     ended = AttemptEnd(End.RETURNED, 1.0, fault=trial.session.fault)
-    made = decide(ended, restarts=0, max_restarts=8, recovery=Recovery.RESUME)
+    made = decide(ended, Spent(), TrialConfig())
     assert isinstance(made, Finish)
     assert (made.outcome, made.reward) == (Outcome.INFRA_EXHAUSTED, None)
     assert "it is 11:30:00 now" in made.cause

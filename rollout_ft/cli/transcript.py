@@ -15,7 +15,7 @@ import orjson
 
 from rollout_ft.session.divergence import words
 from rollout_ft.session.entries import SessionEntry
-from rollout_ft.types import JSON, Answered, Ended, Opened, Turn
+from rollout_ft.types import JSON, Answered, Ended, Opened, Step, Turn
 
 
 def transcript(entries: Sequence[SessionEntry]) -> list[JSON]:
@@ -38,7 +38,7 @@ def transcript(entries: Sequence[SessionEntry]) -> list[JSON]:
                 attempts[-1]["turns"].append({"how": "diverged", "first_difference": words(met), **asdict(met)})
             case Answered() if entry.failed:
                 attempts[-1]["turns"].append({"turn": 0, "how": "failed", "cause": entry.failed})
-            case Answered() | Ended():
+            case Answered() | Ended() | Step():
                 pass
     return attempts
 
