@@ -19,7 +19,7 @@ from rollout_ft.cli.serve import warn
 from rollout_ft.clock import monotonic, wall
 from rollout_ft.config import Config, journalled
 from rollout_ft.errors import ConfigError
-from rollout_ft.trial.agents import ProcessAgent
+from rollout_ft.trial.commands import agent_of
 from rollout_ft.trial.tasks import read_tasks
 from rollout_ft.types import JSON, Outcome
 
@@ -31,13 +31,13 @@ async def run(config: Config, path: Path, console: Console) -> int:
 
     Returns the exit code: 1 when more trials were lost than `trial.max_lost` allows, or some have no outcome yet.
     """
-    if not config.trial.tasks or not config.trial.agent:
-        raise ConfigError("run needs trial.tasks (a JSON-lines file) and trial.agent (module:function)")
+    if not config.trial.tasks or not (config.trial.agent or config.trial.command):
+        raise ConfigError("run needs trial.tasks (a JSON-lines file), and trial.agent (module:function) or trial.command (a program)")
     path = path.absolute()
     if has_run(path):
         return await _finish(reopen(path, config), console)
     tasks = read_tasks(config.trial.tasks)
-    ProcessAgent(config.trial.agent)
+    agent_of(config.trial)
     runtime.check(config)
     return await _finish(create(path, config, tasks), console)
 
@@ -86,7 +86,7 @@ async def _play(directory: Directory, tasks: list[JSON], output: Output, console
 
 async def _play_out(directory: Directory, tasks: list[JSON], output: Output) -> None:
     config, resumed = directory.effective, directory.resumed
-    agent = ProcessAgent(config.trial.agent)
+    agent = agent_of(config.trial)
     try:
         if resumed:
             output.event({"time": wall(), "event": "run.resumed", "source": "run", "trials": len(tasks)})
@@ -94,7 +94,8 @@ async def _play_out(directory: Directory, tasks: list[JSON], output: Output) -> 
         async with runtime.start(config, secret=directory.secret, resume=resumed, last_view=last_view) as started:
             started.on_event = output.event
             warn(started)
-            await started.run_trials(tasks, agent, on_result=output.trial, release=True, resume=resumed)
+            sandboxes = directory.path / "sandboxes"
+            await started.run_trials(tasks, agent, on_result=output.trial, release=True, resume=resumed, sandboxes=sandboxes)
     finally:
         agent.close()
 
