@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ray_run import MARK, nothing_left
 from safetensors.torch import save_file
 
 from examples.grpo import train
@@ -109,7 +112,9 @@ def test_a_file_that_does_not_fit_is_refused_by_name_and_leaves_the_weights_as_t
 @pytest.mark.timeout(120)
 def test_the_losses_with_faults_in_every_step_are_those_without_to_the_bit():
     few = train.Settings(steps=2, groups=2, siblings=3, max_tokens=12, epochs=2)
+    mark = os.environ[MARK] = uuid.uuid4().hex
     broken, clean = asyncio.run(train.plays(few, [True, False], ["engine.count=2"]))
+    asyncio.run(nothing_left(mark))
     assert [(step.loss, step.reward) for step in broken] == [(step.loss, step.reward) for step in clean]
     assert all(step.met for step in broken)
     assert {fault.kind for step in broken for fault in step.met} >= {Kind.ENGINE_KILL, Kind.CUT}

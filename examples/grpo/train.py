@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -168,14 +169,13 @@ async def train(
 async def plays(settings: Settings, faulty: Sequence[bool], overrides: list[str]) -> list[list[Step]]:
     """The same training as often as asked, with faults and without, on one fleet."""
     torch.set_num_threads(1)
-    agent, played = rollout_ft.ProcessAgent(AGENT), list[list[Step]]()
-    with tempfile.TemporaryDirectory(prefix="grpo-") as directory:
+    played: list[list[Step]] = []
+    with tempfile.TemporaryDirectory(prefix="grpo-") as directory, closing(rollout_ft.ProcessAgent(AGENT)) as agent:
         async with rollout_ft.start(CONFIG, overrides, faults=True) as run, trouble(run, agent) as planned:
             for each in faulty:
                 print(f"\n{'with faults' if each else 'without faults'}, seed {settings.seed}\n{HEAD}", flush=True)
                 played.append(await train(run, agent, planned, settings, each, Path(directory)))
                 summarize(played[-1])
-    agent.close()
     return played
 
 
