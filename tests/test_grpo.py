@@ -109,7 +109,7 @@ def test_a_file_that_does_not_fit_is_refused_by_name_and_leaves_the_weights_as_t
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(180)
 def test_the_losses_with_faults_in_every_step_are_those_without_to_the_bit():
     few = train.Settings(steps=2, groups=2, siblings=3, max_tokens=12, epochs=2)
     mark = os.environ[MARK] = uuid.uuid4().hex
