@@ -31,7 +31,7 @@ from rollout_ft.session.drift import load_renderer
 from rollout_ft.session.matcher import load as load_matcher
 from rollout_ft.trial.agents import Agent, InlineAgent
 from rollout_ft.trial.client import Client, Session
-from rollout_ft.trial.runner import OnResult, TrialResult, TrialRunner
+from rollout_ft.trial.runner import OnGroup, OnResult, TrialResult, TrialRunner
 from rollout_ft.types import JSON
 
 
@@ -55,17 +55,24 @@ class Run:
     async def run_trials(
         self, tasks: Sequence[JSON], agent: Agent | Callable[..., Any], *, concurrency: int | None = None, prefix: str = "",
         config: TrialConfig | None = None, on_result: OnResult | None = None, release: bool = False, resume: bool = False,
+        on_group: OnGroup | None = None, earlier: Sequence[TrialResult] = (),
     ) -> list[TrialResult]:  # fmt: skip
         """Runs every task to its outcome, restarting what faults ended; results in the order of the tasks.
 
+        With `trial.group_size`, or tasks that name a `group_id`, `on_group` is told what became of each group. The trial that
+        was played in the place of a lost one follows it in the results.
+
         With `release` the run forgets each trial, but for its summary, once `on_result` has put it where it is safe.
-        With `resume` trials that exist are gone on with: see `rollout_ft.start`.
+        With `resume` trials that exist are gone on with: see `rollout_ft.start`; what an earlier process has the results of,
+        in the order in which they came, is `earlier`.
         `agent` is an async function of (task, session) that returns the reward or None, or one of `trial.agents`.
         """
         config, keys = config or self.config.trial, Keys(self.setup.secret)
         runner = TrialRunner(self.client, InlineAgent(agent) if callable(agent) else agent, config, keys.session, resume)
         slots = concurrency or config.concurrency
-        return await runner.run(tasks, concurrency=slots, prefix=prefix, on_result=on_result, release=release)
+        return await runner.run(
+            tasks, concurrency=slots, prefix=prefix, on_result=on_result, release=release, on_group=on_group, earlier=earlier
+        )  # fmt: skip
 
     async def fleet(self) -> JSON:
         return await self.client.get("/fleet")

@@ -105,7 +105,7 @@ def test_an_export_has_its_samples_beside_it(tmp_path: Path):
     disk.trial("b", turns[0])
     past = disk.closed()
     done = past.export(tmp_path / "x", [], unfinished=True)
-    assert past.samples(tmp_path / "x", done["exported"]) == 2
+    assert past.samples(tmp_path / "x", done["exported"]) == {"samples": 2, "left_out": []}
     read = parquet.read_table(tmp_path / "x" / "samples.parquet").to_pylist()
     assert [(row["trial_id"], row["outcome"], len(row["turns"])) for row in read] == [("a", "completed", 2), ("b", None, 1)]
 
