@@ -7,8 +7,10 @@ SITE := $(shell $(PYTHON) -c 'import torch' 2>/dev/null && echo --system-site-pa
 
 VENVS := .venvs
 CLIENTS := $(basename $(notdir $(wildcard tests/clients/requirements/*.txt)))
+# mini-swe-agent's environment is that of its client.
+INTEGRATIONS := $(basename $(notdir $(wildcard tests/integrations/requirements/*.txt))) mini-swe-agent-2
 
-.PHONY: demo demo-sglang test test-cluster test-clients test-sglang test-parsers test-templates test-api check bench clean
+.PHONY: demo demo-sglang test test-cluster test-clients test-integrations test-sglang test-parsers test-templates test-api check bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rollout-ft demo $(ARGS)
@@ -68,10 +70,21 @@ $(VENVS)/api/.installed:
 test-clients: $(VENV)/.installed $(CLIENTS:%=$(VENVS)/%/.installed)
 	$(BIN)/python -m pytest tests/clients $(ARGS)
 
+# Every harness and trainer that we have an integration for, its own package in an environment of its own.
+test-integrations: $(VENV)/.installed $(INTEGRATIONS:%=$(VENVS)/%/.installed)
+	$(BIN)/python -m pytest tests/integrations $(ARGS)
+
 $(VENVS)/%/.installed: tests/clients/requirements/%.txt
-	$(PYTHON) -m venv --clear $(@D)
-	$(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
-	@touch $@
+	$(frozen_environment)
+
+$(VENVS)/%/.installed: tests/integrations/requirements/%.txt
+	$(frozen_environment)
+
+define frozen_environment
+$(PYTHON) -m venv --clear $(@D)
+$(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
+@touch $@
+endef
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright

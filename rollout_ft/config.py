@@ -403,6 +403,8 @@ class TrialConfig(Settings):
     concurrency: int = Field(default=16, ge=1)
     agent: str = ""
     """`module:function`, called with (task, base_url, api_key) in a process of its own."""
+    command: list[str] = []
+    """Or a program with its arguments, each attempt in a process group of its own: see `rollout_ft.trial.commands`."""
     tasks: str = ""
     """A JSON-lines file: one task a line, each with a `task_id`."""
     max_version_restarts: int = Field(default=100, ge=0)
@@ -431,6 +433,12 @@ class TrialConfig(Settings):
             raise ValueError(f"trial.min_group_size is for trial.on_lost_member shrink, not {self.on_lost_member}")
         if self.min_group_size > self.group_size > 1:
             raise ValueError(f"trial.min_group_size {self.min_group_size} is more than trial.group_size {self.group_size}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_agent(self) -> TrialConfig:
+        if self.agent and self.command:
+            raise ValueError("trial.agent and trial.command are both set, and an attempt is one of them; clear the other: trial.agent=''")
         return self
 
 

@@ -19,8 +19,8 @@ from rollout_ft.cli.serve import warn
 from rollout_ft.clock import monotonic, wall
 from rollout_ft.config import Config, journalled
 from rollout_ft.errors import ConfigError
-from rollout_ft.trial.agents import ProcessAgent
 from rollout_ft.trial.board import Board
+from rollout_ft.trial.commands import agent_of
 from rollout_ft.trial.siblings import plays
 from rollout_ft.trial.tasks import read_tasks
 from rollout_ft.types import Outcome
@@ -33,14 +33,14 @@ async def run(config: Config, path: Path, console: Console) -> int:
 
     Returns the exit code: 1 when more trials were lost than `trial.max_lost` allows, or some have no outcome yet.
     """
-    if not config.trial.tasks or not config.trial.agent:
-        raise ConfigError("run needs trial.tasks (a JSON-lines file) and trial.agent (module:function)")
+    if not config.trial.tasks or not (config.trial.agent or config.trial.command):
+        raise ConfigError("run needs trial.tasks (a JSON-lines file), and trial.agent (module:function) or trial.command (a program)")
     path = path.absolute()
     if has_run(path):
         return await _finish(reopen(path, config), console)
     tasks = read_tasks(config.trial.tasks)
     plays(tasks, config.trial)
-    ProcessAgent(config.trial.agent)
+    agent_of(config.trial)
     runtime.check(config)
     return await _finish(create(path, config, tasks), console)
 
@@ -89,7 +89,7 @@ async def _play(directory: Directory, output: Output, console: Console) -> None:
 
 async def _play_out(directory: Directory, output: Output) -> None:
     config, resumed, earlier = directory.effective, directory.resumed, list(output.results.values())
-    agent = ProcessAgent(config.trial.agent)
+    agent = agent_of(config.trial)
     try:
         if resumed:
             output.event({"time": wall(), "event": "run.resumed", "source": "run", "trials": output.owed})

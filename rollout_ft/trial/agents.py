@@ -27,10 +27,10 @@ from rollout_ft.trial.client import Session
 from rollout_ft.trial.policy import AttemptEnd, End
 from rollout_ft.types import JSON
 
-_TERMINATED = {-signal.SIGTERM, 255}
-"""Exit codes of a process that was asked to end; 255 when the one it was forked from was asked as well."""
+_TERMINATED = {-signal.SIGTERM, 128 + signal.SIGTERM, 255}
+"""Exit codes of a process that was asked to end: by itself, below a shell, and when the one it was forked from was asked as well."""
 _END_S = 1.0
-_INFRA = frozenset({"APIConnectionError", "APITimeoutError", "InternalServerError", "ServiceUnavailableError", "Timeout"})
+INFRA = frozenset({"APIConnectionError", "APITimeoutError", "InternalServerError", "ServiceUnavailableError", "Timeout"})
 """Names of what the openai, anthropic and litellm clients raise after their own retries."""
 
 
@@ -77,9 +77,7 @@ class ProcessAgent:
             return receive.recv()
         except EOFError:
             await asyncio.to_thread(process.join)
-            if process.exitcode in _TERMINATED:
-                await asyncio.sleep(_END_S)  # `ray job stop` asks every process of a run to end: that is no fault of the trial
-            return AttemptEnd(End.DIED, cause=f"the agent's process ended with exit code {process.exitcode}")
+            return await died(process.exitcode)
         finally:
             self._running.pop(session.trial_id, None)
             process.kill()
@@ -114,15 +112,32 @@ def resolve(entrypoint: str) -> tuple[Any, Callable[..., Any]]:
         raise ConfigError(f"trial.agent: {entrypoint!r} cannot be imported ({e}); write it as module:function") from None
 
 
+def client_environment(base_url: str, api_key: str) -> dict[str, str]:
+    """Where the clients look for their server and their key. Anthropic's add `/v1` themselves."""
+    anthropic = base_url.removesuffix("/v1")
+    return {
+        "OPENAI_BASE_URL": base_url, "OPENAI_API_BASE": base_url, "OPENAI_API_KEY": api_key,
+        "ANTHROPIC_BASE_URL": anthropic, "ANTHROPIC_API_KEY": api_key, "ANTHROPIC_AUTH_TOKEN": api_key,
+    }  # fmt: skip
+
+
 def reward_of(result: Any) -> float | None:
     if isinstance(result, dict):
         result = cast(JSON, result).get("reward")
     return None if result is None else float(result)
 
 
+async def died(code: int | None) -> AttemptEnd:
+    """The end of an attempt whose process ended without a word."""
+    if code in _TERMINATED:
+        await asyncio.sleep(_END_S)  # `ray job stop` asks every process of a run to end: that is no fault of the trial
+    how = "was killed" if code is None else f"ended with exit code {code}"
+    return AttemptEnd(End.DIED, cause=f"the agent's process {how}")
+
+
 def raised(e: BaseException) -> AttemptEnd:
     """The end of an attempt whose agent raised."""
-    infra = any(c.__name__ in _INFRA for c in type(e).__mro__)
+    infra = any(c.__name__ in INFRA for c in type(e).__mro__)
     return AttemptEnd(End.RAISED, cause=f"{type(e).__name__}: {e}"[:500], infra=infra)
 
 
@@ -130,7 +145,7 @@ def _main(send: Connection, entrypoint: str, task: JSON, base_url: str, api_key:
     """The agent's process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_reader, args=(send.fileno(),), daemon=True).start()
-    os.environ["OPENAI_BASE_URL"], os.environ["OPENAI_API_KEY"] = base_url, api_key
+    os.environ |= client_environment(base_url, api_key)
     try:
         _, function = resolve(entrypoint)
         result = function(task, base_url, api_key)

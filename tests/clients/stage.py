@@ -1,17 +1,15 @@
 """Clients in processes of their own, a run for them to talk to, and what is true of every conversation afterwards.
 
-Owns the driver processes and the judge. The judge reads the history that was recorded (the network's tries, what the
+Owns which driver is whose, and the judge. The judge reads the history that was recorded (the network's tries, what the
 client got, the session's records and trajectory, the engine's count of tokens) and knows nothing of how the gateway
 decides.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import itertools
 import json
-import os
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from foreign import Driver
 from network import Network, Plan, Try
 from ray_run import Stage, staged
 
@@ -30,7 +29,6 @@ from rollout_ft.testing.faults import Fault
 from rollout_ft.trial.client import Session
 
 HERE = Path(__file__).parent
-ENVIRONMENTS = HERE.parent.parent / ".venvs"
 DRIVERS = {"openai": "chat_openai", "anthropic": "chat_anthropic", "litellm": "chat_litellm", "mini-swe-agent": "chat_mini_swe_agent"}
 CLIENTS = sorted(path.stem for path in (HERE / "requirements").glob("*.txt"))
 TASK = {
@@ -39,40 +37,6 @@ TASK = {
 }  # fmt: skip
 SEED = 7
 """Of all sessions: the same conversation gets the same tokens, whatever befalls it."""
-
-
-class Driver:
-    """One client library, in a process of its own environment."""
-
-    def __init__(self, client: str, process: asyncio.subprocess.Process):
-        self.client, self._process = client, process
-
-    @staticmethod
-    async def start(client: str) -> Driver:
-        python = ENVIRONMENTS / client / "bin" / "python"
-        assert python.exists(), f"{python} is not there: run `make test-clients`, which makes it"
-        script = HERE / "drivers" / f"{DRIVERS[client.rpartition('-')[0]]}.py"
-        env = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "MSWEA_SILENT_STARTUP": "1"}
-        pipe = asyncio.subprocess.PIPE
-        return Driver(client, await asyncio.create_subprocess_exec(python, script, stdin=pipe, stdout=pipe, env=env, limit=2**24))
-
-    async def converse(self, task: dict[str, Any]) -> list[dict[str, Any]]:
-        """What the client got, turn by turn."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(task).encode() + b"\n")
-        got: list[dict[str, Any]] = []
-        async for line in self._process.stdout:
-            if line.startswith(b"{"):  # libraries print what they like
-                got.append(json.loads(line))
-                if not got[-1]:
-                    return got[:-1]
-        raise EOFError(f"the driver of {self.client} ended; its words are above")
-
-    async def aclose(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-        await self._process.wait()
 
 
 @dataclass
@@ -116,7 +80,8 @@ class Clients:
 
     async def driver(self, client: str) -> Driver:
         if client not in self.drivers:
-            self.drivers[client] = await Driver.start(client)
+            script = HERE / "drivers" / f"{DRIVERS[client.rpartition('-')[0]]}.py"
+            self.drivers[client] = await Driver.start(client, script)
         return self.drivers[client]
 
     async def talk(
@@ -128,7 +93,8 @@ class Clients:
         before = self.tokens_sampled()
         async with Network(self.stage.run.gateway_url, losses or {}, **network or {}) as net:
             base_url = f"{net.url}/sessions/{session.session_id}/v1"
-            got = await driver.converse({**TASK, "base_url": base_url, "api_key": session.api_key, **task})
+            asked = {**TASK, "base_url": base_url, "api_key": session.api_key, **task}
+            got = [said async for said in driver.converse(asked)]
         records = (await session.records())["records"]
         sampled = self.tokens_sampled() - before
         return Conversation(client, session, got, net.tries, await session.trajectory(), records, sampled)
