@@ -130,7 +130,7 @@ def test_what_dropping_groups_takes_from_the_batch_is_measured(tmp_path: Path):
     assert json.loads(CliRunner().invoke(app, ["report", str(directory), "--json"]).output)["groups"] == {str(directory): found}
     shown = CliRunner().invoke(app, ["report", str(directory)], env={"COLUMNS": "160"})
     assert "group dropped" in shown.output
-    page = report({"trials": 8}, results, groups)
+    page = report({"trials": 8}, results, (), groups)
     assert "<td>long</td><td>dropped</td><td>0</td><td>t0</td>" in page
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import orjson
 
 from rollout_ft.samples.export import write_trajectory
+from rollout_ft.telemetry.divergences import divergences
 from rollout_ft.telemetry.lines import Lines, read_lines
 from rollout_ft.telemetry.report import report
 from rollout_ft.trial.board import Board
@@ -85,7 +86,8 @@ class Output:
         if self._board.has_groups:
             made["groups"] = dict(Counter(group.status for group in self._board.decided)) | {"undecided": self._board.undecided}
         _replace(self._directory / "summary.json", orjson.dumps(made, option=orjson.OPT_INDENT_2))
-        _replace(self._directory / "report.html", report(made, results, self._board.decided).encode())
+        diverged = divergences(read_lines(self._directory / "events.jsonl"))
+        _replace(self._directory / "report.html", report(made, results, diverged, self._board.decided).encode())
         return made
 
     def _decided(self) -> Lines:

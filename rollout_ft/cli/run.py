@@ -97,8 +97,9 @@ async def _play_out(directory: Directory, output: Output) -> None:
         async with runtime.start(config, secret=directory.secret, resume=resumed, last_view=last_view) as started:
             started.on_event = output.event
             warn(started)
+            sandboxes = directory.path / "sandboxes"
             await started.run_trials(
-                directory.tasks, agent, on_result=output.trial, release=True, resume=resumed, earlier=earlier
+                directory.tasks, agent, on_result=output.trial, release=True, resume=resumed, earlier=earlier, sandboxes=sandboxes
             )  # fmt: skip
     finally:
         agent.close()

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from html import escape
 
 from rollout_ft.telemetry.bias import HEAD, grouped, rows_grouped, rows_within, within
+from rollout_ft.telemetry.divergences import HEAD as DIVERGED
+from rollout_ft.telemetry.divergences import rows_diverged
 from rollout_ft.trial.groups import GroupResult
 from rollout_ft.trial.runner import TrialResult
 from rollout_ft.types import JSON
@@ -31,11 +33,14 @@ _COLUMNS = (
     "tokens_reused",
     "tokens_wasted",
     "seconds",
+    "divergences",
 )
 
 
-def report(summary: JSON, results: Sequence[TrialResult], groups: Sequence[GroupResult] = ()) -> str:
-    """The page; trials that needed most attempts first, and of groups those that lost a trial."""
+def report(
+    summary: JSON, results: Sequence[TrialResult], diverged: Sequence[JSON] = (), groups: Sequence[GroupResult] = ()
+) -> str:  # fmt: skip
+    """The page; trials that needed most attempts first. `diverged`: where replays left their record."""
     totals = "".join(f"<div><dt>{escape(_words(k))}</dt><dd>{escape(_shown(v))}</dd></div>" for k, v in summary.items())
     ordered = sorted(results, key=lambda r: (-r.attempts, r.trial_id))
     faults = [_row(cells) for cells in rows_within(within(results))]
@@ -45,6 +50,7 @@ def report(summary: JSON, results: Sequence[TrialResult], groups: Sequence[Group
         f"<h1>rollout_ft report</h1><dl>{totals}</dl>"
         f"<h2>Faults</h2><p>Means; the difference with its 95 % interval.</p>{_table(HEAD, faults)}"
         f"{_groups(results, groups) if groups else ''}"
+        f"{_replays(diverged)}"
         f"<h2>Trials</h2>{_table([_words(name) for name in _COLUMNS], trials)}</html>\n"
     )
 
@@ -56,6 +62,13 @@ def _groups(results: Sequence[TrialResult], groups: Sequence[GroupResult]) -> st
         f"<h2>Groups</h2><p>Trials that count in their group, and those that do not.</p>{_table(HEAD, means)}"
         f"{_table(('group', 'status', 'trials that count', 'lost'), losers) if losers else ''}"
     )
+
+
+def _replays(diverged: Sequence[JSON]) -> str:
+    if not diverged:
+        return ""
+    rows = [_row(cells) for cells in rows_diverged(diverged)]
+    return f"<h2>Replays that left their record</h2><p>The first difference of each attempt.</p>{_table(DIVERGED, rows)}"
 
 
 def _table(head: Sequence[str], rows: Sequence[str]) -> str:
