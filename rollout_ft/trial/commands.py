@@ -28,7 +28,7 @@ import orjson
 from rollout_ft.config import TrialConfig
 from rollout_ft.engine.process import EngineProcess
 from rollout_ft.errors import ConfigError
-from rollout_ft.trial.agents import BLAME, ProcessAgent, client_environment, died, ended_by, reward_of
+from rollout_ft.trial.agents import BLAME, ProcessAgent, died, ended_by, reward_of, variables
 from rollout_ft.trial.client import Session
 from rollout_ft.trial.policy import AttemptEnd, End
 from rollout_ft.types import JSON
@@ -91,11 +91,7 @@ class Files:
         self.task, self.result = directory / "task.json", directory / "result.json"
 
     def environment(self, session: Session) -> dict[str, str]:
-        return {
-            **client_environment(session.base_url, session.api_key),
-            "ROLLOUT_FT_TRIAL_ID": session.trial_id, "ROLLOUT_FT_ATTEMPT": str(session.attempt),
-            "ROLLOUT_FT_TASK": str(self.task), "ROLLOUT_FT_RESULT": str(self.result),
-        }  # fmt: skip
+        return {**variables(session), "ROLLOUT_FT_TASK": str(self.task), "ROLLOUT_FT_RESULT": str(self.result)}
 
     def read(self) -> JSON:
         """What it said. Raises ValueError for what is no result."""
