@@ -19,7 +19,7 @@ from ray_run import Stage, staged
 from rollout_ft.testing.faults import Fault, Kind
 
 pytestmark = [pytest.mark.ray, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
-SCRIPT = Path(__file__).parent / "drivers" / "run_verl.py"
+DRIVERS = Path(__file__).parent / "drivers"
 PROMPT = [{"role": "user", "content": "Explain tides."}]
 ROLLOUT = "actor_rollout_ref.rollout."
 LIMITS = {"prompt_length": 384, "response_length": 512, "full_determinism": True, "calculate_log_probs": True}
@@ -47,6 +47,10 @@ class Verl:
         return samples(await self.ask(rows, *faults, limits=limits, client={"prefix": prefix}))
 
 
+def where(stage: Stage) -> dict[str, str]:
+    return {"ROLLOUT_FT_GATEWAY_URL": stage.run.gateway_url, "ROLLOUT_FT_OPERATOR_KEY": stage.run.operator_key}
+
+
 def samples(said: dict[str, Any]) -> list[dict[str, Any]]:
     assert "samples" in said, said
     return said["samples"]
@@ -60,8 +64,7 @@ def trained(said: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def verl() -> AsyncGenerator[Verl]:
     async with staged() as stage:
-        where = {"ROLLOUT_FT_GATEWAY_URL": stage.run.gateway_url, "ROLLOUT_FT_OPERATOR_KEY": stage.run.operator_key}
-        driver = await Driver.start("verl", SCRIPT, **where)
+        driver = await Driver.start("verl", DRIVERS / "run_verl.py", **where(stage))
         try:
             yield Verl(stage, driver)
         finally:
@@ -155,3 +158,30 @@ async def test_a_process_keeps_as_many_conversations_as_it_is_told(verl: Verl):
     samples(await verl.ask(rows, limits={"response_length": 8}, client={"prefix": "kept", "max_sessions": 1}))
     states = sorted([(await verl.stage.run.client.trial(f"kept-det-{i}"))["state"] for i in range(3)])
     assert states == ["released", "released", "running"]
+
+
+async def test_v1_trains_what_met_faults_as_what_did_not_and_refills_the_group_of_a_lost_trial(verl: Verl):
+    def row(uid: str, **fields: Any) -> dict[str, Any]:
+        return {"agent_name": "ours", "uid": uid, "index": 0, "raw_prompt": PROMPT, **fields}
+
+    fault = Fault(Kind.ENGINE_KILL, "v1-faulty-1", 2, 12)
+    await verl.stage.arm(fault)
+    config = [f"{ROLLOUT}{name}={value}" for name, value in {**LIMITS, "n": 2}.items()]
+    driver = await Driver.start("verl", DRIVERS / "run_verl_v1.py", **where(verl.stage))
+    try:
+        rows = [row("clean", fail=None), row("faulty", fail=["infra", 3, 1]), row("lost", fail=["bug", 2, 1])]
+        said = await driver.ask(
+            {"rows": rows, "spare": [row("spare", fail=None)], "batch_size": 3, "config": config, "loop": {"prefix": "v1"}}
+        )
+        assert driver.process.stdin is not None
+        driver.process.stdin.close()
+        await driver.process.wait()
+    finally:
+        await driver.aclose()
+    assert fault.id in await verl.stage.fired()
+    assert said["refilled"] == 1
+    assert {key.split("_")[0] for key in said["samples"]} == {"clean", "faulty", "spare"}
+    for sibling in range(2):
+        faulty, clean = (said["samples"][f"{uid}_{sibling}_0"] for uid in ("faulty", "clean"))
+        assert faulty == clean
+        assert (faulty["tag"]["min_global_steps"], faulty["tag"]["status"]) == (7, "success")
