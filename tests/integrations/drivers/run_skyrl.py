@@ -46,7 +46,9 @@ def trainer_of(asked: dict[str, Any], tokenizer: Any) -> Any:
     cfg.trainer.enable_ray_gpu_monitor = cfg.generator.inference_engine.enable_ray_prometheus_stats = False
     for name, value in asked.get("config", {}).items():
         setattr(cfg.generator, name, value)
-    generator = TrialGenerator(cfg.generator, tool_agent.run, prefix=asked["prefix"], trial=asked.get("trial"))
+    cfg.generator.sampling_params.max_generate_length = asked.get("max_generate_length", 512)
+    key, trial = asked.get("operator_key", ""), asked.get("trial")
+    generator = TrialGenerator(cfg.generator, tool_agent.run, operator_key=key, prefix=asked["prefix"], trial=trial)
     trainer = RayPPOTrainer(cfg, None, tokenizer, None, None, generator)
     trainer.dispatch = NoWorkers()
     trainer.global_step = asked.get("step", 1)
@@ -62,11 +64,16 @@ async def trained_on(asked: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
     names = [f"{each.instance_id}_{each.repetition_id}" for each in output["trajectory_ids"]]
     if cfg.step_wise_trajectories:
         uids = [each.instance_id for each in output["trajectory_ids"]]
-    said = {name: output[name] for name in ("prompt_token_ids", "response_ids", "loss_masks", "rollout_logprobs", "stop_reasons", "is_last_step")}
+    said = {
+        name: output[name]
+        for name in ("prompt_token_ids", "response_ids", "loss_masks", "rollout_logprobs", "stop_reasons", "is_last_step")
+    }
     said |= {"names": names, "rewards": list(output["rewards"]), "metrics": dict(trainer.all_metrics)}
-    concatenate_generator_outputs([{**output, "rollout_metrics": {}}, {**output, "rollout_metrics": {}}])
+    concatenate_generator_outputs([{**output, "rollout_metrics": {}}], cfg.step_wise_trajectories)
     output, uids = trainer.postprocess_generator_output(output, uids)
-    inputs = trainer.compute_advantages_and_returns(trainer.convert_to_training_input(output, uids))
+    inputs = trainer.convert_to_training_input(output, uids)
+    inputs["values"] = None  # there is no critic
+    inputs = trainer.compute_advantages_and_returns(inputs)
     said["advantages"] = [row[mask.bool()].tolist() for row, mask in zip(inputs["advantages"], inputs["response_mask"], strict=True)]
     return said
 
@@ -78,7 +85,6 @@ def main() -> None:
         try:
             said = loop.run_until_complete(trained_on(json.loads(line), tokenizer))
         except Exception as e:
-            import traceback; traceback.print_exc()
             said = {"error": type(e).__name__, "words": str(e)}
         print(json.dumps({**said, "calls": dict(tool_agent.calls)}), flush=True)
 
