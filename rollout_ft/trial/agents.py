@@ -24,14 +24,20 @@ from typing import Any, Protocol, cast
 
 from rollout_ft.errors import ConfigError
 from rollout_ft.trial.client import Session
-from rollout_ft.trial.policy import AttemptEnd, End
+from rollout_ft.trial.policy import AttemptEnd, Blame, End
 from rollout_ft.types import JSON
 
 _TERMINATED = {-signal.SIGTERM, 128 + signal.SIGTERM, 255}
 """Exit codes of a process that was asked to end: by itself, below a shell, and when the one it was forked from was asked as well."""
 _END_S = 1.0
-INFRA = frozenset({"APIConnectionError", "APITimeoutError", "InternalServerError", "ServiceUnavailableError", "Timeout"})
-"""Names of what the openai, anthropic and litellm clients raise after their own retries."""
+BLAME: dict[Blame, set[str]] = {
+    Blame.INFRA: {"APIConnectionError", "APITimeoutError", "InternalServerError", "ServiceUnavailableError", "Timeout"},
+    Blame.ENVIRONMENT: {"EnvironmentLost"},
+    Blame.DATA: {"BadTask"},
+}
+"""By the names of what is raised; infrastructure: by the openai, anthropic and litellm clients after their own retries."""
+_LIMITS = ("maximum context length", "(session.max_turns)", "(session.max_tokens)")
+"""In what a client raises when a conversation may not go on."""
 
 
 class Agent(Protocol):
@@ -67,7 +73,7 @@ class ProcessAgent:
 
     async def run(self, task: JSON, session: Session) -> AttemptEnd:
         receive, send = self._context.Pipe(duplex=False)
-        args = (send, self._entrypoint, task, session.base_url, session.api_key)
+        args = (send, self._entrypoint, task, variables(session))
         process = self._context.Process(target=_main, args=args, daemon=True)
         await asyncio.to_thread(process.start)
         send.close()
@@ -102,22 +108,25 @@ def _reap(process: Any) -> None:
     process.close()
 
 
-def resolve(entrypoint: str) -> tuple[Any, Callable[..., Any]]:
-    """The module and the function that `module:name` names. Raises ConfigError."""
+def resolve(entrypoint: str, key: str = "trial.agent") -> tuple[Any, Callable[..., Any]]:
+    """The module and the function that `module:name` names, as the value of `key`. Raises ConfigError."""
     module_name, _, name = entrypoint.partition(":")
     try:
         module = importlib.import_module(module_name)
         return module, getattr(module, name)
     except (ImportError, AttributeError, ValueError) as e:
-        raise ConfigError(f"trial.agent: {entrypoint!r} cannot be imported ({e}); write it as module:function") from None
+        raise ConfigError(f"{key}: {entrypoint!r} cannot be imported ({e}); write it as module:function") from None
 
 
-def client_environment(base_url: str, api_key: str) -> dict[str, str]:
+def variables(session: Session) -> dict[str, str]:
     """Where the clients look for their server and their key. Anthropic's add `/v1` themselves."""
+    base_url, api_key = session.base_url, session.api_key
     anthropic = base_url.removesuffix("/v1")
     return {
         "OPENAI_BASE_URL": base_url, "OPENAI_API_BASE": base_url, "OPENAI_API_KEY": api_key,
         "ANTHROPIC_BASE_URL": anthropic, "ANTHROPIC_API_KEY": api_key, "ANTHROPIC_AUTH_TOKEN": api_key,
+        "ROLLOUT_FT_TRIAL_ID": session.trial_id, "ROLLOUT_FT_ATTEMPT": str(session.attempt),
+        **({"ROLLOUT_FT_ENVIRONMENT_URL": session.environment_url} if session.environment_url else {}),
     }  # fmt: skip
 
 
@@ -137,18 +146,25 @@ async def died(code: int | None) -> AttemptEnd:
 
 def raised(e: BaseException) -> AttemptEnd:
     """The end of an attempt whose agent raised."""
-    infra = any(c.__name__ in INFRA for c in type(e).__mro__)
-    return AttemptEnd(End.RAISED, cause=f"{type(e).__name__}: {e}"[:500], infra=infra)
+    words = f"{type(e).__name__}: {e}"
+    return ended_by({c.__name__ for c in type(e).__mro__}, words, words[:500])
 
 
-def _main(send: Connection, entrypoint: str, task: JSON, base_url: str, api_key: str) -> None:
+def ended_by(names: set[str], words: str, cause: str) -> AttemptEnd:
+    """The end of an attempt whose agent raised what has these names, and said these words."""
+    limited = "ContextWindowExceededError" in names or any(limit in words for limit in _LIMITS)
+    blame = next((blame for blame, known in BLAME.items() if known & names), Blame.AGENT)
+    return AttemptEnd(End.LIMITED if limited else End.RAISED, cause=cause, blame=blame)
+
+
+def _main(send: Connection, entrypoint: str, task: JSON, env: dict[str, str]) -> None:
     """The agent's process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_reader, args=(send.fileno(),), daemon=True).start()
-    os.environ |= client_environment(base_url, api_key)
+    os.environ |= env
     try:
         _, function = resolve(entrypoint)
-        result = function(task, base_url, api_key)
+        result = function(task, env["OPENAI_BASE_URL"], env["OPENAI_API_KEY"])
         if inspect.isawaitable(result):
             result = asyncio.run(_awaited(result))
         end = AttemptEnd(End.RETURNED, reward_of(result))
