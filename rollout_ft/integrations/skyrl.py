@@ -23,7 +23,8 @@ from rollout_ft.config import TrialConfig
 from rollout_ft.errors import ConfigError
 from rollout_ft.integrations.rollouts import Rollout, TrialLost, agent_of, client_of, play, trial_name
 from rollout_ft.trial.agents import Agent
-from rollout_ft.types import JSON
+from rollout_ft.trial.runner import TrialResult
+from rollout_ft.types import JSON, Outcome
 
 base: Any = _base
 utils: Any = _utils
@@ -56,15 +57,17 @@ class TrialGenerator(base.GeneratorInterface):
 
     `generator_cfg` is SkyRL's `cfg.generator`. `agent`: see `rollouts.agent_of`; its task has the prompt's `messages`, the
     `sampling_params` and `env_class` of SkyRL, and the dataset's other columns as `fields`. `prefix` is what the names of
-    this job's trials begin with: the same after a restart of the trainer, another in every other job.
+    this job's trials begin with: the same after a restart of the trainer, another in every other job. `truncated_reward` is for
+    trials that reached a limit, of the context or of the time, before anybody gave a reward; None masks their groups.
     """
 
     def __init__(
         self, generator_cfg: Any, agent: str | Agent | Callable[..., Any], *, gateway_url: str = "", operator_key: str = "",
-        prefix: str = "skyrl", trial: Mapping[str, Any] | None = None,
+        prefix: str = "skyrl", trial: Mapping[str, Any] | None = None, truncated_reward: float | None = None,
     ):  # fmt: skip
         self._cfg, self._agent, self._where, self._prefix = generator_cfg, agent_of(agent), (gateway_url, operator_key), prefix
         self._trial = TrialConfig(**(trial or {}))
+        self._truncated_reward = truncated_reward
         self._slots = asyncio.Semaphore(self._trial.concurrency)
 
     async def generate(self, input_batch: Any, disable_tqdm: bool = False) -> Any:
@@ -108,7 +111,7 @@ class TrialGenerator(base.GeneratorInterface):
             began = monotonic()
             try:
                 rollout = await play(client_of(*self._where), self._agent, self._trial, task, task["trial_id"])
-                if rollout.result.reward is None:
+                if self._reward(rollout.result) is None:
                     raise TrialLost(rollout.result.trial_id, rollout.result.outcome, "nobody gave it a reward")
                 if any(path.get("routed_experts_missing") for path in rollout.trajectory["paths"]):
                     raise TrialLost(rollout.result.trial_id, rollout.result.outcome, "nobody knows the experts of some of its tokens")
@@ -120,7 +123,11 @@ class TrialGenerator(base.GeneratorInterface):
     def _samples(self, rollout: Rollout) -> list[Sample]:
         """One of each path where SkyRL trains step by step, else the last of them alone. The last has the reward."""
         rows = rollout.rows if self._cfg.step_wise_trajectories else rollout.rows[-1:]
-        return [self._sample(row, row["reward"] if row is rows[-1] else 0.0, row is rows[-1]) for row in rows]
+        reward = self._reward(rollout.result) or 0.0
+        return [self._sample(row, reward if row is rows[-1] else 0.0, row is rows[-1]) for row in rows]
+
+    def _reward(self, result: TrialResult) -> float | None:
+        return self._truncated_reward if result.reward is None and result.outcome == Outcome.TRUNCATED else result.reward
 
     def _sample(self, row: JSON, reward: float, is_last: bool) -> Sample:
         prompt, experts = row["prompt_ids"].tolist(), row["rollout_routed_experts"]

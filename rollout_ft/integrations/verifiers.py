@@ -22,17 +22,20 @@ import verifiers.v1.env as _env  # pyright: ignore[reportMissingImports]
 
 from rollout_ft.config import TrialConfig
 from rollout_ft.integrations.rollouts import Rollout, TrialLost, client_of, play, trial_name
+from rollout_ft.trial.agents import ended_by
 from rollout_ft.trial.client import Session
-from rollout_ft.trial.policy import AttemptEnd, End
+from rollout_ft.trial.policy import AttemptEnd, Blame, End
 from rollout_ft.types import JSON
 
 clients: Any = _clients
 envs: Any = _env
 _log = logging.getLogger("rollout_ft")
 
-INFRA = frozenset({"ProviderError", "InterceptionError", "TunnelError", "SandboxError"})
-"""Boundaries of verifiers behind which an error is nobody's fault who plays."""
-NOT_INFRA = frozenset({400, 401, 403, 404, 413, 422})
+BLAMED = {
+    "ProviderError": Blame.INFRA, "InterceptionError": Blame.INFRA, "TunnelError": Blame.INFRA, "SandboxError": Blame.ENVIRONMENT,
+}  # fmt: skip
+"""The boundaries of verifiers behind which an error is nobody's fault who plays."""
+FINAL = frozenset({400, 401, 403, 404, 413, 422})
 """What a provider says for good: the request itself is wrong, or too long."""
 
 
@@ -102,9 +105,13 @@ def end_of(episode: Any) -> AttemptEnd:
         alone = episode.traces[0] if len(episode.traces) == 1 else None
         return AttemptEnd(End.RETURNED, reward=alone.reward if alone is not None and alone.rewards else None)
     errors = [*episode.errors, *(error for trace in episode.traces if not trace.ok for error in trace.errors)]
-    infra = any(error.type in INFRA and error.status_code not in NOT_INFRA for error in errors)
-    cause = f"{errors[-1].type}: {errors[-1].message}" if errors else "the episode is not ok"
-    return AttemptEnd(End.RAISED, cause=cause[:500], infra=infra)
+    nobodys = [error for error in errors if error.type in BLAMED and error.status_code not in FINAL]
+    error = next(iter([*nobodys, *reversed(errors)]), None)
+    if error is None:
+        return AttemptEnd(End.RAISED, cause="the episode is not ok, and nothing says why")
+    words = f"{error.type}: {error.message}"
+    ended = ended_by({error.type}, words, words[:500])
+    return dataclasses.replace(ended, blame=BLAMED[error.type]) if nobodys else ended
 
 
 def fill(traces: Sequence[Any], rollout: Rollout) -> None:

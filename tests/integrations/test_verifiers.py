@@ -101,6 +101,6 @@ async def test_a_trial_whose_faults_do_not_end_is_an_episode_that_is_not_ok(veri
 
 
 async def test_an_error_of_the_harness_is_not_one_of_the_infrastructure(verifiers: Verifiers):
-    [made] = await verifiers.play({"name": "bug", "fail": ["bug", 2, 1]})
-    assert (made["ok"], verifiers.launched["bug"]) == (False, 1)
+    [made] = await verifiers.play({"name": "bug", "fail": ["bug", 2, 9]})
+    assert (made["ok"], verifiers.launched["bug"]) == (False, 2), "one more attempt (trial.max_agent_restarts)"
     assert (await verifiers.stage.run.client.trial("vf-bug"))["outcome"] == "agent_failed"

@@ -119,7 +119,7 @@ async def test_a_trial_whose_faults_do_not_end_is_an_exception_and_no_reward(ver
 
 
 async def test_an_agent_with_an_error_of_its_own_is_an_exception_as_well(verl: Verl):
-    said = await verl.trials("bug", n=1, fail=["bug", 2, 1])
+    said = await verl.trials("bug", n=1, fail=["bug", 2, 9])
     assert (said["error"], "agent_failed" in said["words"]) == ("TrialLost", True)
 
 
@@ -135,6 +135,12 @@ async def test_what_is_longer_than_verl_allows_is_cut_and_said(verl: Verl, clean
     assert (made["response_ids"], made["logprobs"]) == (whole["response_ids"][:50], whole["logprobs"][:50])
     cut = (len(whole["prompt_ids"]) - 100, len(whole["response_ids"]) - 50)
     assert (made["from"]["prompt_tokens_cut"], made["from"]["response_tokens_cut"]) == cut
+
+
+async def test_v0_takes_the_last_path_of_a_trial_and_says_how_many_there_are(verl: Verl, clean: Any):
+    [made] = samples(await verl.trials("compact", n=1, compact=3))
+    assert (made["from"]["paths"], made["from"]["path"], made["turns"]) == (2, 1, 2)
+    assert made["scores"][-1] > 0
 
 
 async def test_a_trial_that_ended_is_sampled_anew_when_its_step_is_repeated(verl: Verl, clean: Any):
@@ -169,9 +175,13 @@ async def test_v1_trains_what_met_faults_as_what_did_not_and_refills_the_group_o
     config = [f"{ROLLOUT}{name}={value}" for name, value in {**LIMITS, "n": 2}.items()]
     driver = await Driver.start("verl", DRIVERS / "run_verl_v1.py", **where(verl.stage))
     try:
-        rows = [row("clean", fail=None), row("faulty", fail=["infra", 3, 1]), row("lost", fail=["bug", 2, 1])]
+        rows = [
+            row("clean", fail=None, compact=3),
+            row("faulty", fail=["infra", 3, 1], compact=3),
+            row("lost", fail=["bug", 2, 9], compact=0),
+        ]
         said = await driver.ask(
-            {"rows": rows, "spare": [row("spare", fail=None)], "batch_size": 3, "config": config, "loop": {"prefix": "v1"}}
+            {"rows": rows, "spare": [row("spare", fail=None, compact=0)], "batch_size": 3, "config": config, "loop": {"prefix": "v1"}}
         )
         assert driver.process.stdin is not None
         driver.process.stdin.close()
@@ -181,7 +191,7 @@ async def test_v1_trains_what_met_faults_as_what_did_not_and_refills_the_group_o
     assert fault.id in await verl.stage.fired()
     assert said["refilled"] == 1
     assert {key.split("_")[0] for key in said["samples"]} == {"clean", "faulty", "spare"}
-    for sibling in range(2):
-        faulty, clean = (said["samples"][f"{uid}_{sibling}_0"] for uid in ("faulty", "clean"))
+    for sample in ("0_0", "0_1", "1_0", "1_1"):  # of each sibling both paths: its agent went on from a summary
+        faulty, clean = (said["samples"][f"{uid}_{sample}"] for uid in ("faulty", "clean"))
         assert faulty == clean
         assert (faulty["tag"]["min_global_steps"], faulty["tag"]["status"]) == (7, "success")
