@@ -37,7 +37,7 @@ async def run(config: Config, path: Path, console: Console) -> int:
     if has_run(path):
         return await _finish(reopen(path, config), console)
     tasks = read_tasks(config.trial.tasks)
-    agent_of(config.trial)
+    agent_of(config.trial, path)
     runtime.check(config)
     return await _finish(create(path, config, tasks), console)
 
@@ -86,7 +86,7 @@ async def _play(directory: Directory, tasks: list[JSON], output: Output, console
 
 async def _play_out(directory: Directory, tasks: list[JSON], output: Output) -> None:
     config, resumed = directory.effective, directory.resumed
-    agent = agent_of(config.trial)
+    agent = agent_of(config.trial, directory.path)
     try:
         if resumed:
             output.event({"time": wall(), "event": "run.resumed", "source": "run", "trials": len(tasks)})
