@@ -7,6 +7,7 @@ and combinations that cannot work are refused here, with the key to change, befo
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -259,6 +260,9 @@ class GatewayConfig(Settings):
     """What agents are told (`base_url`), when it is not http(s)://host:port."""
     tls_cert: str = ""
     tls_key: str = ""
+    open_sessions: Literal["none", "v1", "v2"] = "none"
+    """Whether anybody on this machine may open a session without a key, as miles' driver does, and use what it opened: miles'
+    session server stands at this port then. `v1` gives its driver one sample a session, `v2` one for each path."""
     max_body_bytes: int = Field(default=32 * 2**20, ge=1024)
     kept_body_bytes: int = Field(default=256 * 2**20, ge=0)
     """Of large bodies that owners have read: of the next one of that session only what is new is sent on. 0 keeps none."""
@@ -291,6 +295,17 @@ class GatewayConfig(Settings):
     def _tls_is_whole(self) -> GatewayConfig:
         if bool(self.tls_cert) != bool(self.tls_key):
             raise ValueError("gateway.tls_cert and gateway.tls_key go together: set both or none")
+        return self
+
+    @model_validator(mode="after")
+    def _open_to_this_machine_only(self) -> GatewayConfig:
+        if self.open_sessions == "none":
+            return self
+        advertised = urlsplit(self.advertise_url).hostname if self.advertise_url else self.host
+        for key, host in (("host", self.host), ("advertise_url", advertised)):
+            if not _is_loopback(host or ""):
+                message = "gateway.open_sessions asks for no key and is for this machine alone"
+                raise ValueError(f"{message}: gateway.{key} must be a loopback address")
         return self
 
 
@@ -446,6 +461,13 @@ class Config(Settings):
         if self.model.tool_parser == "gpt-oss" != self.model.reasoning_parser:
             raise ValueError("model.tool_parser gpt-oss needs model.reasoning_parser gpt-oss: it drops the reasoning otherwise")
         return self
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _is_url(text: str) -> bool:

@@ -86,7 +86,7 @@ class Supervisor:
     host: SessionHost
     url: str
     attempts: dict[str, int] = field(default_factory=dict[str, int])
-    ended: dict[str, JSON] = field(default_factory=dict[str, Any])
+    released: list[str] = field(default_factory=list[str])
 
     async def locate(self, sid: str, failed: tuple[str, int] | None) -> JSON:
         if sid not in self.host.sessions():
@@ -132,6 +132,7 @@ class Supervisor:
         return summary(await self.host.end(known["session_id"], Ended(outcome, reward, cause, int(wall()))))
 
     async def release_trial(self, trial_id: str) -> JSON:
+        self.released.append(trial_id)
         return {**await self.trial(trial_id), "state": "released"}
 
     async def trial(self, trial_id: str) -> JSON:

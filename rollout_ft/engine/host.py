@@ -180,10 +180,11 @@ class SessionHost:
         return self._restored(entries, [])
 
     async def assembly(self, session: Session, what: str) -> Assembly:
-        """What makes a session's trajectory, or its records: all that takes long, for the caller to do aside."""
-        if what != "trajectory":
+        """What makes a session's trajectory (`linear`: of one path), or its records: all that takes long, for the caller to
+        do aside."""
+        if what not in ("trajectory", "linear"):
             return records_of(session)
-        assemble = trajectory_of(session)
+        assemble = trajectory_of(session, linear=what == "linear")
         if self._routing is None:
             return assemble
         wanted = routed_of(session)  # in the same moment: what is committed from now on is in neither

@@ -25,7 +25,9 @@ from rollout_ft.gateway.asgi import Disconnected, Exchange, Headers
 from rollout_ft.gateway.dialects import COUNT, DIALECTS, Asked, Dialect, Evidence, Rules
 from rollout_ft.gateway.dialects.sampling import session_sampling
 from rollout_ft.gateway.reading import NotRead, Reading
+from rollout_ft.samples.collect import Unassembled, Wanted, samples_body
 from rollout_ft.samples.routed import array_json
+from rollout_ft.samples.trajectory import max_trim
 from rollout_ft.session.freshness import advice, code_of
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.session import Session
@@ -79,6 +81,8 @@ class OwnerHTTP:
             elif route == "session":
                 assemble = await self._host.assembly(self._host.session(sid), what)
                 await x.reply(200, await asyncio.to_thread(lambda: dump(assemble())))
+            elif route == "samples":
+                await self._samples(x, sid)
         except SessionMoved as e:
             await x.reply(503, b"", [(OWNER, b"lost" if e.in_flight else b"moved")])
         except MatcherFailed:
@@ -147,11 +151,25 @@ class OwnerHTTP:
             return await x.reply(e.status, COUNT.error(str(e), e.code, e.status, e.param))
         await x.reply(200, orjson.dumps({"input_tokens": tokens}))
 
+    async def _samples(self, x: Exchange, sid: str) -> None:
+        """The session as training samples; the gateway has checked what is asked for."""
+        wanted = Wanted(**orjson.loads(await x.body(self._config.gateway.max_body_bytes)))
+        session, text = self._host.session(sid), partial(self._renderer.text, keep_special=True)
+        tainted, trim = bool(session.fault or session.unanswered()), max_trim(session)
+        assemble = await self._host.assembly(session, "linear" if self._config.gateway.open_sessions == "v1" else "trajectory")
+        make = partial(samples_body, wanted=wanted, text=text, tainted=tainted, max_trim_tokens=trim)
+        try:
+            made = await asyncio.to_thread(lambda: make(assemble()))
+        except Unassembled as e:
+            return await x.reply(422, str(e).encode(), content=b"text/plain")
+        await x.reply(200, made, content=b"application/octet-stream")
+
     def _parse(self, sid: str, dialect: Dialect, body: Raw, evidence: Evidence, behind: str = "") -> Asked:
         session, config = self._host.session(sid), self._config
         spoken = self._spoken_by(session)
         rules = Rules(
             session_id=sid, sampling=spoken.sampling, force=config.sampling.policy == "force", model=config.model.name,
+            form_ignored=config.gateway.open_sessions != "none",
             max_messages=config.session.max_messages, max_output_tokens=config.session.max_output_tokens,
             vocab_size=self._renderer.vocab_size, digests=session.digests, max_tools=config.session.max_tools,
             load=partial(spoken.reading.load_rest, behind) if behind else spoken.reading.load,

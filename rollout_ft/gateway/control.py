@@ -63,6 +63,9 @@ class OpenBody(_Body):
     recovery: Literal["resume", "restart", "abandon"] = "resume"
 
 
+_SPEC = OpenBody.model_fields.keys() - {"trial_id", "resume", "recovery"}
+
+
 class RestartBody(_Body):
     from_attempt: int = Field(ge=1, lt=2**31)
     checkpoint: bool = True
@@ -147,25 +150,30 @@ class ControlRoutes:
         return await self._supervisor.read_session(sid, what)
 
     async def _open(self, x: Exchange) -> JSON:
-        body = await self._parse(x, OpenBody)
-        key = x.headers().get(b"idempotency-key", b"").decode("latin-1")
-        idempotency = check_id(key, "idempotency-key", self._limits.max_id_chars)
-        trial_id = _new_trial_id(idempotency) if body.trial_id is None else body.trial_id
+        body, key = await self.parse(x, OpenBody), self.idempotency_key(x)
+        return await self.open_trial(body, _new_trial_id(key) if body.trial_id is None else body.trial_id, key)
+
+    async def open_trial(self, body: OpenBody, trial_id: str, idempotency: str) -> JSON:
+        """A session of this trial, and the key to it."""
         if not TRIAL_ID.fullmatch(trial_id):
             raise BadRequest(f"trial_id must match {TRIAL_ID.pattern}", param="trial_id")
         check_sampling(body.sampling, MAX_OUTPUT_TOKENS)
-        given: Any = body.model_dump(exclude={"trial_id", "resume", "recovery"})
+        given: Any = body.model_dump(include=_SPEC)
         # Without a key of its own it gets one, by which a call to the supervisor that is repeated is known as the same.
         known_by = idempotency or uuid.uuid4().hex
         spec = SessionSpec(trial_id, recovery=Recovery(body.recovery), idempotency_key=known_by, **given)
         return self._session(await self._supervisor.open_session(spec, body.resume))
 
+    def idempotency_key(self, x: Exchange) -> str:
+        key = x.headers().get(b"idempotency-key", b"").decode("latin-1")
+        return check_id(key, "idempotency-key", self._limits.max_id_chars)
+
     async def _restart(self, x: Exchange, trial_id: str) -> JSON:
-        body = await self._parse(x, RestartBody)
+        body = await self.parse(x, RestartBody)
         return self._session(await self._supervisor.restart_trial(trial_id, body.from_attempt, body.checkpoint))
 
     async def _outcome(self, x: Exchange, trial_id: str) -> JSON:
-        body = await self._parse(x, OutcomeBody)
+        body = await self.parse(x, OutcomeBody)
         return await self._supervisor.end_trial(trial_id, body.attempt, Outcome(body.outcome), body.reward, body.cause)
 
     async def _model_info(self) -> JSON:
@@ -177,7 +185,7 @@ class ControlRoutes:
         return trainer.reply_of(route, await self._supervisor.command(trainer.command_of(route, data)))
 
     async def _engines(self, x: Exchange) -> JSON:
-        body = await self._parse(x, EnginesBody)
+        body = await self.parse(x, EnginesBody)
         if (body.count is None) == (body.urls is None):
             raise BadRequest("give count, for engines that we start, or urls, for engines of somebody else", param="count")
         if body.urls is not None:
@@ -185,13 +193,14 @@ class ControlRoutes:
         return await self._supervisor.resize_fleet(body.count or 0)
 
     async def _drain(self, x: Exchange) -> JSON:
-        return await self._supervisor.drain_engine((await self._parse(x, DrainBody)).engine_id)
+        return await self._supervisor.drain_engine((await self.parse(x, DrainBody)).engine_id)
 
     def _session(self, opened: JSON) -> JSON:
         sid = opened["session_id"]
         return {**opened, "base_url": f"{self._base}/sessions/{sid}/v1", "api_key": self._keys.session(sid)}
 
-    async def _parse(self, x: Exchange, model: type[B]) -> B:
+    async def parse(self, x: Exchange, model: type[B]) -> B:
+        """The body; one that is not there is an empty object. Raises BadRequest naming the field."""
         data = load_json(await x.body(self._limits.max_body_bytes) or b"{}", self._limits.max_json_depth)
         try:
             return model.model_validate(data)

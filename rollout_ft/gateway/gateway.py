@@ -30,6 +30,7 @@ from rollout_ft.gateway.dialects.openai_reply import models_body
 from rollout_ft.gateway.keys import Keys, session_of
 from rollout_ft.gateway.openapi import document
 from rollout_ft.gateway.owners import Owner, OwnerLost, Owners
+from rollout_ft.gateway.session_server import NoSession, SessionServer
 from rollout_ft.types import Raw, split_session_id
 
 _log = logging.getLogger("rollout_ft")
@@ -58,6 +59,7 @@ class Gateway:
         self._bodies = Bodies(config.kept_body_bytes)
         self._model = model or ModelConfig()
         self._control = ControlRoutes(supervisor, keys, base, config)
+        self._open = SessionServer(config, keys, supervisor, self._control, owners)
         self._document = orjson.dumps(document(base))
         self.in_flight = 0
         self._by_session: Counter[str] = Counter()
@@ -70,6 +72,8 @@ class Gateway:
             await x.reply(e.status, error_body(str(e), e.code, e.status, e.param), _RETRY.get(e.status, ()))
         except SessionClosed as e:
             await x.reply(404, error_body(str(e), "session_closed", 404), _FINAL)
+        except NoSession as e:
+            await x.reply(404, e.body(), _FINAL)
         except Disconnected:
             return
         except Exception:
@@ -82,7 +86,7 @@ class Gateway:
         parts = x.path.strip("/").split("/")
         match (x.method, parts):
             case ("GET", ["health"]):
-                await x.reply(200, b'{"status":"ok"}')
+                await x.reply(200, orjson.dumps({"status": "ok", "session_server_instance_id": self._keys.instance}))
             case ("GET", ["openapi.json"]):
                 await x.reply(200, self._document)
             case ("POST", ["sessions", sid, "v1", "chat", "completions"] | ["sessions", sid, "v1", "messages"]):
@@ -103,8 +107,14 @@ class Gateway:
                 await x.reply(200, models_body(self._model.name, self._model.context_tokens))
             case ("GET", ["sessions", sid] | ["sessions", sid, "trajectory"]):
                 await self._read(x, self._session(x, sid), parts)
+            case ("POST", ["sessions", sid, "samples"]):
+                await self._open.samples(x, self._session(x, sid))
+            case ("DELETE", ["sessions", sid]) if self._open.opens(sid):
+                await self._open.delete(x, sid)
             case ("DELETE", ["sessions", sid]):
                 await self._control.delete(x, self._session(x, sid))
+            case ("POST", ["sessions"]) if self._open.on and not _bearer(x.headers()):
+                await self._open.open(x)
             case _:
                 await self._control.route(x, parts, _bearer(x.headers()))
 
@@ -113,6 +123,10 @@ class Gateway:
     def _session(self, x: Exchange, sid: str) -> str:
         """The session's id, once the request's key is its own. A wrong key is 401 whether the session exists or not."""
         key = _bearer(x.headers())
+        if self._open.opens(sid):
+            return sid
+        if self._open.on and not key:
+            raise NoSession(sid)
         if not self._keys.opens_session(key, sid) or split_session_id(sid) is None:
             raise BadRequest("the API key does not open this session; use the `api_key` that came with it", 401, "invalid_api_key")
         return sid
@@ -218,7 +232,9 @@ class Gateway:
         try:
             owner = await self._owners.of(sid)
             status, _, body = await self._owners.call(owner, "GET", f"/session/{sid}{what}", b"", {})
-        except (SessionClosed, OwnerLost):
+        except (SessionClosed, OwnerLost) as e:
+            if self._open.opens(sid):
+                await self._open.owner(sid, e.owner if isinstance(e, OwnerLost) else None)
             return await x.reply(200, await self._control.read(sid, what.strip("/")))
         await x.reply(status, body)
 

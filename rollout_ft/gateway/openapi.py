@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from rollout_ft.gateway.control import DrainBody, EnginesBody, OpenBody, OutcomeBody, RestartBody
 from rollout_ft.gateway.dialects.sampling import CHAT, MESSAGES, TOKENS, parameter_schemas
+from rollout_ft.gateway.session_server import SamplesBody
 from rollout_ft.gateway.trainer import BODIES
 from rollout_ft.types import JSON, TRIAL_ID
 
@@ -30,7 +31,9 @@ _STATUSES = {
     "503": "Nothing can serve just now; the same request again is answered.",
 }
 _TRAINER = ("SGLang's route of this name, for every engine.", "What a trainer asks of every engine.")
-_OPTIONAL = {m.__name__ for m in (OpenBody, *BODIES.values()) if not any(field.is_required() for field in m.model_fields.values())}
+_OPTIONAL = {
+    m.__name__ for m in (OpenBody, SamplesBody, *BODIES.values()) if not any(field.is_required() for field in m.model_fields.values())
+}
 """Bodies that need not be sent: nothing in them is required."""
 _TEXT: JSON = {"type": "string"}
 _FLAG: JSON = {"type": ["boolean", "null"]}
@@ -79,6 +82,7 @@ def _paths() -> JSON:
             "delete": _agents("Closes the session.", None, parameters=[_SESSION]),
         },
         "/sessions/{session_id}/trajectory": {"get": _agents("Token-exact paths.", "Trajectory", parameters=[_SESSION])},
+        "/sessions/{session_id}/samples": {"post": _collected()},
         "/sessions/{session_id}/generate": {"post": _agents("A turn in tokens.", "Generated", "GenerateBody", [_SESSION, _IDEMPOTENCY])},
     }
     for route, model in BODIES.items():
@@ -92,6 +96,15 @@ def _paths() -> JSON:
         }
         paths[f"{base}/models"] = {"get": _agents("The one model that there is.", "Models", parameters=[named])}
     return paths
+
+
+def _collected() -> JSON:
+    """A file, not JSON; what cannot be assembled is told as text."""
+    what = "The session as training samples, as miles' driver collects them."
+    file: JSON = {"description": what, "content": {"application/octet-stream": {}}}
+    told: JSON = {"description": "What was recorded makes no sample.", "content": {"text/plain": {"schema": _TEXT}}}
+    keys: list[JSON] = [{"session": []}, {"session_header": []}]
+    return _operation(what, _OBJECT, "SamplesBody", [_SESSION], keys, own={"200": file, "422": told})
 
 
 def _control(summary: str, reply: str | JSON, body: str = "", parameters: list[JSON] | None = None) -> JSON:
@@ -149,6 +162,7 @@ def _schemas() -> JSON:
     return {
         "OpenBody": _model(OpenBody), "RestartBody": _model(RestartBody), "OutcomeBody": _model(OutcomeBody),
         "EnginesBody": _model(EnginesBody), "DrainBody": _model(DrainBody),
+        "SamplesBody": _model(SamplesBody),
         "Opened": _has(session_id=_TEXT, trial_id=_TEXT, attempt=integer, base_url=_TEXT, api_key=_TEXT, turns=integer),
         **{model.__name__: _model(model) for model in BODIES.values()},
         "Ordered": _has(ok={"const": True}, engines=_OBJECT, weights=_OBJECT),
@@ -202,7 +216,8 @@ def _chat_body() -> JSON:
         messages={"type": "array", "minItems": 1, "items": message}, tools={"type": ["array", "null"], "items": tool},
         tool_choice={}, parallel_tool_calls=_FLAG, stream=_FLAG, stream_options={"type": ["object", "null"]}, logprobs=_FLAG,
         response_format={"type": ["object", "null"]}, chat_template_kwargs={"type": ["object", "null"]}, reasoning_effort={},
-        session_id={}, return_token_ids=_FLAG, model={}, user={}, metadata={}, store={}, service_tier={}, safety_identifier={},
+        session_id={}, return_token_ids=_FLAG, return_meta_info=_FLAG,
+        model={}, user={}, metadata={}, store={}, service_tier={}, safety_identifier={},
         prompt_cache_key={}, prompt_cache_retention={}, n={"enum": [1, None]}, top_logprobs={"enum": [0, None]}, logit_bias={},
         modalities={}, separate_reasoning=_FLAG, stream_reasoning=_FLAG, skip_special_tokens=_FLAG, no_stop_trim=_FLAG,
         continue_final_message=_FLAG,

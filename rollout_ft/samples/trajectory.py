@@ -8,15 +8,17 @@ leaves out.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 import orjson
 
+from rollout_ft.gateway.dialects.turns import finish_reason, logprob_triples, meta_info, usage
 from rollout_ft.samples.routed import Rows, routed_fields
 from rollout_ft.samples.selection import Selection, evidence, last_answered, select
 from rollout_ft.session.session import Session
-from rollout_ft.session.tree import Node, path, pieces
+from rollout_ft.session.tree import Node, path, path_ids, pieces
 from rollout_ft.types import JSON, RoutedExperts
 
 Assembly = Callable[[], JSON]
@@ -44,11 +46,15 @@ def routed_of(session: Session) -> dict[str, RoutedExperts]:
     return {key: routed for key, routed in found.items() if routed is not None}
 
 
-def trajectory_of(session: Session) -> TrajectoryAssembly:
+def trajectory_of(session: Session, *, linear: bool = False) -> TrajectoryAssembly:
     """`{session_id, trial_id, attempt, paths}`; each path has, over its tokens, `token_ids` (int32), `loss_mask`
     (int8) and `logprobs` (float32, 0 where not sampled), its `evidence` and whether it was `resampled`, per turn
-    its key, span, version spans and sampling, and where routed experts are wanted those (`samples.routed`)."""
+    its key, span, version spans and sampling, and where routed experts are wanted those (`samples.routed`). `linear`: of the
+    one path to the turn asked for last."""
     selected, spec, attempt, about = select(session), session.spec, session.attempt, metadata(session)
+    if linear:
+        last = last_answered(session)
+        selected = replace(selected, ends=[last] if last is not None else [])
 
     def assemble(rows: Rows | None = None) -> JSON:
         trained: dict[str, int] = {}
@@ -137,10 +143,22 @@ def _trained(selected: Selection) -> int:
     return sum(longest.values())
 
 
+def max_trim(session: Session) -> int:
+    """How many of the last sampled tokens of a turn the prompt behind it leaves out at most."""
+    return max((node.turn.trim for node in session.tree.nodes.values()), default=0)
+
+
 def records_of(session: Session) -> Assembly:
-    """`{session_id, records, metadata}`: every turn on the way to the newest answered one, as request and response."""
-    found, about = list(path(last_answered(session))), metadata(session)
-    return lambda: {"session_id": session.id, "records": _records(found[::-1]), "metadata": about}
+    """`{session_id, records, metadata}`: every turn on the way to the newest answered one, as request and response, with all
+    that was generated for it and, in `accumulated_token_ids`, all tokens of the path."""
+    last = last_answered(session)
+    found, about = list(path(last))[::-1], {**metadata(session), "max_trim_tokens": max_trim(session)}
+
+    def assemble() -> JSON:
+        tokens = {"accumulated_token_ids": np.frombuffer(path_ids(last), "<i4")}
+        return {"session_id": session.id, "records": _records(found), "metadata": {**about, **tokens}}
+
+    return assemble
 
 
 def _records(found: list[Node]) -> list[JSON]:
@@ -151,10 +169,27 @@ def _records(found: list[Node]) -> list[JSON]:
         reply = orjson.loads(node.turn.reply)
         made.append(
             {
-                "turn": node.turn.key, "path": "/v1/chat/completions", "status_code": 200, "timestamp": node.turn.created,
-                "request": {"messages": messages, "sampling": orjson.loads(node.turn.sampling)},
-                "response": {"message": reply, "finish_reason": node.turn.finish_reason},
+                "turn": node.turn.key, "method": "POST", "path": "/v1/chat/completions", "status_code": 200, "timestamp": node.turn.created,
+                "request": {"messages": messages, "sampling": orjson.loads(node.turn.sampling), **_given(node)},
+                "response": {"message": reply, "finish_reason": node.turn.finish_reason, **_completion(node, reply)},
             }
         )  # fmt: skip
         messages = [*messages, reply]
     return made
+
+
+def _given(node: Node) -> JSON:
+    """What the engine was given: miles' driver reads the prompt's ids of each turn."""
+    ids = np.frombuffer(path_ids(node), "<i4")
+    tools = {"tools": orjson.loads(node.turn.tools)} if node.turn.tools else {}
+    return {"input_ids": ids[: len(ids) - len(node.turn.output_ids) // 4], **tools}
+
+
+def _completion(node: Node, message: JSON) -> JSON:
+    """The reply as a chat completion, with what SGLang says of a generation: miles' driver reads its samples off that."""
+    prompt, completion = usage(node)
+    meta = meta_info(node, {"type": node.turn.finish_reason}) | {"output_token_logprobs": logprob_triples(node)}
+    about = {"id": f"chatcmpl-{node.turn.key}", "object": "chat.completion", "created": node.turn.created}
+    choice = {"index": 0, "message": message, "finish_reason": finish_reason(node, message), "meta_info": meta}
+    counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    return {**about, "choices": [choice], "usage": counts}

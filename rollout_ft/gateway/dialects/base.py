@@ -37,6 +37,9 @@ class Rules:
     force: bool = True
     """The session's sampling parameters win over the request's; False: the other way round."""
     model: str = "default"
+    form_ignored: bool = False
+    """What shapes only the text of a reply is ignored, not refused: miles' driver sends it with every request, and its own
+    session server overrules it."""
     max_messages: int = 20_000
     max_tools: int = 512
     max_output_tokens: int = 8192

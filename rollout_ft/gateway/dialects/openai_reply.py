@@ -25,6 +25,8 @@ class ChatRequest:
     include_usage: bool = False
     logprobs: bool = False
     return_token_ids: bool = False
+    return_meta_info: bool = False
+    """With the logprobs of all sampled tokens, as miles' session server has them."""
     model: str = "default"
 
     def reply(self, node: Node, renderer: Renderer) -> bytes:
@@ -37,11 +39,13 @@ def reply_body(node: Node, request: ChatRequest, renderer: Renderer) -> bytes:
     choice: JSON = {
         "index": 0,
         "message": message,
-        "finish_reason": _finish(message, node.turn.finish_reason),
+        "finish_reason": turns.finish_reason(node, message),
         "logprobs": _logprobs(node, renderer) if request.logprobs else None,
     }
     if request.return_token_ids:
         choice |= {"prompt_token_ids": turns.prompt_ids(node), "response_token_ids": ids_of(node.turn.output_ids)}
+    if request.return_meta_info:
+        choice["meta_info"] = _meta_info(node, renderer)
     return orjson.dumps({**_envelope(node, request, "chat.completion"), "choices": [choice], "usage": _usage(node)})
 
 
@@ -53,8 +57,10 @@ def reply_events(node: Node, request: ChatRequest, renderer: Renderer) -> bytes:
     deltas += [{key: message[key]} for key in ("reasoning_content", "content") if message.get(key)]
     deltas += [{"tool_calls": [{"index": i, **call}]} for i, call in enumerate(message.get("tool_calls") or ())]
     choices: list[JSON] = [{"index": 0, "delta": d, "finish_reason": None, "logprobs": None} for d in deltas]
-    choices.append({"index": 0, "delta": {}, "finish_reason": _finish(message, node.turn.finish_reason), "logprobs": None})
+    choices.append({"index": 0, "delta": {}, "finish_reason": turns.finish_reason(node, message), "logprobs": None})
     choices[1]["logprobs"] = _logprobs(node, renderer) if request.logprobs else None
+    if request.return_meta_info:
+        choices[-1]["meta_info"] = _meta_info(node, renderer)
     events: list[JSON] = [{**head, "choices": [c]} for c in choices]
     if request.include_usage:
         events = [{**event, "usage": None} for event in events]
@@ -66,13 +72,13 @@ def _envelope(node: Node, request: ChatRequest, kind: str) -> JSON:
     return {"id": f"chatcmpl-{node.turn.key}", "object": kind, "created": node.turn.created, "model": request.model}
 
 
-def _finish(message: JSON, finish_reason: str) -> str:
-    return "tool_calls" if message.get("tool_calls") and finish_reason == "stop" else finish_reason
-
-
 def _usage(node: Node) -> JSON:
     prompt, completion = turns.usage(node)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def _meta_info(node: Node, renderer: Renderer) -> JSON:
+    return {**turns.meta_info(node, turns.finish(node, renderer)), "output_token_logprobs": turns.logprob_triples(node)}
 
 
 def _logprobs(node: Node, renderer: Renderer) -> JSON:

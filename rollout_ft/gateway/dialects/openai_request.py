@@ -23,9 +23,13 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "n": (1,), "top_logprobs": (0,), "logit_bias": ({},), "modalities": (["text"],), "separate_reasoning": (True,),
     "stream_reasoning": (True,), "skip_special_tokens": (True,), "no_stop_trim": (False,), "continue_final_message": (False,),
 }  # fmt: skip
+_FORM = ("skip_special_tokens", "no_stop_trim")
+"""These shape only the text of a reply, never its tokens."""
+_ONLY_FORMLESS = {key: values for key, values in _ONLY.items() if key not in _FORM}
 _KNOWN = _IGNORED | _ONLY.keys() | CHAT.keys() | {
     "messages", "tools", "tool_choice", "parallel_tool_calls", "stream", "stream_options", "logprobs", "response_format",
     "chat_template_kwargs", "reasoning_effort", "session_id", "return_token_ids",
+    "return_meta_info",
 }  # fmt: skip
 _OWN_KWARGS = ("add_generation_prompt", "continue_final_message", "messages", "tools", "tokenize")
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
@@ -35,7 +39,7 @@ def parse_chat(body: Raw, evidence: Evidence, rules: Rules) -> ChatRequest:
     """Raises BadRequest naming the field and the remedy."""
     data = rules.load(body)
     refuse_unknown(data, _KNOWN)
-    refuse_unless(data, _ONLY)
+    refuse_unless(data, _ONLY_FORMLESS if rules.form_ignored else _ONLY)
     own_session(data, rules.session_id)
     conversation = Conversation(
         messages=_messages(data),
@@ -58,6 +62,7 @@ def parse_chat(body: Raw, evidence: Evidence, rules: Rules) -> ChatRequest:
         include_usage=typed(options, "include_usage", (bool,), False),
         logprobs=typed(data, "logprobs", (bool,), False),
         return_token_ids=return_ids,
+        return_meta_info=typed(data, "return_meta_info", (bool,), False),
         model=typed(data, "model", (str,), rules.model) or rules.model,
     )
 

@@ -19,7 +19,7 @@ from rollout_ft.gateway.dialects.sampling import TOKENS, read, settle
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.request import TurnRequest
 from rollout_ft.session.tree import Node, ids_bytes, ids_of
-from rollout_ft.types import JSON, Raw
+from rollout_ft.types import Raw
 
 _ONLY: dict[str, tuple[Any, ...]] = {
     "text": (), "image_data": (), "video_data": (), "audio_data": (), "logprob_start_len": (-1,), "top_logprobs_num": (0,),
@@ -95,27 +95,15 @@ def _ids(value: Any, vocab_size: int) -> bytes:
 
 def reply_body(node: Node, request: TokensRequest, renderer: Renderer) -> bytes:
     """A committed turn as `/generate` answers it."""
-    turn, (prompt, completion) = node.turn, turns.usage(node)
-    meta: JSON = {
-        "id": request.rid or turn.key,
-        "finish_reason": _finish(node, renderer),
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "weight_version": turn.version_spans[-1].version if turn.version_spans else "",
-        "weight_versions": [{"version": s.version, "start": s.start, "end": s.end} for s in turn.version_spans],
-    }
+    meta = turns.meta_info(node, turns.finish(node, renderer))
+    if request.rid:
+        meta["id"] = request.rid
     if request.return_logprob:
-        meta["output_token_logprobs"] = [[logprob, token, None] for token, logprob in turns.token_logprobs(node)]
-        meta["output_token_logprobs_length"] = completion
-    return orjson.dumps({"text": _text(node, request, renderer), "output_ids": ids_of(turn.output_ids), "meta_info": meta})
+        meta["output_token_logprobs"] = turns.logprob_triples(node)
+        meta["output_token_logprobs_length"] = meta["completion_tokens"]
+    return orjson.dumps({"text": _text(node, request, renderer), "output_ids": ids_of(node.turn.output_ids), "meta_info": meta})
 
 
 def _text(node: Node, request: TokensRequest, renderer: Renderer) -> str:
     text, stopped = turns.text(node, renderer), turns.matched(node, renderer)
     return text[: text.index(stopped)] if isinstance(stopped, str) and not request.no_stop_trim else text
-
-
-def _finish(node: Node, renderer: Renderer) -> JSON:
-    if node.turn.finish_reason == "length":
-        return {"type": "length", "length": len(node.turn.output_ids) // 4}
-    return {"type": node.turn.finish_reason, "matched": turns.matched(node, renderer)}

@@ -20,6 +20,11 @@ def message(node: Node) -> JSON:
     return orjson.loads(node.turn.reply)
 
 
+def finish_reason(node: Node, message: JSON) -> str:
+    """Why a turn ended, as OpenAI says it; `message` is the assistant's."""
+    return "tool_calls" if message.get("tool_calls") and node.turn.finish_reason == "stop" else node.turn.finish_reason
+
+
 def usage(node: Node) -> tuple[int, int]:
     """How many tokens the prompt and the output have."""
     completion = len(node.turn.output_ids) // 4
@@ -60,6 +65,31 @@ def matched(node: Node, renderer: Renderer) -> str | int | None:
         return min(found)[1]
     ids = ids_of(node.turn.output_ids)
     return ids[-1] if ids and ids[-1] in _stop_ids(node, renderer) else None
+
+
+def meta_info(node: Node, finish: JSON) -> JSON:
+    """What SGLang says about a generation, in its words; `finish` is how it ended, in its words too."""
+    turn, (prompt, completion) = node.turn, usage(node)
+    return {
+        "id": turn.key,
+        "finish_reason": finish,
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "weight_version": turn.version_spans[-1].version if turn.version_spans else "",
+        "weight_versions": [{"version": s.version, "start": s.start, "end": s.end} for s in turn.version_spans],
+    }
+
+
+def logprob_triples(node: Node) -> list[tuple[float, int, None]]:
+    """Logprob, id and no text of each sampled token, as SGLang has them in `output_token_logprobs`."""
+    return [(logprob, token, None) for token, logprob in token_logprobs(node)]
+
+
+def finish(node: Node, renderer: Renderer) -> JSON:
+    """How a turn ended, as SGLang says it."""
+    if node.turn.finish_reason == "length":
+        return {"type": "length", "length": len(node.turn.output_ids) // 4}
+    return {"type": node.turn.finish_reason, "matched": matched(node, renderer)}
 
 
 def _sampling(node: Node) -> JSON:
