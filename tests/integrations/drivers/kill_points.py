@@ -1,7 +1,7 @@
 """Named points of an attempt at which its process kills itself, each once, when the test has put a file there.
 
-Owns the files: `$FAULT_DIR/{trial_id}-{point}-{turn}` kills there, or raises the error that it names; `$FAULT_DIR/{trial_id}.tools` has a line for each tool that
-began, with the attempt that ran it. Runs in any environment, so it knows nothing but the standard library.
+Owns the files: `$FAULT_DIR/{trial_id}-{point}-{turn}` kills there, or raises the error that it names; `$FAULT_DIR/{trial_id}.tools`
+has a line for each tool that began, with the attempt that ran it. Knows nothing but the standard library.
 """
 
 from __future__ import annotations
