@@ -1,0 +1,162 @@
+"""Harbor's own queue and retry around our agent: what it retries goes on where it was, and so does a trial whose process died."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from attempts import DATA, DRIVERS, tools
+from foreign import Driver
+from ray_run import Stage, staged
+
+from rollout_ft.gateway.keys import Keys
+from rollout_ft.testing.faults import Fault, Kind
+
+pytestmark = [pytest.mark.ray, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
+
+TURNS = 4
+SEED = 3
+INFRA = "ServiceUnavailableError"
+TEST = """#!/bin/sh
+set -e
+python3 -c "print(int(open('/app/notes').read().split()[-1], 16) / 16**12)" > /logs/verifier/reward.txt
+"""
+
+
+@dataclass
+class Played:
+    said: dict[str, Any]
+    trial: dict[str, Any]
+    data: list[Any]
+    tools: dict[tuple[int, int], int]
+
+
+class Harbor:
+    """A task of Harbor's, and the processes that run trials of it."""
+
+    def __init__(self, stage: Stage, path: Path):
+        self.stage, self._path = stage, path
+        self.keys = Keys(stage.run.setup.secret)
+        (path / "task" / "tests").mkdir(parents=True)
+        (path / "task" / "environment").mkdir()
+        (path / "task" / "instruction.md").write_text("Fix the bug.")
+        (path / "task" / "task.toml").write_text('version = "1.0"\n[metadata]\n[agent]\ntimeout_sec = 120\n[verifier]\ntimeout_sec = 60\n')
+        (path / "task" / "tests" / "test.sh").write_text(TEST)
+
+    async def driver(self, name: str) -> Driver:
+        run = self.stage.run
+        env = {
+            "ROLLOUT_FT_GATEWAY_URL": run.gateway_url, "ROLLOUT_FT_OPERATOR_KEY": run.operator_key, "FAULT_DIR": str(self._path),
+            "ROLLOUT_FT_TRIAL_ID": name, "ROLLOUT_FT_ATTEMPT": "0",
+        }  # fmt: skip
+        return await Driver.start("harbor", DRIVERS / "harbor_trial.py", **env)
+
+    def arm(self, name: str, point: str, turn: int, error: str = "") -> None:
+        (self._path / f"{name}-{point}-{turn}").write_text(error)
+
+    async def play(self, name: str, *, processes: int = 1, max_retries: int = 3) -> Played:
+        """A trial, by as many processes as it takes when all but the last are killed."""
+        asked = {
+            "task": str(self._path / "task"), "trials_dir": str(self._path / "trials"), "trial_name": name, "seed": SEED,
+            "max_retries": max_retries,
+        }  # fmt: skip
+        for _ in range(processes - 1):
+            driver = await self.driver(name)
+            with pytest.raises(EOFError):
+                await driver.ask(asked)
+            await driver.aclose()
+        driver = await self.driver(name)
+        said = await driver.ask(asked)
+        await driver.aclose()
+        assert not list(self._path.glob(f"{name}-*")), "a point was not reached"
+        trial = await self.stage.run.client.trial(name)
+        trajectory = await self.stage.run.client.trajectory(trial["session_id"], self.keys.session(trial["session_id"]))
+        data = [[path[key] for key in DATA] for path in trajectory["paths"]]
+        return Played(said, trial, data, tools(self._path / f"{name}.tools"))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def harbor(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Harbor]:
+    async with staged() as stage:
+        yield Harbor(stage, tmp_path_factory.mktemp("harbor"))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def clean(harbor: Harbor) -> Played:
+    played = await harbor.play("clean")
+    assert (played.said["errors"], played.said["starts"]) == ([], 1), played.said
+    assert played.said["metadata"]["rollout_ft"] == {"trial_id": "clean", "session_id": "clean~1", "attempt": 1}
+    assert (played.trial["outcome"], played.trial["reward"]) == ("completed", played.said["rewards"]["reward"])
+    assert 0 < played.said["rewards"]["reward"] < 1
+    return played
+
+
+def judge(played: Played, clean: Played, *, attempts: int, begun: int) -> None:
+    """`begun`: how many tools the attempts began together; each has a sandbox of its own, and replays its tools in there."""
+    assert (played.said["errors"], played.said["rewards"]) == ([], clean.said["rewards"])
+    assert (played.trial["outcome"], played.trial["reward"], played.trial["attempt"]) == ("completed", clean.trial["reward"], attempts)
+    assert played.data == clean.data
+    assert sum(played.tools.values()) == begun
+    assert played.trial["metadata"]["turns_committed"] == TURNS
+
+
+POINTS = [("before", 1, 0), ("before", 3, 2), ("reply", 1, 0), ("reply", 4, 3), ("tool", 2, 2), ("after", 4, 4)]
+"""Where, in which turn, and how many tools have begun by then."""
+
+
+@pytest.mark.parametrize(("point", "turn", "begun"), POINTS)
+async def test_what_harbor_retries_goes_on_where_it_was(harbor: Harbor, clean: Played, point: str, turn: int, begun: int):
+    harbor.arm(f"retry.{point}{turn}", point, turn, INFRA)
+    played = await harbor.play(f"retry.{point}{turn}")
+    assert played.said["starts"] == 2
+    judge(played, clean, attempts=2, begun=begun + TURNS)
+
+
+@pytest.mark.parametrize(("point", "turn", "begun"), POINTS)
+async def test_a_trial_whose_process_is_killed_goes_on_where_it_was(harbor: Harbor, clean: Played, point: str, turn: int, begun: int):
+    harbor.arm(f"kill.{point}{turn}", point, turn)
+    played = await harbor.play(f"kill.{point}{turn}", processes=2)
+    assert played.said["starts"] == 1
+    judge(played, clean, attempts=2, begun=begun + TURNS)
+
+
+async def test_a_trial_that_is_retried_and_killed_goes_on_where_it_was(harbor: Harbor, clean: Played):
+    harbor.arm("both", "tool", 1, INFRA)
+    harbor.arm("both", "reply", 2)
+    harbor.arm("both", "after", 3, INFRA)
+    played = await harbor.play("both", processes=2)
+    judge(played, clean, attempts=4, begun=1 + 1 + 3 + TURNS)
+
+
+async def test_an_engine_that_dies_is_not_seen_by_harbor(harbor: Harbor, clean: Played):
+    await harbor.stage.arm(Fault(Kind.ENGINE_KILL, "engine", 2, 16))
+    judge(await harbor.play("engine"), clean, attempts=1, begun=TURNS)
+
+
+async def test_where_the_retries_are_spent_there_is_no_reward_and_the_trial_can_still_go_on(harbor: Harbor, clean: Played):
+    harbor.arm("spent", "before", 2, INFRA)
+    first = await harbor.play("spent", max_retries=0)
+    assert (first.said["errors"], first.trial["state"], first.trial["reward"]) == ([INFRA], "running", None)
+    judge(await harbor.play("spent"), clean, attempts=2, begun=1 + 1 + TURNS)
+
+
+async def test_an_agent_that_fails_by_itself_is_told_as_that(harbor: Harbor):
+    harbor.arm("wrong", "before", 2, "NotFoundError")
+    played = await harbor.play("wrong")
+    assert (played.said["starts"], played.trial["outcome"], played.trial["cause"]) == (1, "agent_failed", "NotFoundError")
+
+
+async def test_harbors_own_terminal_agent_is_pointed_at_its_session(harbor: Harbor, tmp_path: Path):
+    driver = await harbor.driver("made")
+    made = {"name": "terminus-2", "model_name": "openai/default"}
+    url = "http://127.0.0.1:9/sessions/t~1/v1"
+    said = await driver.ask({"made": made, "base_url": url, "api_key": "the-key", "logs_dir": str(tmp_path)})
+    await driver.aclose()
+    assert (said["name"], said["api_base"]) == ("terminus-2", url)
+    assert said["env"]["OPENAI_API_KEY"] == "the-key"
+    assert harbor.stage.run.operator_key not in json.dumps(said)
