@@ -24,7 +24,7 @@ SEED = 3
 INFRA = "ServiceUnavailableError"
 TEST = """#!/bin/sh
 set -e
-python3 -c "print(int(open('/app/notes').read().split()[-1], 16) / 16**12)" > /logs/verifier/reward.txt
+python3 -c "print(int(open('notes').read().split()[-1], 16) / 16**12)" > ../logs/verifier/reward.txt
 """
 
 
