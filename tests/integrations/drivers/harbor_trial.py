@@ -103,9 +103,9 @@ class Loop(BaseAgent):
             reply = (await chat.chat(prompt)).content
             kill_points.reach("reply", turn)
             line = hashlib.sha256(reply.encode()).hexdigest()[:12]
-            half = kill_points.armed("tool", turn).exists()
+            half = "exit; " if kill_points.armed("tool", turn).exists() else ""
             kill_points.ran(turn)
-            ran = await environment.exec(f"echo {line} >> notes; {'exit' if half else ''}; ls; sha256sum < notes; wc -l < notes")
+            ran = await environment.exec(f"echo {line} >> notes; {half}ls; sha256sum < notes; wc -l < notes")
             kill_points.reach("tool", turn)
             prompt = ran.stdout or ""
             kill_points.reach("after", turn)
