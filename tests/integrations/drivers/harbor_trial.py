@@ -18,6 +18,7 @@ from typing import Any
 import kill_points
 from harbor.agents.base import BaseAgent
 from harbor.environments.base import BaseEnvironment, ExecResult
+from harbor.llms.base import OutputLengthExceededError
 from harbor.llms.chat import Chat
 from harbor.llms.lite_llm import LiteLLM
 from harbor.models.job.config import RetryConfig
@@ -96,11 +97,11 @@ class Loop(BaseAgent):
 
     async def run(self, instruction: str, environment: BaseEnvironment, context: Any) -> None:
         env = self.extra_env
-        model = LiteLLM(self.model_name, api_base=env["OPENAI_BASE_URL"], api_key=env["OPENAI_API_KEY"], max_tokens=2048)
+        model = LiteLLM(self.model_name, api_base=env["OPENAI_BASE_URL"], api_key=env["OPENAI_API_KEY"], max_tokens=48)
         chat, prompt = Chat(model), instruction
         for turn in range(1, TURNS + 1):
             kill_points.reach("before", turn)
-            reply = (await chat.chat(prompt)).content
+            reply = await answer(chat, prompt)
             kill_points.reach("reply", turn)
             line = hashlib.sha256(reply.encode()).hexdigest()[:12]
             half = "exit; " if kill_points.armed("tool", turn).exists() else ""
@@ -109,6 +110,16 @@ class Loop(BaseAgent):
             kill_points.reach("tool", turn)
             prompt = ran.stdout or ""
             kill_points.reach("after", turn)
+
+
+async def answer(chat: Chat, prompt: str) -> str:
+    """A model that writes nonsense goes on until it is stopped, and Harbor has an error for that; as its Terminus does, the agent
+    keeps what there is."""
+    try:
+        return (await chat.chat(prompt)).content
+    except OutputLengthExceededError as e:
+        chat.messages.extend([{"role": "user", "content": prompt}, {"role": "assistant", "content": e.truncated_response}])
+        return e.truncated_response or ""
 
 
 async def play(asked: dict[str, Any]) -> dict[str, Any]:
