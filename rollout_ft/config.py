@@ -378,6 +378,8 @@ class SessionConfig(Settings):
     max_tokens: int = Field(default=2**26, ge=1)
     """Of all turns of a session together, each counted with what it adds to its path."""
     max_in_flight: int = Field(default=32, ge=1)
+    max_steps: int = Field(default=20_000, ge=1)
+    """Recorded steps of a trial's environment."""
     max_output_tokens: int = Field(default=8192, ge=1)
     """Used when neither the agent nor the session names a limit."""
     version_policy: Literal["mixed", "turn", "trial"] = "mixed"
@@ -412,7 +414,27 @@ class TrialConfig(Settings):
     recovery: Recovery = Recovery.RESUME
     max_restarts: int = Field(default=8, ge=0)
     """Attempts after the first that infrastructure faults may cost; then the outcome is `infra_exhausted`."""
+    max_env_restarts: int = Field(default=3, ge=0)
+    """How often a trial's environment may be lost and replaced, with its agent or under it; then the outcome is `env_failed`."""
+    max_agent_restarts: int = Field(default=1, ge=0)
+    """Attempts after the first that an agent gets that raised or was stuck, and nobody knows why; then it is `agent_failed`."""
     attempt_timeout_s: Seconds = 3600
+    """How long an attempt may take, the time left out in which the trainer kept the engines still; then it is `truncated`."""
+    turn_timeout_s: Seconds | None = None
+    """How long a turn may be generated for; then the trial is `truncated`. Engines that stand still are found without it."""
+    agent_idle_s: Seconds = 1800
+    """An agent that waits for neither a turn nor a tool of its environment for so long is stuck."""
+    environment: str = ""
+    """`module:function`, from (task, trial_id, directory) to the environment that the agent's tools act on;
+    `rollout_ft.trial.sandbox:local` is the one that comes with this."""
+    sandbox_dir: str = ""
+    """Where environments keep what outlives processes; `DIR/sandboxes` of a run, else a temporary directory."""
+    record_tools: bool = True
+    """Results of an environment's steps are committed, and an agent that replays gets them from there."""
+    snapshot_every_steps: int = Field(default=1, ge=1)
+    """Of environments that can be saved: steps behind the last snapshot are taken again."""
+    tool_timeout_s: Seconds = 600
+    """How long an environment may take for a step; then it is lost."""
     concurrency: int = Field(default=16, ge=1)
     agent: str = ""
     """`module:function`, called with (task, base_url, api_key) in a process of its own."""

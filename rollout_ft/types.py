@@ -157,6 +157,18 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """Step `number` of an attempt's environment, done: the action and its result as JSON, and the `snapshot` that was taken
+    behind it, if one was."""
+
+    attempt: int
+    number: int
+    action: bytes
+    result: bytes
+    snapshot: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Partial:
     """What an unfinished generation has so far; `prompt_digest` names the prompt that it continues."""
 

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from rollout_ft.session.entries import SessionEntry
-from rollout_ft.types import JSON, Answered, Ended, Opened, Turn
+from rollout_ft.types import JSON, Answered, Ended, Opened, Step, Turn
 
 
 def transcript(entries: Sequence[SessionEntry]) -> list[JSON]:
@@ -33,7 +33,7 @@ def transcript(entries: Sequence[SessionEntry]) -> list[JSON]:
                 attempts[-1]["turns"].append({"turn": numbers[entry.turn_key], "how": "replayed"})
             case Answered() if entry.failed:
                 attempts[-1]["turns"].append({"turn": 0, "how": "failed", "cause": entry.failed})
-            case Answered() | Ended():
+            case Answered() | Ended() | Step():
                 pass
     return attempts
 

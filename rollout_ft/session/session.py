@@ -30,8 +30,9 @@ from rollout_ft.session.render import Renderer
 from rollout_ft.session.request import TurnRequest
 from rollout_ft.session.special import refuse_special_tokens
 from rollout_ft.session.spelling import Spelling
+from rollout_ft.session.steps import Steps
 from rollout_ft.session.tree import Node, Tree, ids_bytes, outside, turn_key
-from rollout_ft.types import JSON, Answered, Ended, Opened, Partial, Recovery, SessionSpec, Turn, session_id
+from rollout_ft.types import JSON, Answered, Ended, Opened, Partial, Recovery, SessionSpec, Step, Turn, session_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,9 @@ class Session:
         self.id = session_id(spec.trial_id, attempt)
         self.key = load(config.matcher)
         self.tree, self.evidence, self.known = Tree(self.key), Evidence(), Known()
+        self.steps = Steps(config.max_steps)
+        self.checkpoint: Node | None = None
+        """The turn that earlier attempts asked for last: where an agent that does not replay begins."""
         self.flights: dict[str, Flight] = {}
         self.partials: dict[str, Partial] = {}
         self.counts: Counter[str] = Counter()
@@ -105,6 +109,7 @@ class Session:
         for entry in entries:
             match entry:
                 case Opened():
+                    self.checkpoint = self._asked_last() or self.checkpoint
                     self.tokens_dropped += entry.tokens_dropped
                     self.version_restarts += self.fault.startswith(SCRATCH)
                     self.spec, self.attempt, self.evidence, self.fault = entry.spec, entry.attempt, Evidence(), ""
@@ -113,6 +118,7 @@ class Session:
                     self.counts.clear()
                     if not entry.resume:
                         self.tree, self.lineage, self.versions = Tree(self.key), entry.attempt, frozenset()
+                        self.steps, self.checkpoint = Steps(self.config.max_steps), None
                 case Turn():
                     self._add(entry)
                     self._foreign |= outside(entry.prompt_ids + entry.output_ids, self._renderer.vocab_size)
@@ -121,6 +127,8 @@ class Session:
                     self._restore_answered(entry)
                 case Ended():
                     self.ended = entry
+                case Step():
+                    self.steps.add(entry)
         self.id = session_id(self.spec.trial_id, self.attempt)
         found = {p.turn_key.removeprefix(f"{self.lineage}/"): p for p in partials}
         self.partials = {key: p for key, p in found.items() if "/" not in key and key not in self.tree.nodes}
@@ -137,6 +145,12 @@ class Session:
         elif entry.failed:
             self.evidence.failed[entry.failed] = True
         self.evidence.restore(entry.acknowledged, entry.delivered)
+
+    def _asked_last(self) -> Node | None:
+        """Of this attempt's turns; one that nobody waited for is none of them."""
+        ev = self.evidence
+        heard = [key for key in ev.asked if key in self.tree.nodes and (key not in ev.unheard or ev.answered(key))]
+        return self.tree.nodes[max(heard, key=lambda key: ev.asked[key])] if heard else None
 
     @property
     def tokens(self) -> int:
@@ -329,6 +343,7 @@ class Session:
         self.counts["turns_served"] += 1
         self.counts["branched"] += self.tree.branches(node.parent, node.base)
         self._order = max(self._order, turn.order)
+        self.steps.turn(turn.key)
         if turn.unheard:
             self.evidence.unheard.add(turn.key)
         self.evidence.asked.setdefault(turn.key, turn.order)
