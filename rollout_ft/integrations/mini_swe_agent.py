@@ -28,16 +28,15 @@ from minisweagent.environments import get_environment  # pyright: ignore[reportM
 from minisweagent.models import get_model  # pyright: ignore[reportMissingImports]
 from minisweagent.utils.serialize import recursive_merge  # pyright: ignore[reportMissingImports]
 
+from rollout_ft.errors import BadTask
+from rollout_ft.trial.environment import EnvironmentLost
+
 DEFAULTS: dict[str, Any] = {
     "agent": {"agent_class": "default"},
     "model": {"model_name": "openai/default", "cost_tracking": "ignore_errors"},
     "environment": {"environment_class": "local"},
 }
 """Our model has no price, and litellm finds it where OPENAI_BASE_URL says."""
-
-
-class SandboxFailed(Exception):
-    """The sandbox did not do what the task asks of it, whatever the agent did."""
 
 
 def main(configs: list[str]) -> None:
@@ -61,10 +60,10 @@ def attempt(task: dict[str, Any], configs: list[str], directory: str) -> dict[st
 
 
 def run(environment: Any, command: str) -> str:
-    """What a command of the task printed. Raises SandboxFailed when it failed."""
+    """What a command of the task printed. Raises EnvironmentLost when it failed: it is not the agent's."""
     output: dict[str, Any] = environment.execute({"command": command})
     if output["returncode"] != 0:
-        raise SandboxFailed(f"{command!r} ended with {output['returncode']}: {output['exception_info']} {output['output'][-400:]}")
+        raise EnvironmentLost(f"{command!r} ended with {output['returncode']}: {output['exception_info']} {output['output'][-400:]}")
     return output["output"]
 
 
@@ -73,7 +72,7 @@ def number(printed: str) -> float:
     try:
         return float(next(line for line in reversed(lines) if line.strip()))
     except (StopIteration, ValueError):
-        raise SandboxFailed(f"verify has to print the reward on its last line, and printed {printed[-400:]!r}") from None
+        raise BadTask(f"verify has to print the reward on its last line, and printed {printed[-400:]!r}") from None
 
 
 if __name__ == "__main__":

@@ -41,7 +41,6 @@ TAIL_BYTES = 16 * 2**10
 """How much of what it prints is kept."""
 RESULT_BYTES = 2**20
 CAUSE_CHARACTERS = 500
-_BELOW_A_SHELL = 128
 _KILLED = {137, 143}
 """What a shell, or docker, makes of a program that was killed or asked to end."""
 _NAMES = "|".join(sorted(name for names in BLAME.values() for name in names))
