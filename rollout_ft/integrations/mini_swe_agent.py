@@ -7,6 +7,7 @@ retries. A task is `{"task_id", "prompt"}` and may have
     environment    what its environment takes, such as {"image": "…"}, over what the config says
     setup          a command that is run in the sandbox before the agent
     verify         a command that is run in the sandbox after the agent; the number on its last line is the reward
+    timeout_s      of each of the two
 
 A sandbox on this machine is the attempt's own directory, which is empty when an attempt begins.
 """
@@ -31,6 +32,7 @@ from minisweagent.utils.serialize import recursive_merge  # pyright: ignore[repo
 from rollout_ft.errors import BadTask
 from rollout_ft.trial.environment import EnvironmentLost
 
+TIMEOUT_S = 600
 DEFAULTS: dict[str, Any] = {
     "agent": {"agent_class": "default"},
     "model": {"model_name": "openai/default", "cost_tracking": "ignore_errors"},
@@ -51,28 +53,28 @@ def attempt(task: dict[str, Any], configs: list[str], directory: str) -> dict[st
     if config["environment"]["environment_class"] == "local":
         config["environment"].setdefault("cwd", directory)
     environment: Any = get_environment(config["environment"])
+    limit_s = task.get("timeout_s", TIMEOUT_S)
     if "setup" in task:
-        run(environment, task["setup"])
+        prepared = environment.execute({"command": task["setup"]}, timeout=limit_s)
+        if prepared["returncode"] != 0:
+            raise EnvironmentLost(f"setup: {said(prepared)}")
     agent: Any = get_agent(get_model(config=config["model"]), environment, config["agent"])
     ended: dict[str, Any] = agent.run(task["prompt"])
-    reward = number(run(environment, task["verify"])) if "verify" in task else None
+    reward = number(environment.execute({"command": task["verify"]}, timeout=limit_s)) if "verify" in task else None
     return {"reward": reward, "exit_status": ended.get("exit_status", "")}
 
 
-def run(environment: Any, command: str) -> str:
-    """What a command of the task printed. Raises EnvironmentLost when it failed: it is not the agent's."""
-    output: dict[str, Any] = environment.execute({"command": command})
-    if output["returncode"] != 0:
-        raise EnvironmentLost(f"{command!r} ended with {output['returncode']}: {output['exception_info']} {output['output'][-400:]}")
-    return output["output"]
-
-
-def number(printed: str) -> float:
-    lines = printed.split("\n")
+def number(verified: dict[str, Any]) -> float:
+    """The reward. Raises BadTask where the command gave none: an agent that breaks what it needs must not get another attempt."""
+    lines = [line for line in verified["output"].splitlines() if line.strip()]
     try:
-        return float(next(line for line in reversed(lines) if line.strip()))
-    except (StopIteration, ValueError):
-        raise BadTask(f"verify has to print the reward on its last line, and printed {printed[-400:]!r}") from None
+        return float(lines[-1])
+    except (IndexError, ValueError):
+        raise BadTask(f"verify has to print the reward on its last line: {said(verified)}") from None
+
+
+def said(output: dict[str, Any]) -> str:
+    return f"exit code {output['returncode']}, {output['exception_info']} {output['output'][-400:]}".strip()
 
 
 if __name__ == "__main__":
