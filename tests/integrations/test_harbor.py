@@ -41,6 +41,9 @@ class Harbor:
 
     def __init__(self, stage: Stage, path: Path):
         self.stage, self._path = stage, path
+        self._running: dict[str, Driver] = {}
+        stage.agent.close()
+        stage.agent = self  # type: ignore[assignment]
         self.keys = Keys(stage.run.setup.secret)
         (path / "task" / "tests").mkdir(parents=True)
         (path / "task" / "environment").mkdir()
@@ -54,7 +57,16 @@ class Harbor:
             "ROLLOUT_FT_GATEWAY_URL": run.gateway_url, "ROLLOUT_FT_OPERATOR_KEY": run.operator_key, "FAULT_DIR": str(self._path),
             "ROLLOUT_FT_TRIAL_ID": name, "ROLLOUT_FT_ATTEMPT": "0",
         }  # fmt: skip
-        return await Driver.start("harbor", DRIVERS / "harbor_trial.py", **env)
+        self._running[name] = await Driver.start("harbor", DRIVERS / "harbor_trial.py", **env)
+        return self._running[name]
+
+    def kill(self, trial_id: str) -> bool:
+        """For a fault in mid-request: kills the process that plays the trial."""
+        self._running[trial_id].kill()
+        return True
+
+    def close(self) -> None:
+        """All processes are closed by those who started them."""
 
     def arm(self, name: str, point: str, turn: int, error: str = "") -> None:
         (self._path / f"{name}-{point}-{turn}").write_text(error)
@@ -125,6 +137,12 @@ async def test_a_trial_whose_process_is_killed_goes_on_where_it_was(harbor: Harb
     judge(played, clean, attempts=2, begun=begun + TURNS)
 
 
+@pytest.mark.parametrize("turn", range(1, TURNS + 1))
+async def test_a_trial_whose_process_is_killed_in_mid_request_goes_on_where_it_was(harbor: Harbor, clean: Played, turn: int):
+    await harbor.stage.arm(Fault(Kind.AGENT_KILL, f"request{turn}", turn, 16))
+    judge(await harbor.play(f"request{turn}", processes=2), clean, attempts=2, begun=turn - 1 + TURNS)
+
+
 async def test_a_trial_that_is_retried_and_killed_goes_on_where_it_was(harbor: Harbor, clean: Played):
     harbor.arm("both", "tool", 1, INFRA)
     harbor.arm("both", "reply", 2)
@@ -142,7 +160,7 @@ async def test_where_the_retries_are_spent_there_is_no_reward_and_the_trial_can_
     harbor.arm("spent", "before", 2, INFRA)
     first = await harbor.play("spent", max_retries=0)
     assert (first.said["errors"], first.trial["state"], first.trial["reward"]) == ([INFRA], "running", None)
-    judge(await harbor.play("spent"), clean, attempts=2, begun=1 + 1 + TURNS)
+    judge(await harbor.play("spent"), clean, attempts=2, begun=1 + TURNS)
 
 
 async def test_an_agent_that_fails_by_itself_is_told_as_that(harbor: Harbor):
