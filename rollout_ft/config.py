@@ -372,6 +372,11 @@ class SessionConfig(Settings):
     up to 30 times when a network loses replies."""
     matcher: str = "canonical"
     """When two messages are the same: `canonical`, `strict`, or `module:function` from a message to bytes."""
+    normalizers: list[str] = []
+    """What may differ in the texts of tools and users when a trial is replayed: `timestamps`, `durations`, `uuids`, `temp_paths`,
+    `hex_ids`, or `module:function` from a text to a text. Both texts are compared with what these find made equal; the recorded
+    one is what stays. Only where a replay would leave its record otherwise, and only of requests that add 64 Ki characters
+    at most."""
     max_turns: int = Field(default=10_000, ge=1)
     max_messages: int = Field(default=20_000, ge=1)
     max_tools: int = Field(default=512, ge=1)
@@ -447,6 +452,16 @@ class TrialConfig(Settings):
     longer than the trainer's updates leave them."""
     max_lost: int = Field(default=0, ge=0)
     """How many lost trials `run` tolerates before it exits with 1."""
+    on_divergence: Literal["branch", "fail", "serve"] = "branch"
+    """What a request of a replay gets that is not the recorded one: `branch` goes on live behind the last turn in common;
+    `fail` ends the trial, and its cause says what differs first; `serve` gives the recorded reply where only texts of tools or
+    users differ, and the trajectory stays the record's, else it branches. `session.normalizers` come before."""
+
+    @model_validator(mode="after")
+    def _replays(self) -> TrialConfig:
+        if self.on_divergence != "branch" and self.recovery is not Recovery.RESUME:
+            raise ValueError(f"trial.on_divergence: with trial.recovery {self.recovery.value} nothing is replayed; leave one of them out")
+        return self
 
     @model_validator(mode="after")
     def _one_agent(self) -> TrialConfig:

@@ -153,3 +153,10 @@ class MatcherFailed(RolloutFTError):
 
     def __str__(self) -> str:
         return f"session.matcher {self.matcher} {self.reason}"
+
+
+class NormalizerFailed(MatcherFailed):
+    """A function that `session.normalizers` names is none: whoever wrote it has to act."""
+
+    def __str__(self) -> str:
+        return f"session.normalizers {self.matcher} {self.reason}"

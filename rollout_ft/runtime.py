@@ -27,6 +27,7 @@ from rollout_ft.fleet.member import Member
 from rollout_ft.fleet.node import node_id
 from rollout_ft.gateway.dialects.sampling import check_sampling
 from rollout_ft.gateway.keys import Keys
+from rollout_ft.session import normalizers
 from rollout_ft.session.drift import load_renderer
 from rollout_ft.session.matcher import load as load_matcher
 from rollout_ft.trial.agents import Agent, InlineAgent
@@ -126,6 +127,7 @@ def check(config: Config) -> None:
     """Everything that can be refused before anything is started. Raises ConfigError."""
     load_renderer(config)
     load_matcher(config.session.matcher)
+    normalizers.load(tuple(config.session.normalizers))
     shape_of(config)
     check_names(config.model)
     try:

@@ -43,7 +43,7 @@ class Held:
     """It came from another owner, and no token was sampled here yet."""
     log: asyncio.Lock = field(default_factory=asyncio.Lock)
     failing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Of those who record a failure: a second of the same would take no place in the log, and leave a gap."""
+    """Of those who record a failure or a divergence: a second of the same would take no place in the log, and leave a gap."""
     stepping: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Of those who record a step: the second of the same gets what the first recorded."""
     tasks: dict[str, asyncio.Task[Node]] = field(default_factory=dict[str, "asyncio.Task[Node]"])

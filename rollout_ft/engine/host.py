@@ -37,10 +37,10 @@ from rollout_ft.session.flight import Flight
 from rollout_ft.session.freshness import verdict, versions_of
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.request import TurnRequest
-from rollout_ft.session.session import Attach, Begin, Replay, Session
+from rollout_ft.session.session import Attach, Begin, Diverged, Replay, Session
 from rollout_ft.session.tree import Node
 from rollout_ft.telemetry.events import Events
-from rollout_ft.types import JSON, Answered, Ended, Opened, Partial, RoutedExperts, Served, SessionSpec, Step, split_session_id
+from rollout_ft.types import JSON, Answered, Divergence, Ended, Opened, Partial, RoutedExperts, Served, SessionSpec, Step, split_session_id
 
 DELIVERED_S = 0.2
 """How long after a turn its reply is on its way, in all likelihood."""
@@ -229,6 +229,11 @@ class SessionHost:
 
     async def _serve(self, held: Held, sid: str, request: TurnRequest) -> Reply:
         decision = held.session.decide(request)
+        while isinstance(decision, Diverged):
+            await _whole(self._diverge(held, decision.divergence))
+            if held.gone or held.ending:
+                raise SessionMoved(sid)
+            decision = held.session.decide(request)
         if isinstance(decision, Begin):
             self._check_versions(held.session, held.session.versions, more=True)
         match decision:
@@ -248,6 +253,18 @@ class SessionHost:
             case Attach(flight):
                 held.session.counts["attached"] += 1
                 return Reply(await self._heard(held, await self._wait(held, flight, request), request), Served.ATTACHED)
+
+    async def _diverge(self, held: Held, met: Divergence) -> None:
+        session = held.session
+        async with held.failing:
+            if met.base in session.divergences:
+                return
+            await held.commit(f"diverged/{session.attempt}/{met.base}", Answered(diverged=met))
+            session.diverge(met)
+        self._events.emit(
+            "trial.diverged", trial=session.spec.trial_id, attempt=session.attempt, turn=met.turn, message=met.message, role=met.role,
+            where=met.where, recorded=met.recorded, sent=met.sent, served=met.served,
+        )  # fmt: skip
 
     async def _replay(self, held: Held, node: Node, request: TurnRequest, first: bool) -> None:
         entry = held.session.answer(node, request) if first else None
@@ -490,7 +507,7 @@ class SessionHost:
         config = self._config
         return Session(
             spec, attempt, self._renderer, config.session, run_seed=config.seed, context_tokens=config.model.usable_tokens,
-            resampled=config.samples.resampled,
+            resampled=config.samples.resampled, on_divergence=config.trial.on_divergence,
         )  # fmt: skip
 
     def _restored(self, entries: list[SessionEntry], partials: list[Partial]) -> Session | None:

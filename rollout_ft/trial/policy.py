@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from rollout_ft.config import TrialConfig
+from rollout_ft.session.divergence import DIVERGED
 from rollout_ft.session.freshness import REFUSED, SCRATCH
 from rollout_ft.types import Outcome, Recovery
 
@@ -83,6 +84,8 @@ def decide(ended: AttemptEnd, spent: Spent, config: TrialConfig) -> Finish | Res
     """What the end of an attempt means to its trial."""
     if ended.fault.startswith(REFUSED):
         return Finish(Outcome.TRUNCATED, None, ended.fault)
+    if ended.fault.startswith(DIVERGED):  # again it would diverge again
+        return Finish(Outcome.INFRA_EXHAUSTED, None, f"{ended.fault} (trial.on_divergence: fail)")
     if ended.fault.startswith(SCRATCH):
         if spent.versions >= config.max_version_restarts:
             return Finish(Outcome.INFRA_EXHAUSTED, None, f"{ended.fault}; {spent.versions} times (trial.max_version_restarts)")

@@ -37,6 +37,8 @@ class TrialResult:
     tokens_reused: int
     tokens_wasted: int
     seconds: float
+    divergences: int = 0
+    """Requests of its replays that were not the recorded ones."""
 
     def line(self) -> JSON:
         return asdict(self)
@@ -166,5 +168,5 @@ def result_of(trial: JSON, seconds: float) -> TrialResult:
     return TrialResult(
         trial["trial_id"], trial["task_id"], outcome, trial["reward"], trial["cause"], trial["attempt"],
         meta["turns_in_trajectory"], survived if outcome != Outcome.INFRA_EXHAUSTED else 0, meta["tokens_generated"],
-        meta["tokens_reused"], meta["tokens_wasted"], round(seconds, 3),
+        meta["tokens_reused"], meta["tokens_wasted"], round(seconds, 3), meta.get("divergences", 0),
     )  # fmt: skip
