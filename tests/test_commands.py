@@ -174,7 +174,7 @@ async def test_no_attempt_outlives_whoever_started_it(family: Family, part: str,
 def test_a_run_has_one_agent(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"trial\.agent and trial\.command"):
         load(overrides={"trial.agent": "a:b", "trial.command": ["true"]})
-    assert load(overrides=["trial.agent=", "trial.command=[true]"]).trial.command == ["true"]
+    assert load(overrides=["trial.agent=", "trial.command=[sh]"]).trial.command == ["sh"]
     assert isinstance(agent_of(load(overrides={"trial.command": ["true", "x"]}).trial, tmp_path), CommandAgent)
 
 
