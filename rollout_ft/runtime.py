@@ -69,7 +69,7 @@ class Run:
         outlives processes.
         """
         config, keys = config or self.config.trial, Keys(self.setup.secret)
-        with workshop(config, environment, sandboxes) as made:
+        async with workshop(config, environment, sandboxes) as made:
             runner = TrialRunner(self.client, InlineAgent(agent) if callable(agent) else agent, config, keys.session, resume, made)
             slots = concurrency or config.concurrency
             return await runner.run(tasks, concurrency=slots, prefix=prefix, on_result=on_result, release=release)

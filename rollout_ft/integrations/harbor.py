@@ -24,7 +24,7 @@ from harbor.agents.factory import AgentFactory  # pyright: ignore[reportMissingI
 from harbor.models.trial.config import AgentConfig  # pyright: ignore[reportMissingImports]
 
 from rollout_ft.errors import BadRequest
-from rollout_ft.trial.agents import client_environment
+from rollout_ft.trial.agents import variables
 from rollout_ft.trial.client import Client, Session
 from rollout_ft.types import JSON, Outcome
 
@@ -105,7 +105,7 @@ class ResumableAgent(BaseAgent):
 def made(config: Any, session: Session, **kwargs: Any) -> Any:
     """The agent that does the work, pointed at its session: by its settings where Harbor has any for it, and by what the
     clients read from their environment."""
-    env = {**config.env, **client_environment(session.base_url, session.api_key)}
+    env = {**config.env, **variables(session)}
     takes_url = AgentFactory.get_agent_class_from_config(config).MODEL_CONNECTION is not None
     update: JSON = {"env": env, **({"base_url": session.base_url} if takes_url else {})}
     return AgentFactory.create_agent_from_config(config.model_copy(update=update), **kwargs)

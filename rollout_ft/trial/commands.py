@@ -8,6 +8,7 @@ Owns what an attempt's program is given and how its end is read. Knows nothing o
     ROLLOUT_FT_TASK                                                a JSON file with its task
     ROLLOUT_FT_RESULT                                              where it may write {"reward": 0.5} or {"error": "…"}
     ROLLOUT_FT_DIR                                                 a directory of its own
+    ROLLOUT_FT_ENVIRONMENT_URL                                     where its tools are asked, if the run has environments
 
 That directory is empty when an attempt begins and gone when it has ended, and every attempt of a trial finds it at the same
 path: a sandbox in there starts anew, and what its tools print of it does not differ when an agent's replay runs them again.
@@ -32,7 +33,7 @@ import orjson
 from rollout_ft.config import TrialConfig
 from rollout_ft.engine.process import EngineProcess
 from rollout_ft.errors import ConfigError
-from rollout_ft.trial.agents import BLAME, ProcessAgent, client_environment, died, ended_by, reward_of
+from rollout_ft.trial.agents import BLAME, ProcessAgent, died, ended_by, reward_of, variables
 from rollout_ft.trial.client import Session
 from rollout_ft.trial.policy import AttemptEnd, End
 from rollout_ft.types import JSON
@@ -124,11 +125,8 @@ class Files:
             shutil.rmtree(self._path)
 
     def environment(self, session: Session) -> dict[str, str]:
-        return {
-            **client_environment(session.base_url, session.api_key),
-            "ROLLOUT_FT_TRIAL_ID": session.trial_id, "ROLLOUT_FT_ATTEMPT": str(session.attempt),
-            "ROLLOUT_FT_TASK": str(self.task), "ROLLOUT_FT_RESULT": str(self.result), "ROLLOUT_FT_DIR": str(self._own),
-        }  # fmt: skip
+        files = {"ROLLOUT_FT_TASK": str(self.task), "ROLLOUT_FT_RESULT": str(self.result), "ROLLOUT_FT_DIR": str(self._own)}
+        return variables(session) | files
 
     def read(self) -> JSON:
         """What it said. Raises ValueError for what is no result."""
