@@ -21,6 +21,7 @@ from typing import Any
 
 from harbor.agents.base import BaseAgent  # pyright: ignore[reportMissingImports]
 from harbor.agents.factory import AgentFactory  # pyright: ignore[reportMissingImports]
+from harbor.models.model_api_format import ModelApiFormat  # pyright: ignore[reportMissingImports]
 from harbor.models.trial.config import AgentConfig  # pyright: ignore[reportMissingImports]
 
 from rollout_ft.errors import BadRequest
@@ -105,9 +106,12 @@ class ResumableAgent(BaseAgent):
 def made(config: Any, session: Session, **kwargs: Any) -> Any:
     """The agent that does the work, pointed at its session: by its settings where Harbor has any for it, and by what the
     clients read from their environment."""
-    env = {**config.env, **variables(session)}
-    takes_url = AgentFactory.get_agent_class_from_config(config).MODEL_CONNECTION is not None
-    update: JSON = {"env": env, **({"base_url": session.base_url} if takes_url else {})}
+    ours = variables(session)
+    update: JSON = {"env": {**config.env, **ours}}
+    connection = AgentFactory.get_agent_class_from_config(config).MODEL_CONNECTION
+    if connection is not None:
+        spoken = {config.model_api_format} if config.model_api_format else {*connection.supported_api_formats}
+        update["base_url"] = ours["ANTHROPIC_BASE_URL" if spoken == {ModelApiFormat.ANTHROPIC_MESSAGES} else "OPENAI_BASE_URL"]
     return AgentFactory.create_agent_from_config(config.model_copy(update=update), **kwargs)
 
 

@@ -169,12 +169,14 @@ async def test_an_agent_that_fails_by_itself_is_told_as_that(harbor: Harbor):
     assert (played.said["starts"], played.trial["outcome"], played.trial["cause"]) == (1, "agent_failed", "NotFoundError")
 
 
-async def test_harbors_own_terminal_agent_is_pointed_at_its_session(harbor: Harbor, tmp_path: Path):
+@pytest.mark.parametrize(("name", "model"), [("terminus-2", "openai/default"), ("claude-code", "anthropic/default")])
+async def test_harbors_own_agents_are_pointed_at_their_session(harbor: Harbor, tmp_path: Path, name: str, model: str):
     driver = await harbor.driver("made")
-    made = {"name": "terminus-2", "model_name": "openai/default"}
-    url = "http://127.0.0.1:9/sessions/t~1/v1"
-    said = await driver.ask({"made": made, "base_url": url, "api_key": "the-key", "logs_dir": str(tmp_path)})
+    url = "http://127.0.0.1:9/sessions/t~1"
+    asked = {"made": {"name": name, "model_name": model}, "base_url": f"{url}/v1", "api_key": "the-key", "logs_dir": str(tmp_path)}
+    said = await driver.ask(asked)
     await driver.aclose()
-    assert (said["name"], said["api_base"]) == ("terminus-2", url)
-    assert said["env"]["OPENAI_API_KEY"] == "the-key"
+    assert (said["name"], said["api_base"]) == (name, f"{url}/v1" if name == "terminus-2" else None)
+    assert (said["env"]["OPENAI_API_KEY"], said["env"]["ANTHROPIC_API_KEY"]) == ("the-key", "the-key")
+    assert said["env"]["ANTHROPIC_BASE_URL"] == url
     assert harbor.stage.run.operator_key not in json.dumps(said)
