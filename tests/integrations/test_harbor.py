@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+from collections import Counter
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +13,9 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+import yaml
 from attempts import DATA, DRIVERS, tools
-from foreign import Driver
+from foreign import QUIET, ROOT, Driver, python_of
 from ray_run import Stage, staged
 
 from rollout_ft.gateway.keys import Keys
@@ -33,14 +37,14 @@ class Played:
     said: dict[str, Any]
     trial: dict[str, Any]
     data: list[Any]
-    tools: dict[tuple[int, int], int]
+    tools: Counter[tuple[int, int]]
 
 
 class Harbor:
     """A task of Harbor's, and the processes that run trials of it."""
 
     def __init__(self, stage: Stage, path: Path):
-        self.stage, self._path = stage, path
+        self.stage, self.path = stage, path
         self._running: dict[str, Driver] = {}
         stage.agent.close()
         stage.agent = self  # type: ignore[assignment]
@@ -51,13 +55,18 @@ class Harbor:
         (path / "task" / "task.toml").write_text('version = "1.0"\n[metadata]\n[agent]\ntimeout_sec = 120\n[verifier]\ntimeout_sec = 60\n')
         (path / "task" / "tests" / "test.sh").write_text(TEST)
 
-    async def driver(self, name: str) -> Driver:
+    def environment(self, name: str) -> dict[str, str]:
         run = self.stage.run
-        env = {
-            "ROLLOUT_FT_GATEWAY_URL": run.gateway_url, "ROLLOUT_FT_OPERATOR_KEY": run.operator_key, "FAULT_DIR": str(self._path),
+        return {
+            "ROLLOUT_FT_GATEWAY_URL": run.gateway_url, "ROLLOUT_FT_OPERATOR_KEY": run.operator_key, "FAULT_DIR": str(self.path),
             "ROLLOUT_FT_TRIAL_ID": name, "ROLLOUT_FT_ATTEMPT": "0",
         }  # fmt: skip
-        self._running[name] = await Driver.start("harbor", DRIVERS / "harbor_trial.py", **env)
+
+    def tools(self, name: str) -> Counter[tuple[int, int]]:
+        return tools(self.path / f"{name}.tools")
+
+    async def driver(self, name: str) -> Driver:
+        self._running[name] = await Driver.start("harbor", DRIVERS / "harbor_trial.py", **self.environment(name))
         return self._running[name]
 
     def kill(self, trial_id: str) -> bool:
@@ -69,12 +78,12 @@ class Harbor:
         """All processes are closed by those who started them."""
 
     def arm(self, name: str, point: str, turn: int, error: str = "") -> None:
-        (self._path / f"{name}-{point}-{turn}").write_text(error)
+        (self.path / f"{name}-{point}-{turn}").write_text(error)
 
     async def play(self, name: str, *, processes: int = 1, max_retries: int = 3) -> Played:
         """A trial, by as many processes as it takes when all but the last are killed."""
         asked = {
-            "task": str(self._path / "task"), "trials_dir": str(self._path / "trials"), "trial_name": name, "seed": SEED,
+            "task": str(self.path / "task"), "trials_dir": str(self.path / "trials"), "trial_name": name, "seed": SEED,
             "max_retries": max_retries,
         }  # fmt: skip
         for _ in range(processes - 1):
@@ -85,11 +94,11 @@ class Harbor:
         driver = await self.driver(name)
         said = await driver.ask(asked)
         await driver.aclose()
-        assert not list(self._path.glob(f"{name}-*")), "a point was not reached"
+        assert not list(self.path.glob(f"{name}-*")), "a point was not reached"
         trial = await self.stage.run.client.trial(name)
         trajectory = await self.stage.run.client.trajectory(trial["session_id"], self.keys.session(trial["session_id"]))
         data = [[path[key] for key in DATA] for path in trajectory["paths"]]
-        return Played(said, trial, data, tools(self._path / f"{name}.tools"))
+        return Played(said, trial, data, self.tools(name))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -167,6 +176,26 @@ async def test_an_agent_that_fails_by_itself_is_told_as_that(harbor: Harbor):
     harbor.arm("wrong", "before", 2, "NotFoundError")
     played = await harbor.play("wrong")
     assert (played.said["starts"], played.trial["outcome"], played.trial["cause"]) == (1, "agent_failed", "NotFoundError")
+
+
+async def test_the_pages_command_runs_the_pages_job(harbor: Harbor, clean: Played, tmp_path: Path):
+    harbor.arm("job", "reply", 2, INFRA)
+    job = yaml.safe_load((ROOT / "examples" / "harbor" / "job.yaml").read_text())
+    loop = {"import_path": "harbor_trial:Loop", "model_name": "openai/default"}
+    job["agents"][0]["kwargs"] |= {"agent": loop, "session": {"seed": SEED}}
+    here = {"tasks": [{"path": str(harbor.path / "task")}], "datasets": [], "environment": {"import_path": "harbor_trial:Directory"}}
+    (tmp_path / "job.json").write_text(json.dumps({**job, **here, "jobs_dir": str(tmp_path / "jobs")}))
+    command = python_of("harbor").with_name("harbor")
+    plugin = "rollout_ft.integrations.harbor:Outcomes"
+    env = os.environ | harbor.environment("job") | QUIET | {"PYTHONPATH": f"{ROOT}:{DRIVERS}", "HARBOR_TELEMETRY": "off"}
+    process = await asyncio.create_subprocess_exec(
+        command, "run", "-c", tmp_path / "job.json", "--plugin", plugin, "--yes", "--quiet", env=env, stdin=asyncio.subprocess.DEVNULL
+    )  # fmt: skip
+    assert await process.wait() == 0
+    (result,) = [json.loads(path.read_text()) for path in (tmp_path / "jobs").glob("*/*/result.json")]
+    trial = await harbor.stage.run.client.trial(result["trial_name"])
+    assert (trial["outcome"], trial["attempt"], trial["reward"]) == ("completed", 2, clean.trial["reward"])
+    assert harbor.tools("job") == {(0, 1): 2, (0, 2): 1, (0, 3): 1, (0, 4): 1}
 
 
 @pytest.mark.parametrize(("name", "model"), [("terminus-2", "openai/default"), ("claude-code", "anthropic/default")])
