@@ -78,7 +78,7 @@ def test_a_run_with_sandboxes_that_was_killed_with_its_cluster_goes_on_from_thei
     tasks, out = tmp_path / "tasks.jsonl", tmp_path / "out"
     tasks.write_text("\n".join(json.dumps({"task_id": f"s{i}", "prompt": f"Write {i}.", "turns": 4, "max_tokens": 32}) for i in range(4)))
     ours = [
-        "trial.agent=", f"trial.command=[{sys.executable},examples/sandbox/agent.py]",
+        "trial.agent=''", f"trial.command=[{sys.executable},examples/sandbox/agent.py]",
         "trial.environment=rollout_ft.trial.sandbox:local", "trial.concurrency=4",
     ]  # fmt: skip
     kill(_third_snapshots, out, *settings(tasks, speed="40"), *ours)
