@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import orjson
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rollout_ft.engine import arguments
 from rollout_ft.errors import ConfigError
@@ -487,10 +487,15 @@ class TrialConfig(Settings):
             raise ValueError(f"trial.on_divergence: with trial.recovery {self.recovery.value} nothing is replayed; leave one of them out")
         return self
 
+    @field_validator("agent", mode="before")
+    @classmethod
+    def _cleared(cls, value: object) -> object:
+        return "" if value is None else value  # what a shell leaves of trial.agent=''
+
     @model_validator(mode="after")
     def _one_agent(self) -> TrialConfig:
         if self.agent and self.command:
-            raise ValueError("trial.agent and trial.command are both set, and an attempt is one of them; clear the other: trial.agent=''")
+            raise ValueError("trial.agent and trial.command are both set, and an attempt is one of them; clear the other: trial.agent=")
         return self
 
 

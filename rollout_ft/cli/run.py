@@ -40,7 +40,7 @@ async def run(config: Config, path: Path, console: Console) -> int:
         return await _finish(reopen(path, config), console)
     tasks = read_tasks(config.trial.tasks)
     plays(tasks, config.trial)
-    agent_of(config.trial)
+    agent_of(config.trial, path)
     runtime.check(config)
     return await _finish(create(path, config, tasks), console)
 
@@ -89,7 +89,7 @@ async def _play(directory: Directory, output: Output, console: Console) -> None:
 
 async def _play_out(directory: Directory, output: Output) -> None:
     config, resumed, earlier = directory.effective, directory.resumed, list(output.results.values())
-    agent = agent_of(config.trial)
+    agent = agent_of(config.trial, directory.path)
     try:
         if resumed:
             output.event({"time": wall(), "event": "run.resumed", "source": "run", "trials": output.owed})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import tempfile
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
@@ -73,6 +74,13 @@ class Attempts:
         if tools.lost:
             ended = AttemptEnd(End.RAISED, cause=tools.lost, blame=Blame.ENVIRONMENT)
         return ended, tools
+
+    async def over(self, trial_id: str, tools: Tools | None) -> None:
+        """The trial is over: nothing is left of its environments."""
+        if tools is not None:
+            await tools.forget()
+        if self._workshop is not None:
+            await asyncio.to_thread(shutil.rmtree, self._workshop.directory / trial_id, ignore_errors=True)
 
     async def _tools(self, workshop: Workshop, task: JSON, session: Session, lost: int) -> Tools:
         config, directory = self._config, workshop.directory / session.trial_id

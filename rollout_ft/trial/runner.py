@@ -163,6 +163,7 @@ class TrialRunner:
         if trial["state"] == "released" and not trial["metadata"]:
             raise BadRequest(f"trial {trial['trial_id']} was collected, and nothing more is known of it", 409, "released")
         if trial["state"] != "running":
+            await self._attempts.over(trial["trial_id"], None)
             return trial
         decision = resumed(Recovery(trial["recovery"]))
         if isinstance(decision, Finish):
@@ -176,13 +177,13 @@ class TrialRunner:
             ended, tools = await self._attempts.run(task, session, spent.environment)
             trial = await self._client.trial(session.trial_id)
             if trial["state"] != "running":  # somebody else ended it, while the agent went on
+                await self._attempts.over(session.trial_id, tools)
                 return trial
             spent = replace(spent, environment=spent.environment + (tools.counts.lost if tools else 0))
             ended = replace(ended, tainted=bool(trial["tainted"]), cause=ended.cause or trial["fault"], fault=trial["fault"])
             decision = decide(ended, spent, self._config)
             if isinstance(decision, Finish):
-                if tools is not None:
-                    await tools.forget()
+                await self._attempts.over(session.trial_id, tools)
                 return await self._end(session.trial_id, session.attempt, decision)
             if decision.spends == "agent":
                 _log.warning("trial.agent_failed trial=%s attempt=%d: %s", session.trial_id, session.attempt, ended.cause)
