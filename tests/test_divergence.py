@@ -15,7 +15,8 @@ from replays import Rerendering, Trial, play, says, tool
 from rollout_ft.config import TrialConfig
 from rollout_ft.errors import TrialFault
 from rollout_ft.samples.trajectory import metadata, trajectory
-from rollout_ft.session.divergence import DIVERGED, SHOWN, _apart, words
+from rollout_ft.session.divergence import SHOWN, _apart, words
+from rollout_ft.session.freshness import DIVERGED
 from rollout_ft.session.session import Begin
 from rollout_ft.session.tree import path_ids
 from rollout_ft.trial.policy import AttemptEnd, End, Finish, Spent, decide

@@ -23,8 +23,6 @@ from rollout_ft.session.request import TurnRequest
 from rollout_ft.session.tree import Node
 from rollout_ft.types import JSON, Divergence
 
-DIVERGED = "diverged: "
-"""How the reason of a fault begins that a trial meets because its replay left the record (`trial.on_divergence: fail`)."""
 MOST = 8
 """Recorded turns that a request is compared with, the newest; each comparison reads both."""
 SHOWN, BEFORE = 90, 30

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 
 from rollout_ft.config import SessionConfig
-from rollout_ft.session.divergence import DIVERGED
 from rollout_ft.types import VersionSpan
 
 SCRATCH, REFUSED = "from scratch: ", "too stale: "
 """How the reason of a fault begins that a trial meets for its tokens' versions: it starts again from nothing, or it is over."""
+DIVERGED = "diverged: "
+"""And of one that it meets because its replay left the record (`trial.on_divergence: fail`)."""
 Behind = Callable[[str], int]
 """How many updates came after a version."""
 

@@ -18,11 +18,11 @@ from rollout_ft.config import SessionConfig
 from rollout_ft.errors import BadRequest, SessionClosed, TrialFault
 from rollout_ft.session import normalizers
 from rollout_ft.session.classify import Choice, Sample, choose
-from rollout_ft.session.divergence import DIVERGED, nearest, words
+from rollout_ft.session.divergence import nearest, words
 from rollout_ft.session.entries import FAULT, SessionEntry
 from rollout_ft.session.evidence import Evidence
 from rollout_ft.session.flight import Flight
-from rollout_ft.session.freshness import SCRATCH
+from rollout_ft.session.freshness import DIVERGED, SCRATCH
 from rollout_ft.session.known import Known
 from rollout_ft.session.leniency import leniencies
 from rollout_ft.session.matcher import Seen, load

@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from rollout_ft.config import TrialConfig
-from rollout_ft.session.divergence import DIVERGED
-from rollout_ft.session.freshness import REFUSED, SCRATCH
+from rollout_ft.session.freshness import DIVERGED, REFUSED, SCRATCH
 from rollout_ft.types import Outcome, Recovery
 
 
