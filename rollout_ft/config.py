@@ -372,12 +372,19 @@ class SessionConfig(Settings):
     up to 30 times when a network loses replies."""
     matcher: str = "canonical"
     """When two messages are the same: `canonical`, `strict`, or `module:function` from a message to bytes."""
+    normalizers: list[str] = []
+    """What may differ in the texts of tools and users when a trial is replayed: `timestamps`, `durations`, `uuids`, `temp_paths`,
+    `hex_ids`, or `module:function` from a text to a text. Both texts are compared with what these find made equal; the recorded
+    one is what stays. Only where a replay would leave its record otherwise, and only of requests that add 64 Ki characters
+    at most."""
     max_turns: int = Field(default=10_000, ge=1)
     max_messages: int = Field(default=20_000, ge=1)
     max_tools: int = Field(default=512, ge=1)
     max_tokens: int = Field(default=2**26, ge=1)
     """Of all turns of a session together, each counted with what it adds to its path."""
     max_in_flight: int = Field(default=32, ge=1)
+    max_steps: int = Field(default=20_000, ge=1)
+    """Recorded steps of a trial's environment."""
     max_output_tokens: int = Field(default=8192, ge=1)
     """Used when neither the agent nor the session names a limit."""
     version_policy: Literal["mixed", "turn", "trial"] = "mixed"
@@ -412,7 +419,27 @@ class TrialConfig(Settings):
     recovery: Recovery = Recovery.RESUME
     max_restarts: int = Field(default=8, ge=0)
     """Attempts after the first that infrastructure faults may cost; then the outcome is `infra_exhausted`."""
+    max_env_restarts: int = Field(default=3, ge=0)
+    """How often a trial's environment may be lost and replaced, with its agent or under it; then the outcome is `env_failed`."""
+    max_agent_restarts: int = Field(default=1, ge=0)
+    """Attempts after the first that an agent gets that raised or was stuck, and nobody knows why; then it is `agent_failed`."""
     attempt_timeout_s: Seconds = 3600
+    """How long an attempt may take, the time left out in which the trainer kept the engines still; then it is `truncated`."""
+    turn_timeout_s: Seconds | None = None
+    """How long a turn may be generated for; then the trial is `truncated`. Engines that stand still are found without it."""
+    agent_idle_s: Seconds = 1800
+    """An agent that waits for neither a turn nor a tool of its environment for so long is stuck."""
+    environment: str = ""
+    """`module:function`, from (task, trial_id, directory) to the environment that the agent's tools act on;
+    `rollout_ft.trial.sandbox:local` is the one that comes with this."""
+    sandbox_dir: str = ""
+    """Where environments keep what outlives processes; `DIR/sandboxes` of a run, else a temporary directory."""
+    record_tools: bool = True
+    """Results of an environment's steps are committed, and an agent that replays gets them from there."""
+    snapshot_every_steps: int = Field(default=1, ge=1)
+    """Of environments that can be saved: steps behind the last snapshot are taken again."""
+    tool_timeout_s: Seconds = 600
+    """How long an environment may take for a step; then it is lost."""
     concurrency: int = Field(default=16, ge=1)
     agent: str = ""
     """`module:function`, called with (task, base_url, api_key) in a process of its own."""
@@ -425,6 +452,16 @@ class TrialConfig(Settings):
     longer than the trainer's updates leave them."""
     max_lost: int = Field(default=0, ge=0)
     """How many lost trials `run` tolerates before it exits with 1."""
+    on_divergence: Literal["branch", "fail", "serve"] = "branch"
+    """What a request of a replay gets that is not the recorded one: `branch` goes on live behind the last turn in common;
+    `fail` ends the trial, and its cause says what differs first; `serve` gives the recorded reply where only texts of tools or
+    users differ, and the trajectory stays the record's, else it branches. `session.normalizers` come before."""
+
+    @model_validator(mode="after")
+    def _replays(self) -> TrialConfig:
+        if self.on_divergence != "branch" and self.recovery is not Recovery.RESUME:
+            raise ValueError(f"trial.on_divergence: with trial.recovery {self.recovery.value} nothing is replayed; leave one of them out")
+        return self
 
     @model_validator(mode="after")
     def _one_agent(self) -> TrialConfig:

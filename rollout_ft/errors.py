@@ -35,6 +35,10 @@ class Overloaded(BadRequest):
         self.retry_after_s = retry_after_s
 
 
+class BadTask(RolloutFTError):
+    """An agent's or an environment's word that the task itself is wrong: no other attempt at it can succeed."""
+
+
 class Fenced(RolloutFTError):
     """The store has a newer attempt, owner or view: whoever gets this must stop writing.
 
@@ -149,3 +153,10 @@ class MatcherFailed(RolloutFTError):
 
     def __str__(self) -> str:
         return f"session.matcher {self.matcher} {self.reason}"
+
+
+class NormalizerFailed(MatcherFailed):
+    """A function that `session.normalizers` names is none: whoever wrote it has to act."""
+
+    def __str__(self) -> str:
+        return f"session.normalizers {self.matcher} {self.reason}"

@@ -27,10 +27,13 @@ from rollout_ft.fleet.member import Member
 from rollout_ft.fleet.node import node_id
 from rollout_ft.gateway.dialects.sampling import check_sampling
 from rollout_ft.gateway.keys import Keys
+from rollout_ft.session import normalizers
 from rollout_ft.session.drift import load_renderer
 from rollout_ft.session.matcher import load as load_matcher
 from rollout_ft.trial.agents import Agent, InlineAgent
+from rollout_ft.trial.attempt import workshop
 from rollout_ft.trial.client import Client, Session
+from rollout_ft.trial.environment import Factory
 from rollout_ft.trial.runner import OnResult, TrialResult, TrialRunner
 from rollout_ft.types import JSON
 
@@ -55,17 +58,21 @@ class Run:
     async def run_trials(
         self, tasks: Sequence[JSON], agent: Agent | Callable[..., Any], *, concurrency: int | None = None, prefix: str = "",
         config: TrialConfig | None = None, on_result: OnResult | None = None, release: bool = False, resume: bool = False,
+        environment: Factory | None = None, sandboxes: Path | None = None,
     ) -> list[TrialResult]:  # fmt: skip
         """Runs every task to its outcome, restarting what faults ended; results in the order of the tasks.
 
         With `release` the run forgets each trial, but for its summary, once `on_result` has put it where it is safe.
         With `resume` trials that exist are gone on with: see `rollout_ft.start`.
         `agent` is an async function of (task, session) that returns the reward or None, or one of `trial.agents`.
+        `environment` makes what `session.environment` acts on, in place of `trial.environment`, and keeps in `sandboxes` what
+        outlives processes.
         """
         config, keys = config or self.config.trial, Keys(self.setup.secret)
-        runner = TrialRunner(self.client, InlineAgent(agent) if callable(agent) else agent, config, keys.session, resume)
-        slots = concurrency or config.concurrency
-        return await runner.run(tasks, concurrency=slots, prefix=prefix, on_result=on_result, release=release)
+        with workshop(config, environment, sandboxes) as made:
+            runner = TrialRunner(self.client, InlineAgent(agent) if callable(agent) else agent, config, keys.session, resume, made)
+            slots = concurrency or config.concurrency
+            return await runner.run(tasks, concurrency=slots, prefix=prefix, on_result=on_result, release=release)
 
     async def fleet(self) -> JSON:
         return await self.client.get("/fleet")
@@ -120,6 +127,7 @@ def check(config: Config) -> None:
     """Everything that can be refused before anything is started. Raises ConfigError."""
     load_renderer(config)
     load_matcher(config.session.matcher)
+    normalizers.load(tuple(config.session.normalizers))
     shape_of(config)
     check_names(config.model)
     try:

@@ -133,6 +133,26 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True)
+class Divergence:
+    """A request of a replay that is none of those recorded at its place, and where it first differs from the most likely.
+
+    `base` is what was asked for, `turn_key` and `turn` (1 for the first of a path) the recorded turn. `message` counts from the
+    request's first; -1 where the tools, the sampling or the prompt's tokens differ. `recorded` and `sent` are short.
+    """
+
+    base: str
+    turn_key: str
+    turn: int
+    message: int
+    role: str
+    where: str
+    recorded: str
+    sent: str
+    served: bool = False
+    """It gets the recorded reply all the same."""
+
+
+@dataclass(frozen=True, slots=True)
 class Answered:
     """A recorded turn was asked for in this attempt, or evidence about earlier turns has to be kept."""
 
@@ -144,6 +164,9 @@ class Answered:
     """What a client asked for and got a 5xx instead of: the attempt is tainted until it is answered."""
     order: int = 0
     idempotency_key: str = ""
+    spelled: bytes = b""
+    """The digest of the conversation that was sent, where it reads other than the recorded one that it stands for."""
+    diverged: Divergence | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +177,18 @@ class Ended:
     reward: float | None
     cause: str
     created: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Step `number` of an attempt's environment, done: the action and its result as JSON, and the `snapshot` that was taken
+    behind it, if one was."""
+
+    attempt: int
+    number: int
+    action: bytes
+    result: bytes
+    snapshot: str = ""
 
 
 @dataclass(frozen=True, slots=True)

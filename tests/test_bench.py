@@ -18,6 +18,8 @@ from rollout_ft.cli.bench.loads import Chat, Load, LoadFailed, Result
 from rollout_ft.cli.bench.phases import joined, parts_of
 from rollout_ft.cli.bench.profile import hottest
 from rollout_ft.cli.bench.recovery import figures_of
+from rollout_ft.cli.bench.trial import Restart
+from rollout_ft.cli.bench.trial import figures as figures_of_restarts
 from rollout_ft.testing.siege import Blow, Siege
 from rollout_ft.testing.small_engine import MODEL_DIR
 
@@ -102,3 +104,18 @@ def test_bench_store_returns_its_figures(tmp_path: Path):
     assert figures["resume"]["tokens"] == 3800
     assert 1 < figures["journal_bytes_ratio"] < 1.2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_figures_of_restarts_are_the_medians_of_their_runs():
+    runs = [Restart(1.0, 0), Restart(9.0, 7), Restart(2.0, 0)]
+    assert figures_of_restarts({"replay": runs}) == {"replay_s": 2.0, "replay_tokens": 0}
+
+
+def test_bench_trial_returns_its_figures():
+    command = [sys.executable, "-m", "rollout_ft.cli.main", "bench", "trial", "--turns", "2,4", "--runs", "1", "--tokens-in", "5"]
+    command += ["--tokens-out", "8", "--tokens-per-s", "0", "--json"]
+    figures = orjson.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    for turns in (2, 4):
+        row = figures[f"{turns}"]
+        assert (row["replay_tokens"], row["normalized_tokens"], row["scratch_tokens"]) == (0, 0, 8 * (turns - 1))
+        assert min(row["replay_s"], row["normalized_s"], row["scratch_s"]) > 0

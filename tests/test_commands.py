@@ -18,7 +18,7 @@ from rollout_ft.config import load
 from rollout_ft.errors import ConfigError
 from rollout_ft.trial.client import Client, Session
 from rollout_ft.trial.commands import CAUSE_CHARACTERS, CommandAgent, agent_of, failed
-from rollout_ft.trial.policy import AttemptEnd, End
+from rollout_ft.trial.policy import AttemptEnd, Blame, End
 
 SESSION = Session("t~2", "t", 2, "http://127.0.0.1:9/sessions/t~2/v1", "the-key", 0, cast(Client, None))
 TASK = {"task_id": "t", "prompt": "Explain tides."}
@@ -60,7 +60,7 @@ async def test_it_finds_its_task_its_session_and_who_it_is(tmp_path: Path):
         ("""echo '{"error": "it broke"}' > $ROLLOUT_FT_RESULT""", AttemptEnd(End.RAISED, cause="it broke")),
         (
             """echo '{"error": "APITimeoutError: Request timed out."}' > $ROLLOUT_FT_RESULT""",
-            AttemptEnd(End.RAISED, cause="APITimeoutError: Request timed out.", infra=True),
+            AttemptEnd(End.RAISED, cause="APITimeoutError: Request timed out.", blame=Blame.INFRA),
         ),
         ("""echo '{"reward": 1}' > $ROLLOUT_FT_RESULT; echo bad >&2; exit 3""", AttemptEnd(End.RAISED, cause="exit code 3: bad")),
         ("kill -9 $$", AttemptEnd(End.DIED, cause="the agent's process ended with exit code -9")),
@@ -82,7 +82,7 @@ async def test_how_it_ended_is_read_from_its_exit_code_and_its_result(script: st
 )  # fmt: skip
 async def test_what_is_no_result_is_the_agents_failure_and_is_said(write: str):
     end = await shell(write)
-    assert (end.end, end.reward, end.infra) == (End.RAISED, None, False)
+    assert (end.end, end.reward, end.blame) == (End.RAISED, None, Blame.AGENT)
     assert "ROLLOUT_FT_RESULT is no result" in end.cause
 
 
@@ -105,7 +105,7 @@ DURING = "\nDuring handling of the above exception, another exception occurred:\
     ],
 )
 def test_an_error_is_of_the_infrastructure_when_what_it_ended_with_is_what_a_client_raises_for_it(words: str, infra: bool):
-    assert failed("", words).infra is infra
+    assert (failed("", words).blame is Blame.INFRA) is infra
 
 
 async def test_whatever_it_prints_it_never_waits_and_the_end_of_it_is_the_cause():

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollout_ft.trial.policy import AttemptEnd, End, Finish, Restart, decide, resumed
+from rollout_ft.config import TrialConfig
+from rollout_ft.trial.policy import AttemptEnd, Blame, End, Finish, Restart, Spent, decide, resumed
 from rollout_ft.types import Outcome, Recovery
 
 few = settings(max_examples=50, deadline=None)
@@ -18,10 +19,15 @@ ENDS = st.builds(
     end=st.sampled_from(End),
     reward=st.none() | st.floats(-10, 10),
     cause=st.text(max_size=5),
-    infra=st.booleans(),
+    blame=st.sampled_from(Blame),
     tainted=st.booleans(),
 )
 RECOVERIES = st.sampled_from(Recovery)
+SPENT = st.builds(Spent, st.integers(0, 5), st.integers(0, 5), st.integers(0, 5), st.integers(0, 5))
+
+
+def config(recovery: Recovery = Recovery.RESUME, limit: int = 3) -> TrialConfig:
+    return TrialConfig(recovery=recovery, max_restarts=limit, max_env_restarts=limit, max_agent_restarts=limit, max_version_restarts=limit)
 
 
 @pytest.mark.parametrize(
@@ -30,27 +36,34 @@ RECOVERIES = st.sampled_from(Recovery)
         (AttemptEnd(End.RETURNED, 1.0), Outcome.COMPLETED, 1.0),
         (AttemptEnd(End.RETURNED, 0.0), Outcome.COMPLETED, 0.0),
         (AttemptEnd(End.RETURNED, None), Outcome.COMPLETED, None),
-        (AttemptEnd(End.RAISED, 1.0, "ValueError"), Outcome.AGENT_FAILED, None),
         (AttemptEnd(End.TIMED_OUT, 1.0), Outcome.TRUNCATED, None),
+        (AttemptEnd(End.LIMITED, 1.0), Outcome.TRUNCATED, None),
+        (AttemptEnd(End.RAISED, 1.0, "no such problem", Blame.DATA), Outcome.AGENT_FAILED, None),
     ],
 )
 @pytest.mark.parametrize("recovery", Recovery)
 def test_an_attempt_without_a_fault_ends_its_trial(ended: AttemptEnd, outcome: Outcome, reward: float | None, recovery: Recovery):
-    decision = decide(ended, restarts=0, max_restarts=3, recovery=recovery)
+    decision = decide(ended, Spent(), config(recovery))
     assert isinstance(decision, Finish)
     assert (decision.outcome, decision.reward) == (outcome, reward)
 
 
-@pytest.mark.parametrize(
-    "ended",
-    [
+FAULTS = {
+    "infra": [
         AttemptEnd(End.DIED),
-        AttemptEnd(End.RAISED, None, "APIConnectionError", infra=True),
+        AttemptEnd(End.RAISED, None, "APIConnectionError", Blame.INFRA),
         AttemptEnd(End.RETURNED, 1.0, tainted=True),
         AttemptEnd(End.RAISED, None, "ValueError", tainted=True),
+        AttemptEnd(End.RAISED, None, "EnvironmentLost", Blame.ENVIRONMENT, tainted=True),
         AttemptEnd(End.TIMED_OUT, tainted=True),
     ],
-)
+    "environment": [AttemptEnd(End.RAISED, None, "EnvironmentLost", Blame.ENVIRONMENT)],
+    "agent": [AttemptEnd(End.RAISED, None, "ValueError"), AttemptEnd(End.STUCK)],
+}
+OVER = {"infra": Outcome.INFRA_EXHAUSTED, "environment": Outcome.ENV_FAILED, "agent": Outcome.AGENT_FAILED}
+
+
+@pytest.mark.parametrize(("budget", "ended"), [(budget, ended) for budget, ends in FAULTS.items() for ended in ends])
 @pytest.mark.parametrize(
     ("recovery", "restarts", "expected"),
     [
@@ -62,52 +75,53 @@ def test_an_attempt_without_a_fault_ends_its_trial(ended: AttemptEnd, outcome: O
         (Recovery.ABANDON, 0, None),
     ],
 )
-def test_an_attempt_that_met_a_fault_is_started_again_while_the_budget_lasts(
-    ended: AttemptEnd, recovery: Recovery, restarts: int, expected: bool | None
+def test_each_kind_of_fault_has_a_budget_of_its_own(
+    budget: str, ended: AttemptEnd, recovery: Recovery, restarts: int, expected: bool | None
 ):
-    decision = decide(ended, restarts=restarts, max_restarts=3, recovery=recovery)
+    spent = replace(Spent(9, 9, 9, 9), **{budget: restarts})
+    decision = decide(ended, spent, config(recovery))
     if expected is None:
         assert isinstance(decision, Finish)
-        assert (decision.outcome, decision.reward) == (Outcome.INFRA_EXHAUSTED, None)
+        assert (decision.outcome, decision.reward) == (OVER[budget], None)
     else:
-        assert isinstance(decision, Restart)
-        assert decision.checkpoint is expected
+        assert decision == Restart(expected, decision.cause, budget)
 
 
 @few
-@given(ENDS, st.integers(0, 5), st.integers(0, 5), RECOVERIES)
-def test_a_reward_comes_only_with_a_completed_trial(ended: AttemptEnd, restarts: int, limit: int, recovery: Recovery):
-    decision = decide(ended, restarts=restarts, max_restarts=limit, recovery=recovery)
+@given(ENDS, SPENT, st.integers(0, 5), RECOVERIES)
+def test_a_reward_comes_only_with_a_completed_trial(ended: AttemptEnd, spent: Spent, limit: int, recovery: Recovery):
+    decision = decide(ended, spent, config(recovery, limit))
     if isinstance(decision, Finish) and decision.reward is not None:
         assert decision.outcome is Outcome.COMPLETED
         assert decision.reward == ended.reward
 
 
 @few
-@given(ENDS, st.integers(0, 5), st.integers(0, 5), RECOVERIES)
-def test_a_tainted_attempt_never_gives_a_reward_nor_blames_the_agent(ended: AttemptEnd, restarts: int, limit: int, recovery: Recovery):
-    decision = decide(replace(ended, tainted=True), restarts=restarts, max_restarts=limit, recovery=recovery)
+@given(ENDS, SPENT, st.integers(0, 5), RECOVERIES)
+def test_a_tainted_attempt_never_gives_a_reward_nor_blames_the_agent(ended: AttemptEnd, spent: Spent, limit: int, recovery: Recovery):
+    decision = decide(replace(ended, tainted=True), spent, config(recovery, limit))
     if isinstance(decision, Finish):
         assert (decision.outcome, decision.reward) == (Outcome.INFRA_EXHAUSTED, None)
 
 
 @few
-@given(ENDS, st.integers(0, 5), st.integers(0, 5), RECOVERIES)
-def test_what_ends_by_infrastructure_says_why(ended: AttemptEnd, restarts: int, limit: int, recovery: Recovery):
-    decision = decide(ended, restarts=restarts, max_restarts=limit, recovery=recovery)
+@given(ENDS, SPENT, st.integers(0, 5), RECOVERIES)
+def test_an_attempt_that_is_followed_by_another_says_why(ended: AttemptEnd, spent: Spent, limit: int, recovery: Recovery):
+    decision = decide(ended, spent, config(recovery, limit))
     if isinstance(decision, Restart) or decision.outcome is Outcome.INFRA_EXHAUSTED:
         assert decision.cause
 
 
 @few
-@given(st.lists(ENDS, min_size=10, max_size=10), st.integers(0, 8), RECOVERIES)
-def test_a_trial_is_never_restarted_more_often_than_its_budget_allows(ends: list[AttemptEnd], limit: int, recovery: Recovery):
-    restarts = 0
+@given(st.lists(ENDS, min_size=30, max_size=30), st.integers(0, 5), RECOVERIES)
+def test_a_trial_is_never_restarted_more_often_than_its_budgets_allow(ends: list[AttemptEnd], limit: int, recovery: Recovery):
+    spent = Spent()
     for ended in ends:
-        if isinstance(decide(ended, restarts=restarts, max_restarts=limit, recovery=recovery), Finish):
+        decision = decide(ended, spent, config(recovery, limit))
+        if isinstance(decision, Finish):
             break
-        restarts += 1
-    assert restarts <= limit
+        spent = spent.and_one(decision.spends)
+    assert max(spent.infra, spent.environment, spent.agent) <= limit
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_checkpoint_fakes import Cluster
 
-from rollout_ft.config import Config, SessionConfig
+from rollout_ft.config import Config, SessionConfig, TrialConfig
 from rollout_ft.engine.driver import Driver
 from rollout_ft.engine.gate import Closed
 from rollout_ft.engine.host import Reply, SessionHost
@@ -29,7 +29,7 @@ from rollout_ft.samples.summary import summary
 from rollout_ft.session.freshness import REFUSED, SCRATCH, advice, code_of, verdict
 from rollout_ft.telemetry.events import Events
 from rollout_ft.testing.plain import STOP, PlainTemplate
-from rollout_ft.trial.policy import AttemptEnd, End, Finish, Restart, decide
+from rollout_ft.trial.policy import AttemptEnd, Blame, End, Finish, Restart, Spent, decide
 from rollout_ft.types import JSON, Outcome, Recovery, SessionSpec, VersionSpan
 
 TEXT = "abcdefgh"
@@ -292,10 +292,11 @@ def test_a_trial_goes_on_exactly_while_its_tokens_are_allowed(
 
 @given(restarts=st.integers(0, 9), anew=st.integers(0, 9), recovery=st.sampled_from(Recovery), end=st.sampled_from(End))
 def test_a_restart_for_a_version_is_from_scratch_and_costs_no_budget(restarts: int, anew: int, recovery: Recovery, end: End):
-    ended = AttemptEnd(end, 1.0, infra=True, tainted=True, fault=f"{SCRATCH}two versions")
-    decision = decide(ended, restarts=restarts, max_restarts=0, recovery=recovery, anew=anew, max_anew=5)
+    ended = AttemptEnd(end, 1.0, blame=Blame.INFRA, tainted=True, fault=f"{SCRATCH}two versions")
+    config = TrialConfig(recovery=recovery, max_restarts=0, max_version_restarts=5)
+    decision = decide(ended, Spent(infra=restarts, versions=anew), config)
     if anew < 5:
-        assert decision == Restart(False, ended.fault, costs=False)
+        assert decision == Restart(False, ended.fault, "versions")
     else:
         assert isinstance(decision, Finish)
         assert (decision.outcome, decision.reward) == (Outcome.INFRA_EXHAUSTED, None)
@@ -303,9 +304,8 @@ def test_a_restart_for_a_version_is_from_scratch_and_costs_no_budget(restarts: i
 
 
 def test_a_trial_that_is_refused_for_its_age_ends_without_a_reward():
-    ended = AttemptEnd(End.RAISED, 1.0, infra=True, tainted=True, fault=f"{REFUSED}old")
-    decision = decide(ended, restarts=0, max_restarts=8, recovery=Recovery.RESUME)
-    assert decision == Finish(Outcome.TRUNCATED, None, ended.fault)
+    ended = AttemptEnd(End.RAISED, 1.0, blame=Blame.INFRA, tainted=True, fault=f"{REFUSED}old")
+    assert decide(ended, Spent(), TrialConfig()) == Finish(Outcome.TRUNCATED, None, ended.fault)
 
 
 @given(st.floats(0, 10_000))

@@ -24,8 +24,8 @@ from rollout_ft.types import JSON
 
 SAMPLED_BY = (
     "run", "seed", "model", "engine.kind", "session.on_concurrent", "session.on_repeat", "session.matcher",
-    "session.max_output_tokens", "session.special_tokens_in_text", "sampling", "samples", "store.journal_dir", "trial.agent",
-    "trial.command", "trial.recovery",
+    "session.normalizers", "session.max_output_tokens", "session.special_tokens_in_text", "sampling", "samples", "store.journal_dir",
+    "trial.agent", "trial.command", "trial.recovery", "trial.on_divergence",
 )  # fmt: skip
 """What makes the data, or says where it is: the same for the whole of a run."""
 DOUBTFUL = ("engine.args", "engine.env")

@@ -354,6 +354,27 @@ def bench_recovery(
         console.print(faults_table(figures))
 
 
+@bench_app.command("trial")
+def bench_trial(
+    turns: Annotated[str, typer.Option(help="of the trials")] = "10,50,200",
+    runs: Annotated[int, typer.Option(min=1, help="of each; medians are shown")] = 3,
+    tokens_in: TokensIn = 100, tokens_out: TokensOut = 60,
+    tokens_per_s: Annotated[float, typer.Option(min=0, help="of the engine; 0: as fast as it can")] = 500,
+    json: AsJson = False,
+) -> None:  # fmt: skip
+    """Seconds and tokens of a restart by replay, and from scratch: a trial is killed before its last turn, and comes back there."""
+    from rollout_ft.cli.bench import trial
+
+    if not all(each.isdigit() and int(each) > 1 for each in turns.split(",")):
+        raise typer.BadParameter("write numbers above 1, as 10,50,200", param_hint="--turns")
+    scale = trial.Scale(tuple(map(int, turns.split(","))), runs, tokens_in, tokens_out, tokens_per_s)
+    figures = _run(trial.bench(scale, Console(stderr=json)))
+    if figures is None:
+        raise typer.Exit(1)
+    if json:
+        print(orjson.dumps(figures).decode())
+
+
 def _bench(scale: Scale, profile: Path | None, json: bool) -> None:
     from rollout_ft.cli.bench.command import bench
 

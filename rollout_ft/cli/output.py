@@ -15,6 +15,7 @@ from pathlib import Path
 import orjson
 
 from rollout_ft.samples.export import write_trajectory
+from rollout_ft.telemetry.divergences import divergences
 from rollout_ft.telemetry.lines import Lines, read_lines
 from rollout_ft.telemetry.report import report
 from rollout_ft.trial.runner import TrialResult
@@ -64,7 +65,8 @@ class Output:
             "tokens_wasted": sum(r.tokens_wasted for r in results), "seconds": round(self._seconds() + seconds, 1),
         }  # fmt: skip
         _replace(self._directory / "summary.json", orjson.dumps(made, option=orjson.OPT_INDENT_2))
-        _replace(self._directory / "report.html", report(made, results).encode())
+        diverged = divergences(read_lines(self._directory / "events.jsonl"))
+        _replace(self._directory / "report.html", report(made, results, diverged).encode())
         return made
 
     def _seconds(self) -> float:

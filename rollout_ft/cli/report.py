@@ -8,17 +8,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from rollout_ft.errors import ConfigError
 from rollout_ft.telemetry.bias import HEAD, between, rows_between, rows_within, within
+from rollout_ft.telemetry.divergences import HEAD as DIVERGED
+from rollout_ft.telemetry.divergences import divergences, rows_diverged
 from rollout_ft.telemetry.lines import read_lines
 from rollout_ft.trial.runner import TrialResult
 from rollout_ft.types import JSON
 
 
 def figures(directories: Sequence[Path]) -> JSON:
-    """`{runs: {DIR: within}, beside: {DIR: between}}`, the others beside the first. Raises ConfigError naming the directory."""
+    """`{runs: {DIR: within}, beside: {DIR: between}, diverged: {DIR: divergences}}`, the others beside the first. Raises
+    ConfigError naming the directory."""
     if len(set(directories)) < len(directories):
         raise ConfigError("a directory is named twice: nothing differs from itself")
     runs = {str(each): _results(each) for each in directories}
@@ -26,6 +30,7 @@ def figures(directories: Sequence[Path]) -> JSON:
     return {
         "runs": {name: within(results) for name, results in runs.items()},
         "beside": {name: between(runs[reference], runs[name]) for name in others},
+        "diverged": {str(each): divergences(read_lines(each / "events.jsonl")) for each in directories},
     }
 
 
@@ -35,6 +40,15 @@ def tables(found: JSON) -> list[Table]:
     for name, apart in found["beside"].items():
         alone = f"; {apart['elsewhere']} trials are in one of them alone" if apart["elsewhere"] else ""
         made.append(_table(f"{name} beside {reference}, the same trials{alone}", rows_between(apart, reference, name)))
+    return made + [_replays(name, met) for name, met in found["diverged"].items() if met]
+
+
+def _replays(name: str, met: list[JSON]) -> Table:
+    made = Table(
+        *DIVERGED, title=f"{name}: where replays first left their record", caption="texts may be made equal by session.normalizers"
+    )
+    for row in rows_diverged(met):
+        made.add_row(*(escape(cell) for cell in row))
     return made
 
 

@@ -94,7 +94,8 @@ async def _play_out(directory: Directory, tasks: list[JSON], output: Output) -> 
         async with runtime.start(config, secret=directory.secret, resume=resumed, last_view=last_view) as started:
             started.on_event = output.event
             warn(started)
-            await started.run_trials(tasks, agent, on_result=output.trial, release=True, resume=resumed)
+            sandboxes = directory.path / "sandboxes"
+            await started.run_trials(tasks, agent, on_result=output.trial, release=True, resume=resumed, sandboxes=sandboxes)
     finally:
         agent.close()
 

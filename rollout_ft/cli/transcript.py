@@ -7,13 +7,15 @@ the checkpoint shows by its number which turns it was only given again.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 
+from rollout_ft.session.divergence import words
 from rollout_ft.session.entries import SessionEntry
-from rollout_ft.types import JSON, Answered, Ended, Opened, Turn
+from rollout_ft.types import JSON, Answered, Ended, Opened, Step, Turn
 
 
 def transcript(entries: Sequence[SessionEntry]) -> list[JSON]:
@@ -31,9 +33,12 @@ def transcript(entries: Sequence[SessionEntry]) -> list[JSON]:
                 attempts[-1]["turns"].append(_turn(entry, number, numbers.get(entry.parent, 0)))
             case Answered() if entry.turn_key:
                 attempts[-1]["turns"].append({"turn": numbers[entry.turn_key], "how": "replayed"})
+            case Answered() if entry.diverged:
+                met = replace(entry.diverged, turn=numbers[entry.diverged.turn_key])
+                attempts[-1]["turns"].append({"how": "diverged", "first_difference": words(met), **asdict(met)})
             case Answered() if entry.failed:
                 attempts[-1]["turns"].append({"turn": 0, "how": "failed", "cause": entry.failed})
-            case Answered() | Ended():
+            case Answered() | Ended() | Step():
                 pass
     return attempts
 
@@ -57,6 +62,9 @@ def text(attempts: Sequence[JSON]) -> Iterator[str]:
         for turn in attempt["turns"]:
             if turn["how"] == "failed":
                 yield f"  a request failed: {turn['cause']}"
+            elif turn["how"] == "diverged":
+                yield f"  the replay left the record{', and was served from it' if turn['served'] else ''}: {turn['first_difference']}"
+                continue
             elif turn["how"] == "replayed":
                 yield f"  turn {turn['turn']}: replayed"
             else:

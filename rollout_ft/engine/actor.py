@@ -215,7 +215,7 @@ class EngineActor:
         return sid in self._host.sessions()
 
     async def summary(self, sid: str) -> JSON:
-        return summary(self._host.session(sid))
+        return self._host.summary(sid)
 
     async def read(self, trial_id: str) -> JSON | None:
         """The summary of any trial, from the store."""

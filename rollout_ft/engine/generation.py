@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from rollout_ft.clock import monotonic
 from rollout_ft.engine.capture import Capture
 from rollout_ft.engine.continuation import cut_spans, join_spans, start_from
 from rollout_ft.engine.patience import Patience
@@ -57,6 +58,7 @@ class Generation:
     reused: int = 0
     regenerated: bool = False
     calling: bool = False
+    began: float = field(default_factory=monotonic)
     finish: str = ""
     rank: int | None = None
     """The data-parallel rank that it goes to, where there are several."""

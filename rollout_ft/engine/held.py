@@ -13,12 +13,13 @@ from typing import Any
 
 from rollout_ft.checkpoint.log import Append, Entry
 from rollout_ft.checkpoint.mirror import Mirror
+from rollout_ft.clock import monotonic
 from rollout_ft.engine.generation import Generation
 from rollout_ft.errors import CommitRefused, Fenced, SessionClosed, SessionMoved, StoreUnavailable
 from rollout_ft.session.entries import SessionEntry, encode_entry
 from rollout_ft.session.session import Session
 from rollout_ft.session.tree import Node
-from rollout_ft.types import Answered, Opened, Partial
+from rollout_ft.types import JSON, Answered, Opened, Partial
 
 
 @dataclass(slots=True, eq=False)
@@ -32,13 +33,19 @@ class Held:
     left: Callable[[Held], None]
     gone: bool = False
     ending: bool = False
+    waiting: int = 0
+    """Requests that are not answered yet."""
+    changed: float = field(default_factory=monotonic)
+    """When one of them began or ended, or a step was recorded; at the latest when it was taken over."""
     excused: bool = False
     """It was let go of on purpose: what was in flight goes on elsewhere, and nobody failed."""
     moved: bool = False
     """It came from another owner, and no token was sampled here yet."""
     log: asyncio.Lock = field(default_factory=asyncio.Lock)
     failing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Of those who record a failure: a second of the same would take no place in the log, and leave a gap."""
+    """Of those who record a failure or a divergence: a second of the same would take no place in the log, and leave a gap."""
+    stepping: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Of those who record a step: the second of the same gets what the first recorded."""
     tasks: dict[str, asyncio.Task[Node]] = field(default_factory=dict[str, "asyncio.Task[Node]"])
     generations: dict[str, Generation] = field(default_factory=dict[str, Generation])
     graces: dict[str, asyncio.TimerHandle] = field(default_factory=dict[str, asyncio.TimerHandle])
@@ -74,6 +81,12 @@ class Held:
         acks, deliveries = self.session.evidence.take_unsaved()
         if acks or deliveries:
             await self.commit(f"evidence/{self.session.attempt}/{self.next_seq}", Answered(acknowledged=acks, delivered=deliveries))
+
+    def activity(self) -> JSON:
+        """What its agent is at: `trial.deadlines`."""
+        now, began = monotonic(), [g.began for g in self.generations.values()]
+        turn_s, turns = round(now - min(began), 1) if began else 0.0, len(self.session.evidence.asked)
+        return {"waiting": self.waiting, "turn_s": turn_s, "quiet_s": round(now - self.changed, 1), "turns": turns}
 
     def partials(self) -> list[tuple[str, int, int, Partial]]:
         """What its unfinished generations have so far, as the store takes it."""

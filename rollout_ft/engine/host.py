@@ -29,16 +29,18 @@ from rollout_ft.engine.turns import begin, depth_of, how, message_of, turn_of
 from rollout_ft.errors import EngineLost, EngineRefused, Fenced, SessionClosed, SessionMoved, StoreUnavailable, TrialFault
 from rollout_ft.faultpoints import FaultPoints
 from rollout_ft.fleet.weights import Weights
+from rollout_ft.samples.checkpoint import checkpoint_of
+from rollout_ft.samples.summary import summary
 from rollout_ft.samples.trajectory import Assembly, records_of, routed_of, trajectory_of
-from rollout_ft.session.entries import FAULT, decode_entry
+from rollout_ft.session.entries import FAULT, SessionEntry, decode_entry
 from rollout_ft.session.flight import Flight
 from rollout_ft.session.freshness import verdict, versions_of
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.request import TurnRequest
-from rollout_ft.session.session import Attach, Begin, Replay, Session
+from rollout_ft.session.session import Attach, Begin, Diverged, Replay, Session
 from rollout_ft.session.tree import Node
 from rollout_ft.telemetry.events import Events
-from rollout_ft.types import JSON, Answered, Ended, Opened, Partial, RoutedExperts, Served, SessionSpec, Turn, split_session_id
+from rollout_ft.types import JSON, Answered, Divergence, Ended, Opened, Partial, RoutedExperts, Served, SessionSpec, Step, split_session_id
 
 DELIVERED_S = 0.2
 """How long after a turn its reply is on its way, in all likelihood."""
@@ -180,8 +182,10 @@ class SessionHost:
         return self._restored(entries, [])
 
     async def assembly(self, session: Session, what: str) -> Assembly:
-        """What makes a session's trajectory (`linear`: of one path), or its records: all that takes long, for the caller to
-        do aside."""
+        """What makes a session's trajectory (`linear`: of one path), records or checkpoint: all that takes long, for the caller
+        to do aside."""
+        if what == "checkpoint":
+            return checkpoint_of(session)
         if what not in ("trajectory", "linear"):
             return records_of(session)
         assemble = trajectory_of(session, linear=what == "linear")
@@ -193,6 +197,11 @@ class SessionHost:
 
     def session(self, sid: str) -> Session:
         return self._get(sid).session
+
+    def summary(self, sid: str) -> JSON:
+        """What a trial is at, here and now."""
+        held = self._get(sid)
+        return {**summary(held.session), "activity": held.activity()}
 
     def sessions(self) -> dict[str, int]:
         """Session id → owner epoch of everything held here."""
@@ -212,7 +221,19 @@ class SessionHost:
         held = self._get(sid)
         if held.ending:
             raise SessionMoved(sid)
+        held.waiting, held.changed = held.waiting + 1, monotonic()
+        try:
+            return await self._serve(held, sid, request)
+        finally:
+            held.waiting, held.changed = held.waiting - 1, monotonic()
+
+    async def _serve(self, held: Held, sid: str, request: TurnRequest) -> Reply:
         decision = held.session.decide(request)
+        while isinstance(decision, Diverged):
+            await _whole(self._diverge(held, decision.divergence))
+            if held.gone or held.ending:
+                raise SessionMoved(sid)
+            decision = held.session.decide(request)
         if isinstance(decision, Begin):
             self._check_versions(held.session, held.session.versions, more=True)
         match decision:
@@ -232,6 +253,18 @@ class SessionHost:
             case Attach(flight):
                 held.session.counts["attached"] += 1
                 return Reply(await self._heard(held, await self._wait(held, flight, request), request), Served.ATTACHED)
+
+    async def _diverge(self, held: Held, met: Divergence) -> None:
+        session = held.session
+        async with held.failing:
+            if met.base in session.divergences:
+                return
+            await held.commit(f"diverged/{session.attempt}/{met.base}", Answered(diverged=met))
+            session.diverge(met)
+        self._events.emit(
+            "trial.diverged", trial=session.spec.trial_id, attempt=session.attempt, turn=met.turn, message=met.message, role=met.role,
+            where=met.where, recorded=met.recorded, sent=met.sent, served=met.served,
+        )  # fmt: skip
 
     async def _replay(self, held: Held, node: Node, request: TurnRequest, first: bool) -> None:
         entry = held.session.answer(node, request) if first else None
@@ -257,6 +290,17 @@ class SessionHost:
         held = self._held.get(sid)
         if held is not None:
             held.session.delivered(delivered)
+
+    async def record_step(self, sid: str, step: Step) -> Step:
+        """What is recorded as this step of the attempt: this, unless another was before it."""
+        held = self._get(sid)
+        async with held.stepping:
+            known = held.session.steps.known(step)
+            if known is None:
+                await held.commit(f"step/{step.attempt}/{step.number}", step)
+                held.session.steps.add(step)
+            held.changed = monotonic()
+            return known or step
 
     async def fault(self, sid: str, reason: str) -> None:
         """The attempt met a fault that it does not survive: recorded, so that no later owner forgets it."""
@@ -463,10 +507,10 @@ class SessionHost:
         config = self._config
         return Session(
             spec, attempt, self._renderer, config.session, run_seed=config.seed, context_tokens=config.model.usable_tokens,
-            resampled=config.samples.resampled,
+            resampled=config.samples.resampled, on_divergence=config.trial.on_divergence,
         )  # fmt: skip
 
-    def _restored(self, entries: list[Opened | Turn | Answered | Ended], partials: list[Partial]) -> Session | None:
+    def _restored(self, entries: list[SessionEntry], partials: list[Partial]) -> Session | None:
         first = next((e for e in entries if isinstance(e, Opened)), None)
         if first is None:
             return None

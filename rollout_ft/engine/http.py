@@ -25,13 +25,14 @@ from rollout_ft.gateway.asgi import Disconnected, Exchange, Headers
 from rollout_ft.gateway.dialects import COUNT, DIALECTS, Asked, Dialect, Evidence, Rules
 from rollout_ft.gateway.dialects.sampling import session_sampling
 from rollout_ft.gateway.reading import NotRead, Reading
+from rollout_ft.samples.checkpoint import step_body
 from rollout_ft.samples.collect import Unassembled, Wanted, samples_body
 from rollout_ft.samples.routed import array_json
 from rollout_ft.samples.trajectory import max_trim
 from rollout_ft.session.freshness import advice, code_of
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.session import Session
-from rollout_ft.types import JSON, Raw, split_session_id
+from rollout_ft.types import JSON, Raw, Step, split_session_id
 
 OWNER, REQUEST, RESENT, DEPTH, STILL = b"x-rft-owner", b"x-request-id", b"x-rft-resent", b"x-rft-depth", b"x-rft-still"
 READ, BEHIND, WHOLE = b"x-rft-read", b"x-rft-behind", b"x-rft-whole"
@@ -78,6 +79,8 @@ class OwnerHTTP:
                 request = self._parse(sid, DIALECTS[what], await x.body(self._config.gateway.max_body_bytes), Evidence("failed"))
                 await self._host.failed(sid, request.turn)
                 await x.reply(204, b"")
+            elif route == "step":
+                await self._step(x, sid)
             elif route == "session":
                 assemble = await self._host.assembly(self._host.session(sid), what)
                 await x.reply(200, await asyncio.to_thread(lambda: dump(assemble())))
@@ -150,6 +153,16 @@ class OwnerHTTP:
         except BadRequest as e:
             return await x.reply(e.status, COUNT.error(str(e), e.code, e.status, e.param))
         await x.reply(200, orjson.dumps({"input_tokens": tokens}))
+
+    async def _step(self, x: Exchange, sid: str) -> None:
+        """What is recorded as this step of the session's attempt."""
+        given = orjson.loads(await x.body(self._config.gateway.max_body_bytes))
+        action, result = orjson.dumps(given["action"], option=orjson.OPT_SORT_KEYS), orjson.dumps(given["result"])
+        step = Step(self._host.session(sid).attempt, given["number"], action, result, given["snapshot"])
+        try:
+            await x.reply(200, orjson.dumps(step_body(await self._host.record_step(sid, step))))
+        except BadRequest as e:
+            await x.reply(e.status, DIALECTS["chat"].error(str(e), e.code, e.status, e.param))
 
     async def _samples(self, x: Exchange, sid: str) -> None:
         """The session as training samples; the gateway has checked what is asked for."""

@@ -36,15 +36,15 @@ class EngineProcess:
         self._gone = asyncio.create_task(self._clean())
 
     @classmethod
-    async def start(cls, command: Sequence[str], env: dict[str, str], output: str | int) -> EngineProcess:
-        """Starts `command` in a process group of its own. What it prints goes to `output`: a file's path, or a descriptor, which
-        is closed when nothing is left of it."""
+    async def start(cls, command: Sequence[str], env: dict[str, str], output: str | int, pass_fds: tuple[int, ...] = ()) -> EngineProcess:
+        """Starts `command` in a process group of its own, with these file descriptors. What it prints goes to `output`: a file's
+        path, or a descriptor, which is closed when nothing is left of it."""
         log = open(output, "ab")  # noqa: SIM115, ASYNC230 - open for as long as the engine lives
         read, write = os.pipe()
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-I", "-S", GUARD, str(read), *command,
-                pass_fds=(read,), start_new_session=True, env=env,
+                pass_fds=(read, *pass_fds), start_new_session=True, env=env,
                 stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=log,
             )  # fmt: skip
         except BaseException:

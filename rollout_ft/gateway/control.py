@@ -91,6 +91,15 @@ class EnginesBody(_Body):
     """Engines of somebody else that are there as well, or again."""
 
 
+class StepBody(_Body):
+    """Step `number` of the environment in this attempt: 1, 2, …"""
+
+    number: int = Field(ge=1, le=2**31)
+    action: dict[str, Any]
+    result: dict[str, Any]
+    snapshot: str = Field(default="", max_length=1024)
+
+
 class DrainBody(_Body):
     engine_id: str = Field(max_length=2048)
 

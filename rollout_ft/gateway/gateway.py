@@ -24,7 +24,7 @@ from rollout_ft.faultpoints import FaultPoints
 from rollout_ft.gateway.asgi import Disconnected, Exchange, Headers
 from rollout_ft.gateway.bodies import Bodies
 from rollout_ft.gateway.body import check_id, load_json
-from rollout_ft.gateway.control import Control, ControlRoutes
+from rollout_ft.gateway.control import Control, ControlRoutes, StepBody
 from rollout_ft.gateway.dialects import DIALECTS, dialect_of
 from rollout_ft.gateway.dialects.openai_reply import models_body
 from rollout_ft.gateway.keys import Keys, session_of
@@ -105,7 +105,9 @@ class Gateway:
             case ("GET", ["v1", "models"]):
                 self._session(x, self._named_session(x))
                 await x.reply(200, models_body(self._model.name, self._model.context_tokens))
-            case ("GET", ["sessions", sid] | ["sessions", sid, "trajectory"]):
+            case ("POST", ["sessions", sid, "steps"]):
+                await self._step(x, self._session(x, sid))
+            case ("GET", ["sessions", sid] | ["sessions", sid, "trajectory" | "checkpoint"]):
                 await self._read(x, self._session(x, sid), parts)
             case ("POST", ["sessions", sid, "samples"]):
                 await self._open.samples(x, self._session(x, sid))
@@ -216,19 +218,27 @@ class Gateway:
 
     async def _count(self, x: Exchange, sid: str) -> None:
         """How many tokens a body of Anthropic's has, as the session's owner would render it."""
-        body = await x.body(self._config.max_body_bytes)
+        await self._ask_owner(x, f"/count/{sid}", sid, await x.body(self._config.max_body_bytes))
+
+    async def _step(self, x: Exchange, sid: str) -> None:
+        """A step of the trial's environment, recorded; the answer is what is recorded as this step."""
+        given = await self._control.parse(x, StepBody)
+        await self._ask_owner(x, f"/step/{sid}", sid, orjson.dumps(given.model_dump()))
+
+    async def _ask_owner(self, x: Exchange, path: str, sid: str, body: Raw) -> None:
+        """The owner's answer to what may be asked again."""
         failed: Owner | None = None
         for _ in range(MAX_LOSSES):
             owner = await self._owners.of(sid, failed)
             try:
-                status, _, counted = await self._owners.call(owner, "POST", f"/count/{sid}", body, {})
-                return await x.reply(status, counted)
+                status, _, answer = await self._owners.call(owner, "POST", path, body, {})
+                return await x.reply(status, answer)
             except OwnerLost as e:
                 failed = e.owner
-        raise BadRequest("nobody can count just now", 503, "unavailable")
+        raise BadRequest("nobody who holds the session answers just now", 503, "unavailable")
 
     async def _read(self, x: Exchange, sid: str, parts: list[str]) -> None:
-        what = "/trajectory" if parts[-1] == "trajectory" else ""
+        what = f"/{parts[-1]}" if len(parts) > 2 else ""
         try:
             owner = await self._owners.of(sid)
             status, _, body = await self._owners.call(owner, "GET", f"/session/{sid}{what}", b"", {})

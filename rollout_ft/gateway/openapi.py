@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from rollout_ft.gateway.control import DrainBody, EnginesBody, OpenBody, OutcomeBody, RestartBody
+from rollout_ft.gateway.control import DrainBody, EnginesBody, OpenBody, OutcomeBody, RestartBody, StepBody
 from rollout_ft.gateway.dialects.sampling import CHAT, MESSAGES, TOKENS, parameter_schemas
 from rollout_ft.gateway.session_server import SamplesBody
 from rollout_ft.gateway.trainer import BODIES
@@ -82,6 +82,8 @@ def _paths() -> JSON:
             "delete": _agents("Closes the session.", None, parameters=[_SESSION]),
         },
         "/sessions/{session_id}/trajectory": {"get": _agents("Token-exact paths.", "Trajectory", parameters=[_SESSION])},
+        "/sessions/{session_id}/checkpoint": {"get": _agents("What the attempt goes on from.", "Checkpoint", parameters=[_SESSION])},
+        "/sessions/{session_id}/steps": {"post": _agents("A step of the environment, recorded.", "Stepped", "StepBody", [_SESSION])},
         "/sessions/{session_id}/samples": {"post": _collected()},
         "/sessions/{session_id}/generate": {"post": _agents("A turn in tokens.", "Generated", "GenerateBody", [_SESSION, _IDEMPOTENCY])},
     }
@@ -161,13 +163,17 @@ def _schemas() -> JSON:
     integer, number = {"type": "integer"}, {"type": "number"}
     return {
         "OpenBody": _model(OpenBody), "RestartBody": _model(RestartBody), "OutcomeBody": _model(OutcomeBody),
-        "EnginesBody": _model(EnginesBody), "DrainBody": _model(DrainBody),
+        "EnginesBody": _model(EnginesBody), "DrainBody": _model(DrainBody), "StepBody": _model(StepBody),
         "SamplesBody": _model(SamplesBody),
         "Opened": _has(session_id=_TEXT, trial_id=_TEXT, attempt=integer, base_url=_TEXT, api_key=_TEXT, turns=integer),
         **{model.__name__: _model(model) for model in BODIES.values()},
         "Ordered": _has(ok={"const": True}, engines=_OBJECT, weights=_OBJECT),
         "Trial": _has(trial_id=_TEXT, session_id=_TEXT, attempt=integer, state={"enum": ["running", "ended", "released"]}, turns=integer),
         "Records": _has(session_id=_TEXT, records={"type": "array", "items": _OBJECT}, metadata=_OBJECT),
+        "Checkpoint": _has(
+            messages={"type": "array", "items": _OBJECT}, steps={"type": "array", "items": _ref("Stepped")}, steps_before=integer
+        ),
+        "Stepped": _has(attempt=integer, number=integer, action=_OBJECT, result=_OBJECT, snapshot=_TEXT),
         "Trajectory": _has(session_id=_TEXT, paths={"type": "array", "items": _path()}, metadata=_OBJECT),
         "Error": _has(error=_has(message=_TEXT, type=_TEXT, code=_TEXT, param={"type": ["string", "null"]})),
         "AnthropicError": _has(type={"const": "error"}, error=_has(type=_TEXT, message=_TEXT)),

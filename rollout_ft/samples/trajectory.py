@@ -8,7 +8,7 @@ leaves out.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -126,6 +126,8 @@ def metadata(session: Session) -> JSON:
         "resampled": len(selected.resampled),
         "retokenized": sum(session.retokenized(node) for node in nodes.values()),
         "leniencies": dict(sorted(session.leniencies.items())),
+        "divergences": session.diverged,
+        "first_divergence": asdict(session.first_divergence) if session.first_divergence else None,
         "tokens_generated": total,
         "tokens_wasted": total - _trained(selected),
         "tokens_reused": sum(node.turn.tokens_reused for node in nodes.values()),

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import msgspec
 
-from rollout_ft.types import Answered, Ended, Opened, Turn
+from rollout_ft.types import Answered, Ended, Opened, Step, Turn
 
-SessionEntry = Opened | Turn | Answered | Ended
+SessionEntry = Opened | Turn | Answered | Ended | Step
 
 FAULT = "fault:"
 """Before the reason, in an `Answered.failed`: what failed is the attempt, not one request."""
 
-_TYPES = {"open": Opened, "turn": Turn, "answer": Answered, "outcome": Ended}
+_TYPES = {"open": Opened, "turn": Turn, "answer": Answered, "outcome": Ended, "step": Step}
 
 
 def encode_entry(entry: SessionEntry) -> tuple[str, bytes]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 
 from rollout_ft.config import SessionConfig
+from rollout_ft.session.divergence import DIVERGED
 from rollout_ft.types import VersionSpan
 
 SCRATCH, REFUSED = "from scratch: ", "too stale: "
@@ -46,12 +47,14 @@ def code_of(reason: str) -> str:
     """The code of the error that a client gets."""
     if reason.startswith(SCRATCH):
         return "restart_from_scratch"
+    if reason.startswith(DIVERGED):
+        return "replay_diverged"
     return "too_stale" if reason.startswith(REFUSED) else "trial_fault"
 
 
 def advice(reason: str, trial_id: str, attempt: int) -> str:
     """What a client without a runner of ours has to do."""
-    if reason.startswith((SCRATCH, REFUSED)):
+    if reason.startswith((SCRATCH, REFUSED, DIVERGED)):
         body = f'{{"from_attempt": {attempt}, "checkpoint": false}}'
         return f"end this trial, or start it again without its checkpoint: POST /trials/{trial_id}/restart {body}"
     return "the trial's policy decides"

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from rollout_ft.session.normalizers import Normalize, alike
 from rollout_ft.types import JSON
 
 REASONING = ("reasoning_content", "reasoning", "thinking", "thinking_blocks")
 _OURS = frozenset({"role", "content", "tool_calls", "tool_call_id", "name", *REASONING})
 
 
-def leniencies(stored: JSON, sent: JSON) -> set[str]:
+def leniencies(stored: JSON, sent: JSON, normalize: Normalize | None = None) -> set[str]:
     """Which leniencies it takes to find that `sent` is what was `stored`; none when they are equal."""
     if stored == sent:
         return set()
-    found = _content(stored.get("content"), sent.get("content")) | _reasoning(stored, sent)
+    found = _content(stored.get("content"), sent.get("content"), normalize) | _reasoning(stored, sent)
     calls: list[JSON] = stored.get("tool_calls") or []
     again: list[JSON] = sent.get("tool_calls") or []
     for one, other in zip(calls, again, strict=False):
@@ -32,15 +33,17 @@ def leniencies(stored: JSON, sent: JSON) -> set[str]:
     return found or {"empty_fields"}
 
 
-def _content(stored: Any, sent: Any) -> set[str]:
+def _content(stored: Any, sent: Any, normalize: Normalize | None) -> set[str]:
     if stored == sent or not (stored or sent):
         return set()
     found: set[str] = set()
     if isinstance(stored, list) or isinstance(sent, list):
         found.add("content_parts")
     one, other = _text(stored), _text(sent)
-    if one != other:
-        found.add("whitespace" if one.strip() == other.strip() else "other")
+    if one.strip() != other.strip():
+        found.add("normalized" if alike(normalize, one, other) else "other")
+    elif one != other:
+        found.add("whitespace")
     return found
 
 

@@ -2,13 +2,15 @@
 
 Owns `session.matcher`: canonical, strict, or a function of one's own, `module:function`, from a message to the bytes
 that are equal for equal messages. Whatever the matcher, what is no message is refused in the same way. Digests of the
-conversation seen last are kept, so that a request costs its new messages and a comparison of the others.
+conversation seen last are kept, so that a request costs its new messages and a comparison of the others; and which
+conversations stand for a recorded one that reads otherwise.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
+from dataclasses import replace
 from functools import cache
 from typing import Any, cast
 
@@ -71,10 +73,13 @@ def _own(name: str) -> MessageKey:
 
 
 class Seen:
-    """The conversation that a session was sent last: its messages and the mark before each and after the last."""
+    """The conversation that a session was sent last: its messages and the mark before each and after the last.
+
+    One that stands for a recorded one (`stand_for`) has that one's digest, and so has whatever is built upon it."""
 
     def __init__(self, key: MessageKey):
         self._key = key
+        self._stand_for: dict[bytes, bytes] = {}
         self._tools: bytes = b""
         self._messages: list[JSON] = []
         self._comparable: list[bool] = []
@@ -93,6 +98,8 @@ class Seen:
             if known and self._comparable[i] and self._messages[i] == message:
                 continue
             mark = self._marks[i].after(message, f"messages[{i}]", self._key)
+            if mark.digest in self._stand_for:
+                mark = replace(mark, digest=self._stand_for[mark.digest])
             if known and mark == self._marks[i + 1]:  # spelled in another way, and from now on so
                 self._messages[i], self._comparable[i] = message, _comparable(message)
                 continue
@@ -102,6 +109,23 @@ class Seen:
             self._marks.append(mark)
             self._digests.append(mark.digest)
         return self._digests[: len(messages) + 1]
+
+    def stand_for(self, digest: bytes, recorded: bytes) -> None:
+        """From now on the conversation with this digest is the recorded one."""
+        self._stand_for[digest] = recorded
+        if digest in self._digests:
+            at = self._digests.index(digest)
+            self._marks[at], self._digests[at] = replace(self._marks[at], digest=recorded), recorded
+            del self._messages[at:], self._comparable[at:], self._marks[at + 1 :], self._digests[at + 1 :]
+
+    def recorded(self, digest: bytes) -> bytes:
+        """The digest of what a conversation stands for; its own where that is itself."""
+        return self._stand_for.get(digest, digest)
+
+    @property
+    def respelled(self) -> bool:
+        """Whether any conversation stands for another."""
+        return bool(self._stand_for)
 
     def _same(self, messages: list[JSON]) -> int:
         """How many messages need not be looked at one by one: all that were there, where the request begins with them."""

@@ -8,7 +8,7 @@ here is committed. A request that is refused leaves everything as it was.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Literal
 
@@ -16,7 +16,9 @@ import orjson
 
 from rollout_ft.config import SessionConfig
 from rollout_ft.errors import BadRequest, SessionClosed, TrialFault
+from rollout_ft.session import normalizers
 from rollout_ft.session.classify import Choice, Sample, choose
+from rollout_ft.session.divergence import DIVERGED, nearest, words
 from rollout_ft.session.entries import FAULT, SessionEntry
 from rollout_ft.session.evidence import Evidence
 from rollout_ft.session.flight import Flight
@@ -30,8 +32,9 @@ from rollout_ft.session.render import Renderer
 from rollout_ft.session.request import TurnRequest
 from rollout_ft.session.special import refuse_special_tokens
 from rollout_ft.session.spelling import Spelling
-from rollout_ft.session.tree import Node, Tree, ids_bytes, outside, turn_key
-from rollout_ft.types import JSON, Answered, Ended, Opened, Partial, Recovery, SessionSpec, Turn, session_id
+from rollout_ft.session.steps import Steps
+from rollout_ft.session.tree import Node, Tree, ids_bytes, outside, said, turn_key
+from rollout_ft.types import JSON, Answered, Divergence, Ended, Opened, Partial, Recovery, SessionSpec, Step, Turn, session_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,14 @@ class Replay:
     reply leaves."""
 
 
-Decision = Begin | Attach | Replay
+@dataclass(frozen=True, slots=True)
+class Diverged:
+    """A replay leaves its record here: to be recorded (`Session.diverge`), then decided again."""
+
+    divergence: Divergence
+
+
+Decision = Begin | Attach | Replay | Diverged
 MAX_PARTIALS = 64
 """Unfinished generations that are kept of a session; a store keeps as many."""
 
@@ -68,11 +78,15 @@ class Session:
         run_seed: int,
         context_tokens: int,
         resampled: Literal["drop", "export"] = "drop",
+        on_divergence: Literal["branch", "fail", "serve"] = "branch",
     ):
         self.spec, self.attempt, self.config, self.resampled = spec, attempt, config, resampled
         self.id = session_id(spec.trial_id, attempt)
         self.key = load(config.matcher)
         self.tree, self.evidence, self.known = Tree(self.key), Evidence(), Known()
+        self.steps = Steps(config.max_steps)
+        self.checkpoint: Node | None = None
+        """The turn that earlier attempts asked for last: where an agent that does not replay begins."""
         self.flights: dict[str, Flight] = {}
         self.partials: dict[str, Partial] = {}
         self.counts: Counter[str] = Counter()
@@ -92,6 +106,13 @@ class Session:
         self.fault = ""
         self.lineage = 1
         """The attempt that began from nothing last: turns of another lineage are other turns, whatever their keys."""
+        self.divergences: dict[str, Divergence] = {}
+        """Of this attempt's replay, by what was asked for."""
+        self.diverged = 0
+        self.first_divergence: Divergence | None = None
+        """Of all attempts."""
+        self._on_divergence: Literal["branch", "fail", "serve"] = on_divergence
+        self._normalize = normalizers.load(tuple(config.normalizers))
         self._renderer, self._context_tokens = renderer, context_tokens
         seed = f"{spec.seed}" if spec.seed is not None else f"{run_seed}|{spec.trial_id}"
         self._seed = blake2b(seed.encode(), digest_size=16).digest()
@@ -105,14 +126,17 @@ class Session:
         for entry in entries:
             match entry:
                 case Opened():
+                    self.checkpoint = self._asked_last() or self.checkpoint
                     self.tokens_dropped += entry.tokens_dropped
                     self.version_restarts += self.fault.startswith(SCRATCH)
                     self.spec, self.attempt, self.evidence, self.fault = entry.spec, entry.attempt, Evidence(), ""
                     self.began = self.began or entry.created
                     self.known = Known()  # an agent that begins anew numbers its requests anew
                     self.counts.clear()
+                    self.divergences, self._seen = {}, Seen(self.key)  # and spells what it says anew
                     if not entry.resume:
                         self.tree, self.lineage, self.versions = Tree(self.key), entry.attempt, frozenset()
+                        self.steps, self.checkpoint = Steps(self.config.max_steps), None
                 case Turn():
                     self._add(entry)
                     self._foreign |= outside(entry.prompt_ids + entry.output_ids, self._renderer.vocab_size)
@@ -121,12 +145,18 @@ class Session:
                     self._restore_answered(entry)
                 case Ended():
                     self.ended = entry
+                case Step():
+                    self.steps.add(entry)
         self.id = session_id(self.spec.trial_id, self.attempt)
         found = {p.turn_key.removeprefix(f"{self.lineage}/"): p for p in partials}
         self.partials = {key: p for key, p in found.items() if "/" not in key and key not in self.tree.nodes}
 
     def _restore_answered(self, entry: Answered) -> None:
         self._order = max(self._order, entry.order)
+        if entry.diverged:
+            self.diverge(entry.diverged)
+        if entry.spelled:
+            self._seen.stand_for(entry.spelled, self.tree.asked(self.tree.nodes[entry.turn_key]))
         if entry.turn_key:
             self.evidence.asked.setdefault(entry.turn_key, entry.order)
             self.evidence.unheard.discard(entry.turn_key)
@@ -137,6 +167,12 @@ class Session:
         elif entry.failed:
             self.evidence.failed[entry.failed] = True
         self.evidence.restore(entry.acknowledged, entry.delivered)
+
+    def _asked_last(self) -> Node | None:
+        """Of this attempt's turns; one that nobody waited for is none of them."""
+        ev = self.evidence
+        heard = [key for key in ev.asked if key in self.tree.nodes and (key not in ev.unheard or ev.answered(key))]
+        return self.tree.nodes[max(heard, key=lambda key: ev.asked[key])] if heard else None
 
     @property
     def tokens(self) -> int:
@@ -171,6 +207,14 @@ class Session:
         if key is not None:
             return self._again(key)
         choice = self._choose(place.base, request)
+        if choice.action == "generate" and self.attempt > self.lineage:
+            met = self._off_record(request, place, choice.number)
+            if isinstance(met, Divergence):
+                return Diverged(met)
+            if met is not None:
+                self._seen.stand_for(request.digests[-1], self.tree.asked(met))
+                place = replace(place, base=met.base)
+                choice = self._choose(place.base, request)
         if choice.action == "generate":
             decision = Begin(self._begin(request, place, choice.number))
         else:
@@ -179,10 +223,57 @@ class Session:
         return decision
 
     def _place(self, request: TurnRequest) -> Place:
+        if self._seen.respelled and request.digests:
+            request = replace(request, digests=[*request.digests[:-1], self._seen.recorded(request.digests[-1])])
         return locate(self.tree, request, self.evidence.rank, self._asked, self._renderer.stop_ids)
 
     def _asked(self, base: str) -> bool:
-        return bool(self.tree.samples(base)) or base in self.evidence.failed or any(f.base == base for f in self.flights.values())
+        return base in self.evidence.failed or self._made(base)
+
+    def _made(self, base: str) -> bool:
+        return bool(self.tree.samples(base)) or any(f.base == base for f in self.flights.values())
+
+    def _off_record(self, request: TurnRequest, place: Place, number: int) -> Node | Divergence | None:
+        """Of a request that is not recorded, in a replay: the recorded turn that it gets all the same, or where it leaves the
+        record; None for one that goes on from the end of it, or on its own way."""
+        noted = self.divergences.get(place.base)
+        if noted is not None and self._on_divergence == "fail":
+            raise self.lost(DIVERGED + words(noted))
+        if noted is not None:
+            return self.tree.nodes[noted.turn_key] if noted.served else None
+        if self._made(place.base) or turn_key(place.base, number) in self.partials:
+            return None
+        expected = self._expected(place)
+        if not expected:
+            return None
+        found = nearest(expected, request, place, self.key, self._normalize, lambda n: bool(self.tree.children(n)))
+        if found is None:
+            return None
+        alone = not self.tree.asked_before(place.parent, request.digests[-1]) if request.digests else False
+        if found.divergence is None:
+            return found.node if alone else None
+        return replace(found.divergence, served=self._on_divergence == "serve" and found.servable and alone)
+
+    def _expected(self, place: Place) -> list[Node]:
+        """The turns recorded at a place that this attempt has not asked for, in the order in which they were asked for. A replay
+        leaves each at most once; and what nobody received is given up where the record itself went past it."""
+        asked, left = self.evidence.asked, {d.turn_key for d in self.divergences.values()}
+        children = self.tree.children(place.parent)
+        past = max((n.turn.order for n in children if n.turn.key in asked), default=0)
+        there = [
+            n
+            for n in children
+            if n.turn.key not in asked and n.turn.key not in left
+            and not (n.turn.unheard and n.turn.order < past and not self.tree.children(n))
+        ]  # fmt: skip
+        return sorted(there, key=lambda n: n.turn.order)
+
+    def diverge(self, divergence: Divergence) -> None:
+        """The store knows of it."""
+        if divergence.base not in self.divergences:
+            self.divergences[divergence.base] = divergence
+            self.diverged += 1
+            self.first_divergence = self.first_divergence or divergence
 
     def _again(self, key: str, *, new_key: bool = False) -> Decision:
         flight = self.flights.get(key)
@@ -223,6 +314,7 @@ class Session:
         if self._foreign:
             message = "the checkpoint of this trial has token ids that the model does not have: it was made with another model"
             raise BadRequest(message, code="foreign_tokens")
+        request = self._as_recorded(request, place)
         parent, new = place.parent, prompt(self._renderer, request, place)
         tokens = (parent.tokens if parent else 0) - new.trim + len(new.ids)
         room = self._context_tokens - tokens
@@ -257,8 +349,19 @@ class Session:
     def prompt_tokens(self, request: TurnRequest) -> int:
         """How many tokens this request's prompt has. Marks nothing. Raises BadRequest."""
         place = self._place(request)
-        new = prompt(self._renderer, request, place)
+        new = prompt(self._renderer, self._as_recorded(request, place), place)
         return (place.parent.tokens if place.parent else 0) - new.trim + len(new.ids)
+
+    def _as_recorded(self, request: TurnRequest, place: Place) -> TurnRequest:
+        """What stands for a recorded conversation is asked for, and rendered, as that is recorded."""
+        if not self._seen.respelled or request.input_ids is not None:
+            return request
+        before, new = request.messages[: place.new_from], request.messages[place.new_from :]
+        if not self._renderer.splices:
+            pairs = zip(before, said(place.parent), strict=True)
+            before = [stored if stored["role"] in ("tool", "user") else sent for sent, stored in pairs]
+        same = self.tree.samples(place.base)
+        return replace(request, messages=[*before, *(orjson.loads(same[0].turn.messages) if same else new)])
 
     def _next(self) -> int:
         self._order += 1
@@ -272,8 +375,10 @@ class Session:
                 continue
             stored: list[JSON] = [*orjson.loads(node.turn.messages), orjson.loads(node.turn.reply)]
             at -= len(stored)
+            served = any(d.served and d.turn_key == node.turn.key for d in self.divergences.values())
             for one, other in zip(stored, request.messages[at : at + len(stored)], strict=True):
-                self.leniencies.update(leniencies(one, other))
+                found = leniencies(one, other, self._normalize)
+                self.leniencies.update(found - {"other"} | {"served"} if served and "other" in found else found)
 
     # -- what became of it ----------------------------------------------------------------------------------------
 
@@ -329,6 +434,7 @@ class Session:
         self.counts["turns_served"] += 1
         self.counts["branched"] += self.tree.branches(node.parent, node.base)
         self._order = max(self._order, turn.order)
+        self.steps.turn(turn.key)
         if turn.unheard:
             self.evidence.unheard.add(turn.key)
         self.evidence.asked.setdefault(turn.key, turn.order)
@@ -339,7 +445,11 @@ class Session:
     def answer(self, node: Node, request: TurnRequest) -> Answered:
         """What the store has to have before a recorded reply goes out in this attempt for the first time."""
         acks, deliveries = self.evidence.take_unsaved()
-        return Answered(node.turn.key, request.request_id, acks, deliveries, order=self._next(), idempotency_key=request.idempotency_key)
+        sent = request.digests[-1] if request.digests else b""
+        return Answered(
+            node.turn.key, request.request_id, acks, deliveries, order=self._next(), idempotency_key=request.idempotency_key,
+            spelled=sent if sent != self._seen.recorded(sent) else b"",
+        )  # fmt: skip
 
     def replayed(self, node: Node, request: TurnRequest, entry: Answered | None = None) -> None:
         """The recorded reply goes to this request; `entry` told the store so, where it had to be told."""

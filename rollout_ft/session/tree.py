@@ -117,9 +117,22 @@ class Tree:
             mark = mark.after(message, key=self._key)
         return mark.digest, mark.after(orjson.loads(turn.reply), key=self._key)
 
+    def asked(self, node: Node) -> bytes:
+        """The digest of the conversation that a turn was asked for with."""
+        return self._conversation(node.turn, node.parent)[0]
+
+    def asked_before(self, parent: Node | None, asked: bytes) -> bool:
+        """Whether this conversation is recorded here, under whatever sampling: then it cannot stand for another."""
+        key = parent.turn.key if parent else ""
+        return any(base_key(key, asked, child.turn.sampling) == child.base for child in self.children(parent))
+
+    def children(self, parent: Node | None) -> list[Node]:
+        """The turns that were built upon one, or upon nothing, in the order of their commits."""
+        return self._children.get(parent.turn.key if parent else "", [])
+
     def branches(self, parent: Node | None, base: str) -> bool:
         """Whether asking `base` after `parent` goes another way than what is recorded there."""
-        return any(child.base != base for child in self._children.get(parent.turn.key if parent else "", ()))
+        return any(child.base != base for child in self.children(parent))
 
     def beside(self, node: Node) -> list[Node]:
         """The other turns with the same parent."""
@@ -180,6 +193,12 @@ def path(node: Node | None) -> Iterator[Node]:
     while node is not None:
         yield node
         node = node.parent
+
+
+def said(node: Node | None) -> list[JSON]:
+    """The conversation of a path as it is recorded, with its replies."""
+    turns = [n.turn for n in path(node)]
+    return [message for turn in reversed(turns) for message in (*orjson.loads(turn.messages), orjson.loads(turn.reply))]
 
 
 def pieces(node: Node | None, trim: int = 0) -> Iterator[tuple[Node, int]]:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from html import escape
 
 from rollout_ft.telemetry.bias import HEAD, rows_within, within
+from rollout_ft.telemetry.divergences import HEAD as DIVERGED
+from rollout_ft.telemetry.divergences import rows_diverged
 from rollout_ft.trial.runner import TrialResult
 from rollout_ft.types import JSON
 
@@ -30,11 +32,12 @@ _COLUMNS = (
     "tokens_reused",
     "tokens_wasted",
     "seconds",
+    "divergences",
 )
 
 
-def report(summary: JSON, results: Sequence[TrialResult]) -> str:
-    """The page; trials that needed most attempts first."""
+def report(summary: JSON, results: Sequence[TrialResult], diverged: Sequence[JSON] = ()) -> str:
+    """The page; trials that needed most attempts first. `diverged`: where replays left their record."""
     totals = "".join(f"<div><dt>{escape(_words(k))}</dt><dd>{escape(_shown(v))}</dd></div>" for k, v in summary.items())
     ordered = sorted(results, key=lambda r: (-r.attempts, r.trial_id))
     faults = [_row(cells) for cells in rows_within(within(results))]
@@ -43,8 +46,16 @@ def report(summary: JSON, results: Sequence[TrialResult]) -> str:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>rollout_ft report</title><style>{_STYLE}</style>'
         f"<h1>rollout_ft report</h1><dl>{totals}</dl>"
         f"<h2>Faults</h2><p>Means; the difference with its 95 % interval.</p>{_table(HEAD, faults)}"
+        f"{_replays(diverged)}"
         f"<h2>Trials</h2>{_table([_words(name) for name in _COLUMNS], trials)}</html>\n"
     )
+
+
+def _replays(diverged: Sequence[JSON]) -> str:
+    if not diverged:
+        return ""
+    rows = [_row(cells) for cells in rows_diverged(diverged)]
+    return f"<h2>Replays that left their record</h2><p>The first difference of each attempt.</p>{_table(DIVERGED, rows)}"
 
 
 def _table(head: Sequence[str], rows: Sequence[str]) -> str:

@@ -124,7 +124,7 @@ class LocalEngine:
         return sid in self.host.sessions()
 
     async def summary(self, sid: str) -> JSON:
-        return summary(self.host.session(sid))
+        return self.host.summary(sid)
 
     async def read(self, trial_id: str) -> JSON | None:
         session = await self.host.read(trial_id)

@@ -24,14 +24,20 @@ from typing import Any, Protocol, cast
 
 from rollout_ft.errors import ConfigError
 from rollout_ft.trial.client import Session
-from rollout_ft.trial.policy import AttemptEnd, End
+from rollout_ft.trial.policy import AttemptEnd, Blame, End
 from rollout_ft.types import JSON
 
 _TERMINATED = {-signal.SIGTERM, 128 + signal.SIGTERM, 255}
 """Exit codes of a process that was asked to end: by itself, below a shell, and when the one it was forked from was asked as well."""
 _END_S = 1.0
-INFRA = frozenset({"APIConnectionError", "APITimeoutError", "InternalServerError", "ServiceUnavailableError", "Timeout"})
-"""Names of what the openai, anthropic and litellm clients raise after their own retries."""
+BLAME: dict[Blame, set[str]] = {
+    Blame.INFRA: {"APIConnectionError", "APITimeoutError", "InternalServerError", "ServiceUnavailableError", "Timeout"},
+    Blame.ENVIRONMENT: {"EnvironmentLost"},
+    Blame.DATA: {"BadTask"},
+}
+"""By the names of what is raised; infrastructure: by the openai, anthropic and litellm clients after their own retries."""
+_LIMITS = ("maximum context length", "(session.max_turns)", "(session.max_tokens)")
+"""In what a client raises when a conversation may not go on."""
 
 
 class Agent(Protocol):
@@ -102,14 +108,14 @@ def _reap(process: Any) -> None:
     process.close()
 
 
-def resolve(entrypoint: str) -> tuple[Any, Callable[..., Any]]:
-    """The module and the function that `module:name` names. Raises ConfigError."""
+def resolve(entrypoint: str, key: str = "trial.agent") -> tuple[Any, Callable[..., Any]]:
+    """The module and the function that `module:name` names, as the value of `key`. Raises ConfigError."""
     module_name, _, name = entrypoint.partition(":")
     try:
         module = importlib.import_module(module_name)
         return module, getattr(module, name)
     except (ImportError, AttributeError, ValueError) as e:
-        raise ConfigError(f"trial.agent: {entrypoint!r} cannot be imported ({e}); write it as module:function") from None
+        raise ConfigError(f"{key}: {entrypoint!r} cannot be imported ({e}); write it as module:function") from None
 
 
 def client_environment(base_url: str, api_key: str) -> dict[str, str]:
@@ -137,8 +143,15 @@ async def died(code: int | None) -> AttemptEnd:
 
 def raised(e: BaseException) -> AttemptEnd:
     """The end of an attempt whose agent raised."""
-    infra = any(c.__name__ in INFRA for c in type(e).__mro__)
-    return AttemptEnd(End.RAISED, cause=f"{type(e).__name__}: {e}"[:500], infra=infra)
+    words = f"{type(e).__name__}: {e}"
+    return ended_by({c.__name__ for c in type(e).__mro__}, words, words[:500])
+
+
+def ended_by(names: set[str], words: str, cause: str) -> AttemptEnd:
+    """The end of an attempt whose agent raised what has these names, and said these words."""
+    limited = "ContextWindowExceededError" in names or any(limit in words for limit in _LIMITS)
+    blame = next((blame for blame, known in BLAME.items() if known & names), Blame.AGENT)
+    return AttemptEnd(End.LIMITED if limited else End.RAISED, cause=cause, blame=blame)
 
 
 def _main(send: Connection, entrypoint: str, task: JSON, base_url: str, api_key: str) -> None:

@@ -9,14 +9,18 @@ from __future__ import annotations
 import asyncio
 import uuid
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import orjson
 
 from rollout_ft.clock import monotonic
 from rollout_ft.errors import BadRequest
+from rollout_ft.trial.steps import Recorded, recorded_of
 from rollout_ft.types import JSON
+
+if TYPE_CHECKING:
+    from rollout_ft.trial.tools import Tools
 
 PATIENCE_S = 300.0
 """How long a run that cannot serve is waited for: engines take minutes to load, and a trial is worth more."""
@@ -35,6 +39,27 @@ class Session:
     api_key: str
     turns: int
     client: Client
+    environment: Tools | None = None
+    """What the agent's tools act on, where the trial has one: `await session.environment.step({…})`."""
+
+    async def messages(self) -> list[JSON]:
+        """For an agent that starts from messages: the conversation of earlier attempts up to the last reply that they asked for,
+        which the agent goes on behind; nothing in a first attempt. Its environment goes on from there as well."""
+        if self.attempt == 1:
+            return []
+        checkpoint = await self.checkpoint()
+        if self.environment is not None:
+            self.environment.begin_at(checkpoint["steps_before"])
+        return checkpoint["messages"]
+
+    async def checkpoint(self) -> JSON:
+        """`GET /sessions/{id}/checkpoint`: what earlier attempts left."""
+        return await self.client.request("GET", f"/sessions/{self.session_id}/checkpoint", key=self.api_key)
+
+    async def record_step(self, number: int, action: JSON, result: JSON, snapshot: str = "") -> Recorded:
+        """What is recorded as this step of the attempt's environment: this, or what was before it. Raises BadRequest."""
+        body = {"number": number, "action": action, "result": result, "snapshot": snapshot}
+        return recorded_of(await self.client.request("POST", f"/sessions/{self.session_id}/steps", body, key=self.api_key))
 
     async def trajectory(self) -> JSON:
         """Token-exact paths: `GET /sessions/{id}/trajectory`. `samples.routed.array_of` reads their `routed_experts`."""

@@ -28,7 +28,7 @@ import orjson
 from rollout_ft.config import TrialConfig
 from rollout_ft.engine.process import EngineProcess
 from rollout_ft.errors import ConfigError
-from rollout_ft.trial.agents import INFRA, ProcessAgent, client_environment, died, reward_of
+from rollout_ft.trial.agents import BLAME, ProcessAgent, client_environment, died, ended_by, reward_of
 from rollout_ft.trial.client import Session
 from rollout_ft.trial.policy import AttemptEnd, End
 from rollout_ft.types import JSON
@@ -40,7 +40,8 @@ CAUSE_CHARACTERS = 500
 _BELOW_A_SHELL = 128
 _KILLED = {137, 143}
 """What a shell, or docker, makes of a program that was killed or asked to end."""
-_INFRA_LINE = re.compile(rf"^(?:[\w.]+\.)?(?:{'|'.join(sorted(INFRA))})(?::|\s*$)", re.MULTILINE)
+_NAMES = "|".join(sorted(name for names in BLAME.values() for name in names))
+_RAISED = re.compile(rf"^(?:[\w.]+\.)?({_NAMES})(?::|\s*$)", re.MULTILINE)
 _TRACEBACK = "Traceback (most recent call last)"
 
 
@@ -130,8 +131,8 @@ def failed(how: str, words: str) -> AttemptEnd:
     """The end of an attempt whose program says that it failed. Of several tracebacks the last is what it ended with: an
     error that was caught, and told of, is not."""
     words = words.strip()
-    infra = _INFRA_LINE.search(words.rpartition(_TRACEBACK)[2]) is not None
-    return AttemptEnd(End.RAISED, cause=how + words[-CAUSE_CHARACTERS:], infra=infra)
+    raised = _RAISED.search(words.rpartition(_TRACEBACK)[2])
+    return ended_by({raised[1]} if raised else set(), words, how + words[-CAUSE_CHARACTERS:])
 
 
 async def _tail(descriptor: int) -> str:

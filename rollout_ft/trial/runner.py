@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from rollout_ft.clock import monotonic
 from rollout_ft.config import TrialConfig
 from rollout_ft.errors import BadRequest
 from rollout_ft.trial.agents import Agent
+from rollout_ft.trial.attempt import Attempts, Workshop
 from rollout_ft.trial.client import Client, Session
-from rollout_ft.trial.policy import AttemptEnd, End, Finish, decide, resumed
+from rollout_ft.trial.policy import Finish, Spent, decide, resumed
 from rollout_ft.types import JSON, Outcome, Recovery
 
 
@@ -36,6 +37,8 @@ class TrialResult:
     tokens_reused: int
     tokens_wasted: int
     seconds: float
+    divergences: int = 0
+    """Requests of its replays that were not the recorded ones."""
 
     def line(self) -> JSON:
         return asdict(self)
@@ -56,9 +59,13 @@ class TrialRunner:
     """`session_key` derives a session's key from its id. With `resume`, trials that exist are gone on with: those that have
     ended are read, the others continue from their checkpoint; without it they are an error."""
 
-    def __init__(self, client: Client, agent: Agent, config: TrialConfig, session_key: Callable[[str], str], resume: bool = False):
-        self._client, self._agent, self._config = client, agent, config
+    def __init__(
+        self, client: Client, agent: Agent, config: TrialConfig, session_key: Callable[[str], str], resume: bool = False,
+        workshop: Workshop | None = None,
+    ):  # fmt: skip
+        self._client, self._config = client, config
         self._session_key, self._resume = session_key, resume
+        self._attempts = Attempts(client, agent, config, workshop)
 
     async def run(
         self, tasks: Sequence[JSON], *, concurrency: int, prefix: str = "", on_result: OnResult | None = None, release: bool = False
@@ -132,40 +139,23 @@ class TrialRunner:
 
     async def _play(self, task: JSON, session: Session) -> JSON:
         """Attempt after attempt, to the outcome; what the store then has of the trial."""
-        restarts = anew = 0
+        spent = Spent()
         while True:
-            ended = await self._attempt(task, session)
-            decision = decide(
-                ended, restarts=restarts, max_restarts=self._config.max_restarts, recovery=self._config.recovery,
-                anew=anew, max_anew=self._config.max_version_restarts,
-            )  # fmt: skip
+            ended, tools = await self._attempts.run(task, session, spent.environment)
+            trial = await self._client.trial(session.trial_id)
+            if trial["state"] != "running":  # somebody else ended it, while the agent went on
+                return trial
+            spent = replace(spent, environment=spent.environment + (tools.counts.lost if tools else 0))
+            ended = replace(ended, tainted=bool(trial["tainted"]), cause=ended.cause or trial["fault"], fault=trial["fault"])
+            decision = decide(ended, spent, self._config)
             if isinstance(decision, Finish):
+                if tools is not None:
+                    await tools.forget()
                 return await self._end(session.trial_id, session.attempt, decision)
-            restarts, anew = restarts + decision.costs, anew + (not decision.costs)
+            if decision.spends == "agent":
+                _log.warning("trial.agent_failed trial=%s attempt=%d: %s", session.trial_id, session.attempt, ended.cause)
+            spent = spent.and_one(decision.spends)
             session = await self._client.restart(session.trial_id, session.attempt, decision.checkpoint)
-
-    async def _attempt(self, task: JSON, session: Session) -> AttemptEnd:
-        try:
-            ended = await self._timely(self._agent.run(task, session))
-        except TimeoutError:
-            ended = AttemptEnd(End.TIMED_OUT, cause=f"no end within {self._config.attempt_timeout_s:g} s (trial.attempt_timeout_s)")
-        trial = await self._client.trial(session.trial_id)
-        return replace(ended, tainted=bool(trial["tainted"]), cause=ended.cause or trial["fault"], fault=trial["fault"])
-
-    async def _timely(self, run: Awaitable[AttemptEnd]) -> AttemptEnd:
-        """Raises TimeoutError. The time in which the trainer kept the engines still is not the attempt's."""
-        agent, began, left_s = asyncio.ensure_future(run), monotonic(), self._config.attempt_timeout_s
-        try:
-            still_s = await self._client.still_s()
-            while left_s > 0:
-                await asyncio.wait({agent}, timeout=left_s)
-                if agent.done():
-                    return agent.result()
-                left_s = self._config.attempt_timeout_s - (monotonic() - began) + (await self._client.still_s() - still_s)
-            raise TimeoutError
-        finally:
-            agent.cancel()
-            await asyncio.wait({agent})
 
     async def _end(self, trial_id: str, attempt: int, end: Finish) -> JSON:
         return await self._client.outcome(trial_id, end.outcome.value, end.reward, end.cause, attempt)
@@ -178,5 +168,5 @@ def result_of(trial: JSON, seconds: float) -> TrialResult:
     return TrialResult(
         trial["trial_id"], trial["task_id"], outcome, trial["reward"], trial["cause"], trial["attempt"],
         meta["turns_in_trajectory"], survived if outcome != Outcome.INFRA_EXHAUSTED else 0, meta["tokens_generated"],
-        meta["tokens_reused"], meta["tokens_wasted"], round(seconds, 3),
+        meta["tokens_reused"], meta["tokens_wasted"], round(seconds, 3), meta.get("divergences", 0),
     )  # fmt: skip

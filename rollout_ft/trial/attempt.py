@@ -1,0 +1,96 @@
+"""One attempt of a trial: its agent, its environment, its limits.
+
+Owns what lives as long as an attempt, and the end of all of it. What an end means is for `trial.policy`. Whatever the agent
+says, an attempt whose environment is gone has no result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rollout_ft.clock import monotonic
+from rollout_ft.config import TrialConfig
+from rollout_ft.trial.agents import Agent, resolve
+from rollout_ft.trial.client import Client, Session
+from rollout_ft.trial.deadlines import Seen, judge, look_in_s
+from rollout_ft.trial.environment import Factory
+from rollout_ft.trial.policy import AttemptEnd, Blame, End
+from rollout_ft.trial.steps import recorded_of
+from rollout_ft.trial.tools import Rules, Tools
+from rollout_ft.types import JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """Where environments come from, and the directory for what of them outlives processes."""
+
+    factory: Factory
+    directory: Path
+
+
+@contextlib.contextmanager
+def workshop(config: TrialConfig, factory: Factory | None, directory: Path | None) -> Generator[Workshop | None]:
+    """The one of a run: `factory`, else what `trial.environment` names, if anything; a directory of its own goes with the block."""
+    made = factory or (resolve(config.environment, "trial.environment")[1] if config.environment else None)
+    where = Path(config.sandbox_dir) if config.sandbox_dir else directory
+    if made is None:
+        yield None
+    elif where is not None:
+        yield Workshop(made, where)
+    else:
+        with tempfile.TemporaryDirectory(prefix="rollout-ft-") as temporary:
+            yield Workshop(made, Path(temporary))
+
+
+class Attempts:
+    def __init__(self, client: Client, agent: Agent, config: TrialConfig, workshop: Workshop | None = None):
+        self._client, self._agent, self._config, self._workshop = client, agent, config, workshop
+
+    async def run(self, task: JSON, session: Session, lost: int) -> tuple[AttemptEnd, Tools | None]:
+        """How the attempt ended; `lost` environments were replaced before it. Nothing of it is left but snapshots."""
+        tools = await self._tools(task, session, lost)
+        try:
+            ended = await self._timely(task, replace(session, environment=tools))
+        finally:
+            if tools is not None:
+                await asyncio.shield(asyncio.ensure_future(tools.close()))
+        if tools is not None and tools.lost:
+            ended = AttemptEnd(End.RAISED, cause=tools.lost, blame=Blame.ENVIRONMENT)
+        return ended, tools
+
+    async def _tools(self, task: JSON, session: Session, lost: int) -> Tools | None:
+        if self._workshop is None:
+            return None
+        config, directory = self._config, self._workshop.directory / session.trial_id
+        recorded = [recorded_of(step) for step in (await session.checkpoint())["steps"]] if session.attempt > 1 else []
+        rules = Rules(config.record_tools, config.snapshot_every_steps, config.tool_timeout_s, config.max_env_restarts)
+        return Tools(self._workshop.factory, task, session.trial_id, directory, rules, session, recorded, lost)
+
+    async def _timely(self, task: JSON, session: Session) -> AttemptEnd:
+        """The agent's end, or that of its time. Who is asked how it goes may be slow: the agent's end is not waited with for that."""
+        agent, looking = asyncio.ensure_future(self._agent.run(task, session)), asyncio.create_task(self._late(session))
+        try:
+            await asyncio.wait({agent, looking}, return_when=asyncio.FIRST_COMPLETED)
+            return agent.result() if agent.done() else looking.result()
+        finally:
+            agent.cancel()
+            looking.cancel()
+            await asyncio.wait({agent, looking})
+
+    async def _late(self, session: Session) -> AttemptEnd:
+        """Returns when a limit has passed, with the end that this is."""
+        began, still_s, seen = monotonic(), await self._client.still_s(), Seen(0.0)
+        while True:
+            await asyncio.sleep(look_in_s(seen, self._config))
+            activity: JSON = (await self._client.trial(session.trial_id)).get("activity") or {}
+            still = await self._client.still_s() - still_s
+            tools = session.environment
+            seen = Seen(monotonic() - began, still, tool=tools is not None and tools.busy, **activity)
+            late = judge(seen, self._config)
+            if late is not None:
+                return late
