@@ -74,6 +74,9 @@ test-clients: $(VENV)/.installed $(CLIENTS:%=$(VENVS)/%/.installed)
 test-integrations: $(VENV)/.installed $(INTEGRATIONS:%=$(VENVS)/%/.installed)
 	$(BIN)/python -m pytest tests/integrations $(ARGS)
 
+# Harbor needs Python 3.12.
+$(VENVS)/harbor/.installed: PYTHON := $(shell command -v python3.12 || command -v python3)
+
 $(VENVS)/%/.installed: tests/clients/requirements/%.txt
 	$(frozen_environment)
 

@@ -16,15 +16,16 @@ if TYPE_CHECKING:
     from rollout_ft.trial.agents import ProcessAgent
     from rollout_ft.trial.client import Session
     from rollout_ft.trial.fleet import Fleet, SyncFleet
+    from rollout_ft.trial.groups import GroupResult
     from rollout_ft.trial.runner import TrialResult
 
 _HOMES = {
     "Config": "config", "RolloutFTError": "errors", "Run": "runtime", "start": "runtime",
     "ProcessAgent": "trial.agents", "Session": "trial.client", "TrialResult": "trial.runner",
-    "Fleet": "trial.fleet", "SyncFleet": "trial.fleet",
+    "Fleet": "trial.fleet", "SyncFleet": "trial.fleet", "GroupResult": "trial.groups",
 }  # fmt: skip
 
-__all__ = ["Config", "Fleet", "ProcessAgent", "RolloutFTError", "Run", "Session", "SyncFleet", "TrialResult", "start"]
+__all__ = ["Config", "Fleet", "GroupResult", "ProcessAgent", "RolloutFTError", "Run", "Session", "SyncFleet", "TrialResult", "start"]
 
 
 def __getattr__(name: str) -> Any:

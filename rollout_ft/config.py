@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import orjson
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rollout_ft.engine import arguments
 from rollout_ft.errors import ConfigError
@@ -24,6 +24,8 @@ from rollout_ft.types import Recovery
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 Seconds = Annotated[float, Field(gt=0)]
+MIN_GROUP_SIZE = 2
+"""A trial alone has no baseline."""
 
 
 class Settings(BaseModel):
@@ -451,11 +453,33 @@ class TrialConfig(Settings):
     """How often a trial starts from scratch for `session.version_policy` or `session.max_staleness`; more, and trials take
     longer than the trainer's updates leave them."""
     max_lost: int = Field(default=0, ge=0)
-    """How many lost trials `run` tolerates before it exits with 1."""
+    """How many lost trials `run` tolerates before it exits with 1. One that was replaced is not counted."""
     on_divergence: Literal["branch", "fail", "serve"] = "branch"
     """What a request of a replay gets that is not the recorded one: `branch` goes on live behind the last turn in common;
     `fail` ends the trial, and its cause says what differs first; `serve` gives the recorded reply where only texts of tools or
     users differ, and the trajectory stays the record's, else it branches. `session.normalizers` come before."""
+    group_size: int = Field(default=1, ge=1)
+    """How often each task is played; more than 1, and its trials `{task_id}.0`, `{task_id}.1`, … are a group. A task that names its
+    own `group_id` is a member of that group, and is played once."""
+    on_lost_member: Literal["complete", "shrink", "drop"] = "shrink"
+    """What becomes of a group of which a trial is lost to infrastructure or environment, or cancelled: another is played in its
+    place; the others are the group; none of it counts, and those of it that wait are not begun."""
+    max_replacements: int = Field(default=0, ge=0)
+    """For `complete`, in a group: one lost trial more, and it is dropped."""
+    min_group_size: int = Field(default=MIN_GROUP_SIZE, ge=1)
+    """For `shrink`: with fewer trials left a group is dropped."""
+
+    @model_validator(mode="after")
+    def _groups_can_be_decided(self) -> TrialConfig:
+        if self.on_lost_member == "complete" and not self.max_replacements:
+            raise ValueError("trial.on_lost_member complete needs trial.max_replacements: how many trials of a group may be replaced")
+        if self.on_lost_member != "complete" and self.max_replacements:
+            raise ValueError(f"trial.max_replacements is for trial.on_lost_member complete, not {self.on_lost_member}")
+        if self.on_lost_member != "shrink" and self.min_group_size != MIN_GROUP_SIZE:
+            raise ValueError(f"trial.min_group_size is for trial.on_lost_member shrink, not {self.on_lost_member}")
+        if self.min_group_size > self.group_size > 1:
+            raise ValueError(f"trial.min_group_size {self.min_group_size} is more than trial.group_size {self.group_size}")
+        return self
 
     @model_validator(mode="after")
     def _replays(self) -> TrialConfig:
@@ -463,10 +487,15 @@ class TrialConfig(Settings):
             raise ValueError(f"trial.on_divergence: with trial.recovery {self.recovery.value} nothing is replayed; leave one of them out")
         return self
 
+    @field_validator("agent", mode="before")
+    @classmethod
+    def _cleared(cls, value: object) -> object:
+        return "" if value is None else value  # what a shell leaves of trial.agent=''
+
     @model_validator(mode="after")
     def _one_agent(self) -> TrialConfig:
         if self.agent and self.command:
-            raise ValueError("trial.agent and trial.command are both set, and an attempt is one of them; clear the other: trial.agent=''")
+            raise ValueError("trial.agent and trial.command are both set, and an attempt is one of them; clear the other: trial.agent=")
         return self
 
 

@@ -34,7 +34,7 @@ from rollout_ft.trial.agents import Agent, InlineAgent
 from rollout_ft.trial.attempt import workshop
 from rollout_ft.trial.client import Client, Session
 from rollout_ft.trial.environment import Factory
-from rollout_ft.trial.runner import OnResult, TrialResult, TrialRunner
+from rollout_ft.trial.runner import OnGroup, OnResult, TrialResult, TrialRunner
 from rollout_ft.types import JSON
 
 
@@ -58,21 +58,28 @@ class Run:
     async def run_trials(
         self, tasks: Sequence[JSON], agent: Agent | Callable[..., Any], *, concurrency: int | None = None, prefix: str = "",
         config: TrialConfig | None = None, on_result: OnResult | None = None, release: bool = False, resume: bool = False,
+        on_group: OnGroup | None = None, earlier: Sequence[TrialResult] = (),
         environment: Factory | None = None, sandboxes: Path | None = None,
     ) -> list[TrialResult]:  # fmt: skip
         """Runs every task to its outcome, restarting what faults ended; results in the order of the tasks.
 
+        With `trial.group_size`, or tasks that name a `group_id`, `on_group` is told what became of each group. The trial that
+        was played in the place of a lost one follows it in the results.
+
         With `release` the run forgets each trial, but for its summary, once `on_result` has put it where it is safe.
-        With `resume` trials that exist are gone on with: see `rollout_ft.start`.
+        With `resume` trials that exist are gone on with: see `rollout_ft.start`; what an earlier process has the results of,
+        in the order in which they came, is `earlier`.
         `agent` is an async function of (task, session) that returns the reward or None, or one of `trial.agents`.
         `environment` makes what `session.environment` acts on, in place of `trial.environment`, and keeps in `sandboxes` what
         outlives processes.
         """
         config, keys = config or self.config.trial, Keys(self.setup.secret)
-        with workshop(config, environment, sandboxes) as made:
+        async with workshop(config, environment, sandboxes) as made:
             runner = TrialRunner(self.client, InlineAgent(agent) if callable(agent) else agent, config, keys.session, resume, made)
             slots = concurrency or config.concurrency
-            return await runner.run(tasks, concurrency=slots, prefix=prefix, on_result=on_result, release=release)
+            return await runner.run(
+                tasks, concurrency=slots, prefix=prefix, on_result=on_result, release=release, on_group=on_group, earlier=earlier
+            )  # fmt: skip
 
     async def fleet(self) -> JSON:
         return await self.client.get("/fleet")

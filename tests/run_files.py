@@ -105,9 +105,9 @@ def under_way(directory: Path) -> bool:
     return bool(lines(directory / "trials.jsonl"))
 
 
-def clean(place: Path, tasks: Path) -> dict[str, Any]:
+def clean(place: Path, tasks: Path, *overrides: str) -> dict[str, Any]:
     """What a run of these tasks gives when nothing disturbs it."""
-    with Command("run", "-c", CONFIG, "--output", str(place), *settings(tasks), mark="clean") as command:
+    with Command("run", "-c", CONFIG, "--output", str(place), *settings(tasks), *overrides, mark="clean") as command:
         code, err = command.ended()
     assert code == 0, err
     found = data(place)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from typer.testing import CliRunner
 from rollout_ft.cli.main import app
 from rollout_ft.cli.report import figures
 from rollout_ft.errors import ConfigError
-from rollout_ft.telemetry.bias import HEAD, QUANTITIES, between, rows_between, rows_within, within
+from rollout_ft.telemetry.bias import HEAD, QUANTITIES, between, grouped, rows_between, rows_within, within
 from rollout_ft.telemetry.report import report
+from rollout_ft.trial.groups import GroupResult
 from rollout_ft.trial.runner import TrialResult
 
 
@@ -113,6 +115,23 @@ def test_the_command_says_what_a_policy_lost(tmp_path: Path):
     found = json.loads(CliRunner().invoke(app, ["report", str(kept), str(abandoned), "--json"]).output)
     assert found["runs"][str(kept)]["difference"]["tokens"]["mean"] == 900
     assert found["beside"][str(abandoned)]["missing"]["tokens"]["mean"] == 900
+
+
+def test_what_dropping_groups_takes_from_the_batch_is_measured(tmp_path: Path):
+    """Long tasks meet more faults, and their groups are what is dropped."""
+    ended = [result(n, tokens=1000 if n < 4 else 100, lost=n < 2) for n in range(8)]
+    results = [replace(r, group_id="long" if n < 4 else "short") for n, r in enumerate(ended)]
+    groups = [GroupResult("long", "dropped", [], ["t0"], []), GroupResult("short", "whole", ["t4", "t5", "t6", "t7"], [], [1.0] * 4)]
+    found = grouped(results, groups)
+    assert (found["groups"], found["counted"]["trials"], found["left_out"]["trials"]) == ({"dropped": 1, "whole": 1}, 4, 2)
+    assert found["difference"]["tokens"]["mean"] == 900
+    directory = written(tmp_path / "run", results)
+    (directory / "groups.jsonl").write_text("".join(json.dumps(group.line()) + "\n" for group in groups))
+    assert json.loads(CliRunner().invoke(app, ["report", str(directory), "--json"]).output)["groups"] == {str(directory): found}
+    shown = CliRunner().invoke(app, ["report", str(directory)], env={"COLUMNS": "160"})
+    assert "group dropped" in shown.output
+    page = report({"trials": 8}, results, (), groups)
+    assert "<td>long</td><td>dropped</td><td>0</td><td>t0</td>" in page
 
 
 def test_a_directory_without_results_is_named(tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -25,7 +26,8 @@ TASK = {"task_id": "t", "prompt": "Explain tides."}
 
 
 async def run(*argv: str) -> AttemptEnd:
-    return await CommandAgent(argv).run(TASK, SESSION)
+    with contextlib.closing(CommandAgent(argv)) as agent:
+        return await agent.run(TASK, SESSION)
 
 
 async def shell(script: str) -> AttemptEnd:
@@ -153,6 +155,7 @@ async def test_an_attempt_that_is_killed_died_with_all_that_it_started(family: F
     assert await attempt == AttemptEnd(End.DIED, cause="the agent's process was killed")
     await family.gone()
     assert not agent.kill("t")
+    agent.close()
 
 
 @pytest.mark.parametrize(("part", "count"), FAMILIES)
@@ -168,12 +171,38 @@ async def test_no_attempt_outlives_whoever_started_it(family: Family, part: str,
     await family.gone()
 
 
-def test_a_run_has_one_agent():
+def test_a_run_has_one_agent(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"trial\.agent and trial\.command"):
         load(overrides={"trial.agent": "a:b", "trial.command": ["true"]})
-    assert isinstance(agent_of(load(overrides={"trial.command": ["true", "x"]}).trial), CommandAgent)
+    assert load(overrides=["trial.agent=", "trial.command=[sh]"]).trial.command == ["sh"]
+    assert isinstance(agent_of(load(overrides={"trial.command": ["true", "x"]}).trial, tmp_path), CommandAgent)
 
 
-def test_a_program_that_is_not_there_is_named():
+def test_a_program_that_is_not_there_is_named(tmp_path: Path):
     with pytest.raises(ConfigError, match="no-such-program"):
-        agent_of(load(overrides={"trial.command": ["no-such-program"]}).trial)
+        agent_of(load(overrides={"trial.command": ["no-such-program"]}).trial, tmp_path)
+
+
+FILL = "cd $ROLLOUT_FT_DIR; ls -A; pwd; mkdir -p a/b; touch a/b/c; ln -s /etc d; chmod 500 a/b a; exit 1"
+
+
+async def test_every_attempt_finds_an_empty_directory_at_the_same_path_and_leaves_none(tmp_path: Path):
+    agent = CommandAgent(["sh", "-c", FILL], tmp_path / "attempts")
+    first = await agent.run(TASK, SESSION)
+    assert first == await agent.run(TASK, SESSION) == AttemptEnd(End.RAISED, cause=f"exit code 1: {tmp_path}/attempts/t/own")
+    assert list((tmp_path / "attempts").iterdir()) == []
+
+
+async def test_what_a_killed_process_left_of_an_attempt_is_not_found_by_the_next(tmp_path: Path):
+    left = tmp_path / "t" / "own" / "left"
+    left.mkdir(parents=True)
+    await CommandAgent(["sh", "-c", FILL], tmp_path).run(TASK, SESSION)
+    assert not left.exists()
+
+
+async def test_a_directory_that_it_made_itself_goes_with_the_agent():
+    agent = CommandAgent(["sh", "-c", "echo $ROLLOUT_FT_DIR; exit 1"])
+    directory = Path((await agent.run(TASK, SESSION)).cause.removeprefix("exit code 1: ")).parent.parent
+    assert directory.exists()
+    agent.close()
+    assert not directory.exists()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ import pytest
 from rollout_ft.checkpoint.journal import Journal
 from rollout_ft.cli.directory import DOUBTFUL, SAMPLED_BY, create, reopen, saved_config, with_journal
 from rollout_ft.cli.output import Output
-from rollout_ft.config import Config, known_keys
+from rollout_ft.config import Config, TrialConfig, known_keys
 from rollout_ft.errors import ConfigError
+from rollout_ft.trial.board import Board
 from rollout_ft.trial.runner import TrialResult
+from rollout_ft.trial.siblings import plays
 
 TASKS = [{"task_id": "a"}, {"task_id": "b"}]
 
@@ -55,6 +59,8 @@ def test_a_directory_has_one_process_at_a_time(tmp_path: Path):
     ("changed", "key"),
     [
         ({"seed": 1}, "seed"),
+        ({"trial": {"agent": "a:b", "tasks": "gone.jsonl", "group_size": 2}}, "trial.group_size"),
+        ({"trial": {"agent": "a:b", "tasks": "gone.jsonl", "on_lost_member": "drop"}}, "trial.on_lost_member"),
         ({"model": {"context_tokens": 1 << 16}}, "model.context_tokens"),
         ({"model": {"experts": {"layers": 1, "topk": 1, "count": 2}}}, "model.experts"),
         ({"sampling": {"parameters": {"temperature": 0.5}}}, "sampling.parameters"),
@@ -107,18 +113,22 @@ def result(trial_id: str) -> TrialResult:
     return TrialResult(trial_id, trial_id, "completed", 1.0, "", 1, 1, 0, 4, 0, 0, 1.0)
 
 
+def output(path: Path, tasks: list[dict[str, Any]] = TASKS, **rules: Any) -> Output:
+    return Output(path, Board(plays(tasks, TrialConfig(**rules)), TrialConfig(**rules)))
+
+
 def trajectory(trial_id: str) -> dict[str, Any]:
     return {"trial_id": trial_id, "paths": [{"token_ids": [1], "loss_mask": [1], "logprobs": [0.5]}]}
 
 
 def test_a_torn_line_is_owed_and_what_follows_it_is_not_glued_to_it(tmp_path: Path):
-    first = Output(tmp_path)
+    first = output(tmp_path)
     for name in ("a", "b"):
         first.trial(result(name), trajectory(name))
     first.close()
     whole = (tmp_path / "trials.jsonl").read_bytes()
     (tmp_path / "trials.jsonl").write_bytes(whole[:-9])
-    second = Output(tmp_path)
+    second = output(tmp_path)
     assert set(second.results) == {"a"}
     second.trial(result("b"), {"released": True})
     second.close()
@@ -126,40 +136,102 @@ def test_a_torn_line_is_owed_and_what_follows_it_is_not_glued_to_it(tmp_path: Pa
 
 
 def test_a_trial_whose_trajectory_is_gone_is_owed(tmp_path: Path):
-    first = Output(tmp_path)
+    first = output(tmp_path)
     for name in ("a", "b"):
         first.trial(result(name), trajectory(name))
     (tmp_path / "trajectories" / "a.safetensors").unlink()
-    again = Output(tmp_path)
+    again = output(tmp_path)
     assert set(again.results) == {"b"}
     again.trial(result("a"), {"released": True})
     assert [lost.trial_id for lost in again.lost] == ["a"]
 
 
 def test_lines_that_are_none_and_second_lines_of_a_trial_are_taken_out(tmp_path: Path):
-    first = Output(tmp_path)
+    first = output(tmp_path)
     first.trial(result("a"), trajectory("a"))
     whole = (tmp_path / "trials.jsonl").read_bytes()
     (tmp_path / "trials.jsonl").write_bytes(whole + b"\0\0\0\n" + whole + b'{"trial_id": "a"}\n')
-    assert set(Output(tmp_path).results) == {"a"}
+    assert set(output(tmp_path).results) == {"a"}
     assert (tmp_path / "trials.jsonl").read_bytes() == whole
 
 
 def test_a_trial_without_a_recorded_outcome_has_no_line(tmp_path: Path):
-    output = Output(tmp_path)
-    output.trial(TrialResult("a", "a", "infra_exhausted", None, "unreachable", 0, 0, 0, 0, 0, 0, 0.0), {"paths": []})
-    assert output.summary(1, 1.0)["unfinished"] == 1
+    written = output(tmp_path)
+    written.trial(TrialResult("a", "a", "infra_exhausted", None, "unreachable", 0, 0, 0, 0, 0, 0, 0.0), {"paths": []})
+    assert written.summary(1.0)["unfinished"] == 2
     assert not (tmp_path / "trials.jsonl").read_bytes()
 
 
 def test_the_seconds_of_all_processes_are_counted(tmp_path: Path):
-    assert Output(tmp_path).summary(1, 1.5)["seconds"] == 1.5
-    assert Output(tmp_path).summary(1, 2.0)["seconds"] == 3.5
+    assert output(tmp_path).summary(1.5)["seconds"] == 1.5
+    assert output(tmp_path).summary(2.0)["seconds"] == 3.5
+
+
+# -- groups -------------------------------------------------------------------------------------------------------
+
+GROUP: list[dict[str, Any]] = [{"task_id": "a"}]
+RULES: dict[str, Any] = {"group_size": 3, "on_lost_member": "complete", "max_replacements": 1}
+ENDS = [result("a.0"), replace(result("a.1"), outcome="infra_exhausted", reward=None), result("a.2"), result("a.1.r1")]
+LINE = {"group_id": "a", "status": "completed", "trials": ["a.0", "a.1.r1", "a.2"], "lost": ["a.1"], "rewards": [1.0, 1.0, 1.0]}
+
+
+def groups(path: Path) -> list[Any]:
+    return [json.loads(line) for line in (path / "groups.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("stop", range(5))
+def test_a_group_has_its_line_once_wherever_a_process_was_killed(tmp_path: Path, stop: int):
+    first = output(tmp_path, GROUP, **RULES)
+    for end in ENDS[:stop]:
+        first.trial(end, trajectory(end.trial_id))
+    assert groups(tmp_path) == [LINE][: stop // 4]
+    second = output(tmp_path, GROUP, **RULES)
+    assert second.owed == 3 - stop + (stop > 1)
+    for end in ENDS[stop:]:
+        second.trial(end, trajectory(end.trial_id))
+    assert (groups(tmp_path), second.owed, second.replaced) == ([LINE], 0, {"a.1"})
+    assert second.summary(1.0)["groups"] == {"completed": 1, "undecided": 0}
+
+
+@pytest.mark.parametrize("left", [b"", b'{"group_id": "a", "status"', b'{"group_id": "zzz"}\n', None])
+def test_lines_of_groups_are_made_again_from_those_of_their_trials(tmp_path: Path, left: bytes | None):
+    first = output(tmp_path, GROUP, **RULES)
+    for end in ENDS:
+        first.trial(end, trajectory(end.trial_id))
+    if left is None:
+        (tmp_path / "groups.jsonl").unlink()
+    else:
+        (tmp_path / "groups.jsonl").write_bytes(left)
+    output(tmp_path, GROUP, **RULES)
+    assert groups(tmp_path) == [LINE]
+
+
+def test_a_group_that_waits_for_a_trial_without_a_recorded_outcome_has_no_line(tmp_path: Path):
+    written = output(tmp_path, GROUP, group_size=2)
+    written.trial(result("a.0"), trajectory("a.0"))
+    written.trial(replace(result("a.1"), outcome="infra_exhausted", reward=None, attempts=0), {"paths": []})
+    assert (groups(tmp_path), written.owed) == ([], 1)
+    assert written.summary(1.0)["groups"] == {"undecided": 1}
+
+
+def test_the_trials_of_a_dropped_group_that_were_not_begun_are_not_owed(tmp_path: Path):
+    written = output(tmp_path, GROUP, group_size=3, on_lost_member="drop")
+    written.trial(replace(result("a.1"), outcome="infra_exhausted", reward=None), trajectory("a.1"))
+    assert [line["status"] for line in groups(tmp_path)] == ["dropped"]
+    assert (written.owed, written.summary(1.0)["unfinished"]) == (0, 0)
+    assert written.complete()
+
+
+def test_a_run_without_groups_writes_nothing_of_them(tmp_path: Path):
+    written = output(tmp_path)
+    written.trial(result("a"), trajectory("a"))
+    assert "groups" not in written.summary(1.0)
+    assert not (tmp_path / "groups.jsonl").exists()
 
 
 def test_the_last_view_is_the_highest_that_was_heard_of(tmp_path: Path):
     (tmp_path / "events.jsonl").write_text('{"event": "view.opened", "number": 3}\n{"event": "x"}\n{"event": "view.opened", "num')
-    assert Output(tmp_path).last_view() == 3
+    assert output(tmp_path).last_view() == 3
 
 
 def test_tasks_that_moved_are_the_same_tasks(tmp_path: Path):

@@ -134,6 +134,8 @@ def test_what_needed_a_normalizer_or_was_served_is_counted():
         trial = recorded(*mode)
         play(trial, [*AGAIN, "more"])
         assert metadata(trial.session)["leniencies"] == {name: 3}
+        trial.move()
+        assert metadata(trial.session)["normalized"] == (3 if name == "normalized" else 0)
 
 
 def test_what_differs_behind_the_normal_form_diverges_and_is_what_is_shown():

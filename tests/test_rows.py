@@ -27,7 +27,8 @@ from rollout_ft.samples.parquet import write_parquet
 from rollout_ft.samples.rows import rows_of
 from rollout_ft.samples.trajectory import trajectory
 from rollout_ft.session.session import Session
-from rollout_ft.types import VersionSpan
+from rollout_ft.trial.runner import TrialResult
+from rollout_ft.types import Ended, Outcome, VersionSpan
 
 AS_LONG_AS_THE_RESPONSE = ("loss_mask", "rollout_log_probs")
 
@@ -105,9 +106,28 @@ def test_an_export_has_its_samples_beside_it(tmp_path: Path):
     disk.trial("b", turns[0])
     past = disk.closed()
     done = past.export(tmp_path / "x", [], unfinished=True)
-    assert past.samples(tmp_path / "x", done["exported"]) == 2
+    assert past.samples(tmp_path / "x", done["exported"]) == {"samples": 2, "left_out": []}
     read = parquet.read_table(tmp_path / "x" / "samples.parquet").to_pylist()
     assert [(row["trial_id"], row["outcome"], len(row["turns"])) for row in read] == [("a", "completed", 2), ("b", None, 1)]
+
+
+def test_trials_that_do_not_count_in_their_groups_are_no_samples(tmp_path: Path):
+    """Of a dropped group none does; of one that shrank the lost one does not; of one that is not decided all do so far."""
+    names, turn = [f"{group}{k}" for group in ("dropped", "shrunk", "open") for k in range(3)], two_turns()[0]
+    lost = ("dropped0", "dropped1", "shrunk0", "open0")
+    disk, written = Disk(tmp_path, *names), list[bytes]()
+    (tmp_path / "tasks.jsonl").write_bytes(b"".join(orjson.dumps({"task_id": n, "group_id": n[:-1]}) + b"\n" for n in names))
+    for name in names:
+        end = Ended(Outcome.INFRA_EXHAUSTED, None, "", 107) if name in lost else END
+        disk.trial(name, turn, *(() if name == "open2" else (end,)))
+        written.append(orjson.dumps(TrialResult(name, name, end.outcome, end.reward, "", 1, 1, 0, 9, 0, 0, 1.0).line()) + b"\n")
+    (tmp_path / "trials.jsonl").write_bytes(b"".join(written[:-1]))
+    past = disk.closed()
+    done = past.export(tmp_path / "x", [], unfinished=True)
+    assert len(done["exported"]) == 9
+    assert past.samples(tmp_path / "x", done["exported"]) == {"samples": 5, "left_out": ["dropped0", "dropped1", "dropped2", "shrunk0"]}
+    read = parquet.read_table(tmp_path / "x" / "samples.parquet").to_pylist()
+    assert {row["trial_id"] for row in read} == {"shrunk1", "shrunk2", "open0", "open1", "open2"}
 
 
 def test_without_pyarrow_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from rollout_ft.cli.transcript import text, transcript
 from rollout_ft.errors import BadRequest
 from rollout_ft.session.entries import decode_entry, encode_entry
 from rollout_ft.session.steps import Steps
-from rollout_ft.types import Step
+from rollout_ft.types import Opened, SessionSpec, Step
 
 
 def step(number: int, attempt: int = 1, result: bytes = b"{}") -> Step:
@@ -43,3 +44,12 @@ def test_a_trial_has_no_more_steps_than_the_config_allows():
 def test_a_step_comes_back_from_the_store_as_it_was():
     entry = Step(3, 7, b'{"a":"\xc3\xa9"}', b"{}", "snapshot-1")
     assert decode_entry(*encode_entry(entry)) == entry
+
+
+def test_a_transcript_shows_what_the_environment_did():
+    opened = Opened(SessionSpec("t"), 1, True, 0)
+    shown = transcript([opened, Step(1, 1, b'{"command":"ls"}', b'{"output":"a.txt"}', "snapshot-1")])
+    assert shown[0]["turns"] == [
+        {"how": "step", "number": 1, "action": {"command": "ls"}, "result": {"output": "a.txt"}, "snapshot": "snapshot-1"}
+    ]
+    assert list(text(shown))[1:] == ['  step 1 of the environment: {"command":"ls"}, saved', '    {"output":"a.txt"}']

@@ -25,7 +25,8 @@ from rollout_ft.types import JSON
 SAMPLED_BY = (
     "run", "seed", "model", "engine.kind", "session.on_concurrent", "session.on_repeat", "session.matcher",
     "session.normalizers", "session.max_output_tokens", "session.special_tokens_in_text", "sampling", "samples", "store.journal_dir",
-    "trial.agent", "trial.command", "trial.recovery", "trial.on_divergence",
+    "trial.agent", "trial.command", "trial.recovery", "trial.on_divergence", "trial.environment", "trial.record_tools",
+    "trial.group_size", "trial.on_lost_member", "trial.max_replacements", "trial.min_group_size",
 )  # fmt: skip
 """What makes the data, or says where it is: the same for the whole of a run."""
 DOUBTFUL = ("engine.args", "engine.env")

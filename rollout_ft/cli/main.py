@@ -183,13 +183,14 @@ def trial_export(
     past = Past(directory)
     done = past.export(output, trial_ids or [], unfinished=unfinished)
     if parquet:
-        done["samples"] = past.samples(output, done["exported"])
+        done |= past.samples(output, done["exported"])
     if json:
         print(orjson.dumps(done).decode())
     else:
         for trial_id, why in done["skipped"].items():
             Console(stderr=True).print(f"{trial_id}: {why}", highlight=False, markup=False, soft_wrap=True)
         rows = f", {done['samples']} samples in samples.parquet" if parquet else ""
+        rows += f"; {len(done['left_out'])} trials do not count in their groups, and are not among them" if done.get("left_out") else ""
         print(f"{len(done['exported'])} exported to {output}{rows}")
     raise typer.Exit(1 if trial_ids and done["skipped"] else 0)
 

@@ -1,8 +1,8 @@
 """What a run writes for people and trainers.
 
-Owns `DIR/trials.jsonl`, `DIR/events.jsonl`, `DIR/trajectories/`, `DIR/summary.json` and `DIR/report.html`. Decides nothing. All
-of it is derived from outcomes that the store has: a trial whose line or trajectory is not there whole is owed, and
-asked for again; a trajectory is written before its line.
+Owns `DIR/trials.jsonl`, `DIR/groups.jsonl`, `DIR/events.jsonl`, `DIR/trajectories/`, `DIR/summary.json` and `DIR/report.html`.
+Decides nothing. All of it is derived from outcomes that the store has: a trial whose line or trajectory is not there whole is
+owed, and asked for again; a trajectory is written before its line, and a group's line is made of those of its trials.
 """
 
 from __future__ import annotations
@@ -18,20 +18,26 @@ from rollout_ft.samples.export import write_trajectory
 from rollout_ft.telemetry.divergences import divergences
 from rollout_ft.telemetry.lines import Lines, read_lines
 from rollout_ft.telemetry.report import report
+from rollout_ft.trial.board import Board
+from rollout_ft.trial.groups import GroupResult, Status
 from rollout_ft.trial.runner import TrialResult
 from rollout_ft.types import JSON
 
 
 class Output:
-    """`results` are the trials with a line, those of earlier processes too; `lost` those that could not be ended."""
+    """`results` are the trials with a line, those of earlier processes too; `lost` those that could not be ended. `board` is of all
+    trials of the run, and has not heard of any."""
 
-    def __init__(self, directory: Path):
-        self._directory = directory
+    def __init__(self, directory: Path, board: Board):
+        self._directory, self._board = directory, board
         (directory / "trajectories").mkdir(exist_ok=True)
         self.results = {result.trial_id: result for result in _settled(directory)}
         self.lost: list[TrialResult] = []
         self._trials = Lines(directory / "trials.jsonl")
         self._events = Lines(directory / "events.jsonl")
+        for result in self.results.values():
+            board.ended(result.trial_id, lost=result.lost, reward=result.reward)
+        self._groups = self._decided() if board.has_groups else None
 
     def trial(self, result: TrialResult, trajectory: JSON) -> None:
         if not result.recorded:
@@ -44,6 +50,9 @@ class Output:
         self._trials.append(result.line())
         self._trials.sync()  # the stores forget the trial when this returns
         self.results[result.trial_id] = result
+        decided = self._board.ended(result.trial_id, lost=result.lost, reward=result.reward)
+        if self._groups is not None and isinstance(decided, GroupResult):
+            self._groups.append(decided.line())
 
     def event(self, event: JSON) -> None:
         self._events.append(event)
@@ -52,30 +61,49 @@ class Output:
         """The highest view that an earlier process heard of."""
         return max((e["number"] for e in read_lines(self._directory / "events.jsonl") if e.get("event") == "view.opened"), default=0)
 
-    def complete(self, trials: int) -> bool:
-        return len(self.results) == trials and (self._directory / "summary.json").exists()
+    @property
+    def owed(self) -> int:
+        """How many trials have to be played yet."""
+        return len(self._board.owed)
 
-    def summary(self, trials: int, seconds: float) -> JSON:
+    @property
+    def replaced(self) -> set[str]:
+        """Lost trials of groups that are complete without them."""
+        return {trial_id for group in self._board.decided if group.status == Status.COMPLETED for trial_id in group.lost}
+
+    def complete(self) -> bool:
+        return not self.owed and (self._directory / "summary.json").exists()
+
+    def summary(self, seconds: float) -> JSON:
         """Writes and returns the totals of all trials; `seconds` are added to those of earlier processes."""
         results = list(self.results.values())
         made: JSON = {
-            "trials": len(results), "unfinished": trials - len(results), "outcomes": dict(Counter(r.outcome for r in results)),
+            "trials": len(results), "unfinished": self.owed, "outcomes": dict(Counter(r.outcome for r in results)),
             "attempts": sum(r.attempts for r in results), "turns": sum(r.turns for r in results),
             "tokens_generated": sum(r.tokens_generated for r in results), "tokens_reused": sum(r.tokens_reused for r in results),
             "tokens_wasted": sum(r.tokens_wasted for r in results), "seconds": round(self._seconds() + seconds, 1),
         }  # fmt: skip
+        if self._board.has_groups:
+            made["groups"] = dict(Counter(group.status for group in self._board.decided)) | {"undecided": self._board.undecided}
         _replace(self._directory / "summary.json", orjson.dumps(made, option=orjson.OPT_INDENT_2))
         diverged = divergences(read_lines(self._directory / "events.jsonl"))
-        _replace(self._directory / "report.html", report(made, results, diverged).encode())
+        _replace(self._directory / "report.html", report(made, results, diverged, self._board.decided).encode())
         return made
+
+    def _decided(self) -> Lines:
+        """The lines of all groups that are decided by now, to be gone on with."""
+        path = self._directory / "groups.jsonl"
+        _replace_if_other(path, b"".join(orjson.dumps(group.line()) + b"\n" for group in self._board.decided))
+        return Lines(path)
 
     def _seconds(self) -> float:
         file = self._directory / "summary.json"
         return float(orjson.loads(file.read_bytes())["seconds"]) if file.exists() else 0.0
 
     def close(self) -> None:
-        self._trials.close()
-        self._events.close()
+        for file in (self._trials, self._events, self._groups):
+            if file is not None:
+                file.close()
 
 
 def trajectory_path(directory: Path, trial_id: str) -> Path:
@@ -93,9 +121,13 @@ def _settled(directory: Path) -> list[TrialResult]:
         if trajectory_path(directory, result.trial_id).exists():
             found.setdefault(result.trial_id, result)
     kept = b"".join(orjson.dumps(result.line()) + b"\n" for result in found.values())
-    if path.exists() and path.read_bytes() != kept:
-        _replace(path, kept)
+    _replace_if_other(path, kept)
     return list(found.values())
+
+
+def _replace_if_other(path: Path, data: bytes) -> None:
+    if not path.exists() or path.read_bytes() != data:
+        _replace(path, data)
 
 
 def _replace(path: Path, data: bytes) -> None:

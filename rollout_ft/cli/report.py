@@ -5,30 +5,36 @@ Owns what is read and how it is shown; the comparison is `telemetry.bias`'s. Cha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from rich.markup import escape
 from rich.table import Table
 
 from rollout_ft.errors import ConfigError
-from rollout_ft.telemetry.bias import HEAD, between, rows_between, rows_within, within
+from rollout_ft.telemetry.bias import HEAD, between, grouped, rows_between, rows_grouped, rows_within, within
 from rollout_ft.telemetry.divergences import HEAD as DIVERGED
 from rollout_ft.telemetry.divergences import divergences, rows_diverged
 from rollout_ft.telemetry.lines import read_lines
+from rollout_ft.trial.groups import GroupResult
 from rollout_ft.trial.runner import TrialResult
 from rollout_ft.types import JSON
 
+Line = TypeVar("Line", TrialResult, GroupResult)
+
 
 def figures(directories: Sequence[Path]) -> JSON:
-    """`{runs: {DIR: within}, beside: {DIR: between}, diverged: {DIR: divergences}}`, the others beside the first. Raises
-    ConfigError naming the directory."""
+    """`{runs: {DIR: within}, groups: {DIR: grouped}, beside: {DIR: between}, diverged: {DIR: divergences}}`, the others beside
+    the first; `groups` of the runs that have some. Raises ConfigError naming the directory."""
     if len(set(directories)) < len(directories):
         raise ConfigError("a directory is named twice: nothing differs from itself")
     runs = {str(each): _results(each) for each in directories}
+    groups = {str(each): _read(each / "groups.jsonl", GroupResult) for each in directories}
     reference, *others = runs
     return {
         "runs": {name: within(results) for name, results in runs.items()},
+        "groups": {name: grouped(runs[name], decided) for name, decided in groups.items() if decided},
         "beside": {name: between(runs[reference], runs[name]) for name in others},
         "diverged": {str(each): divergences(read_lines(each / "events.jsonl")) for each in directories},
     }
@@ -36,6 +42,9 @@ def figures(directories: Sequence[Path]) -> JSON:
 
 def tables(found: JSON) -> list[Table]:
     made = [_table(f"{name}: {_lost(run)}", rows_within(run)) for name, run in found["runs"].items()]
+    for name, each in found["groups"].items():
+        counts = ", ".join(f"{count:,} {status}" for status, count in each["groups"].items())
+        made.append(_table(f"{name}: groups: {counts}", rows_grouped(each)))
     reference = next(iter(found["runs"]))
     for name, apart in found["beside"].items():
         alone = f"; {apart['elsewhere']} trials are in one of them alone" if apart["elsewhere"] else ""
@@ -69,10 +78,14 @@ def _results(directory: Path) -> list[TrialResult]:
     path = directory / "trials.jsonl"
     if not path.is_file():
         raise ConfigError(f"{path} is not there: name a directory that `rollout-ft run` wrote to")
-    try:
-        found = [TrialResult(**line) for line in read_lines(path)]
-    except TypeError as e:
-        raise ConfigError(f"{path} has a line that is no result of a trial ({e})") from None
+    found = _read(path, TrialResult)
     if not found:
         raise ConfigError(f"{path} has no result yet")
     return found
+
+
+def _read(path: Path, of: Callable[..., Line]) -> list[Line]:
+    try:
+        return [of(**line) for line in read_lines(path)]
+    except TypeError as e:
+        raise ConfigError(f"{path} has a line that is none of a run's ({e})") from None

@@ -19,9 +19,11 @@ from rollout_ft.cli.serve import warn
 from rollout_ft.clock import monotonic, wall
 from rollout_ft.config import Config, journalled
 from rollout_ft.errors import ConfigError
+from rollout_ft.trial.board import Board
 from rollout_ft.trial.commands import agent_of
+from rollout_ft.trial.siblings import plays
 from rollout_ft.trial.tasks import read_tasks
-from rollout_ft.types import JSON, Outcome
+from rollout_ft.types import Outcome
 
 _LOST = {Outcome.INFRA_EXHAUSTED, Outcome.ENV_FAILED}
 
@@ -37,7 +39,8 @@ async def run(config: Config, path: Path, console: Console) -> int:
     if has_run(path):
         return await _finish(reopen(path, config), console)
     tasks = read_tasks(config.trial.tasks)
-    agent_of(config.trial)
+    plays(tasks, config.trial)
+    agent_of(config.trial, path)
     runtime.check(config)
     return await _finish(create(path, config, tasks), console)
 
@@ -51,16 +54,16 @@ async def resume(path: Path, overrides: list[str] | None, console: Console) -> i
 async def _finish(directory: Directory, console: Console) -> int:
     for warning in directory.warnings:
         console.print(f"rollout-ft: {warning}", highlight=False, soft_wrap=True)
-    output, tasks, began = Output(directory.path), directory.tasks, monotonic()
-    if output.complete(len(tasks)):
-        console.print(f"all {len(tasks)} trials have their outcome", highlight=False)
+    config = directory.config.trial
+    output, began = Output(directory.path, Board(plays(directory.tasks, config), config)), monotonic()
+    if output.complete():
+        console.print(f"all {len(output.results)} trials have their outcome", highlight=False)
         return _code(output, directory)
     try:
-        left = [task for task in tasks if str(task["task_id"]) not in output.results]
-        if left:
-            await _play(directory, left, output, console)
+        if output.owed:
+            await _play(directory, output, console)
     finally:
-        summary = output.summary(len(tasks), monotonic() - began)
+        summary = output.summary(monotonic() - began)
         output.close()
         console.print(orjson.dumps(summary).decode(), highlight=False, soft_wrap=True)
     for lost in output.lost:
@@ -70,9 +73,9 @@ async def _finish(directory: Directory, console: Console) -> int:
     return _code(output, directory)
 
 
-async def _play(directory: Directory, tasks: list[JSON], output: Output, console: Console) -> None:
+async def _play(directory: Directory, output: Output, console: Console) -> None:
     """Says at once when it was asked to stop: who asked may be short of patience with what has to be ended."""
-    playing = asyncio.create_task(_play_out(directory, tasks, output))
+    playing = asyncio.create_task(_play_out(directory, output))
     try:
         await asyncio.shield(playing)
     except asyncio.CancelledError:
@@ -84,22 +87,24 @@ async def _play(directory: Directory, tasks: list[JSON], output: Output, console
         raise
 
 
-async def _play_out(directory: Directory, tasks: list[JSON], output: Output) -> None:
-    config, resumed = directory.effective, directory.resumed
-    agent = agent_of(config.trial)
+async def _play_out(directory: Directory, output: Output) -> None:
+    config, resumed, earlier = directory.effective, directory.resumed, list(output.results.values())
+    agent = agent_of(config.trial, directory.path)
     try:
         if resumed:
-            output.event({"time": wall(), "event": "run.resumed", "source": "run", "trials": len(tasks)})
+            output.event({"time": wall(), "event": "run.resumed", "source": "run", "trials": output.owed})
         last_view = output.last_view() if resumed else 0
         async with runtime.start(config, secret=directory.secret, resume=resumed, last_view=last_view) as started:
             started.on_event = output.event
             warn(started)
             sandboxes = directory.path / "sandboxes"
-            await started.run_trials(tasks, agent, on_result=output.trial, release=True, resume=resumed, sandboxes=sandboxes)
+            await started.run_trials(
+                directory.tasks, agent, on_result=output.trial, release=True, resume=resumed, earlier=earlier, sandboxes=sandboxes
+            )  # fmt: skip
     finally:
         agent.close()
 
 
 def _code(output: Output, directory: Directory) -> int:
-    unfinished = len(output.results) < len(directory.tasks)
-    return int(unfinished or sum(r.outcome in _LOST for r in output.results.values()) > directory.config.trial.max_lost)
+    lost = {trial_id for trial_id, result in output.results.items() if result.outcome in _LOST} - output.replaced
+    return int(output.owed > 0 or len(lost) > directory.config.trial.max_lost)

@@ -17,6 +17,9 @@ from rollout_ft.session.divergence import words
 from rollout_ft.session.entries import SessionEntry
 from rollout_ft.types import JSON, Answered, Ended, Opened, Step, Turn
 
+SHORT_CHARACTERS = 500
+"""Of a step's result, for people: the request that follows has it whole."""
+
 
 def transcript(entries: Sequence[SessionEntry]) -> list[JSON]:
     """`{attempt, resume, created, turns: [{turn, how, …}]}` of each attempt."""
@@ -38,7 +41,9 @@ def transcript(entries: Sequence[SessionEntry]) -> list[JSON]:
                 attempts[-1]["turns"].append({"how": "diverged", "first_difference": words(met), **asdict(met)})
             case Answered() if entry.failed:
                 attempts[-1]["turns"].append({"turn": 0, "how": "failed", "cause": entry.failed})
-            case Answered() | Ended() | Step():
+            case Step():
+                attempts[-1]["turns"].append(_step(entry))
+            case Answered() | Ended():
                 pass
     return attempts
 
@@ -53,6 +58,11 @@ def _turn(turn: Turn, number: int, after: int) -> JSON:
     }  # fmt: skip
 
 
+def _step(step: Step) -> JSON:
+    action, result = orjson.loads(step.action), orjson.loads(step.result)
+    return {"how": "step", "number": step.number, "action": action, "result": result, "snapshot": step.snapshot}
+
+
 def text(attempts: Sequence[JSON]) -> Iterator[str]:
     """Lines for people."""
     for attempt in attempts:
@@ -64,6 +74,10 @@ def text(attempts: Sequence[JSON]) -> Iterator[str]:
                 yield f"  a request failed: {turn['cause']}"
             elif turn["how"] == "diverged":
                 yield f"  the replay left the record{', and was served from it' if turn['served'] else ''}: {turn['first_difference']}"
+                continue
+            elif turn["how"] == "step":
+                yield f"  step {turn['number']} of the environment: {_words(turn['action'])}{', saved' if turn['snapshot'] else ''}"
+                yield f"    {_short(_words(turn['result']))}"
                 continue
             elif turn["how"] == "replayed":
                 yield f"  turn {turn['turn']}: replayed"
@@ -89,6 +103,10 @@ def _message(message: JSON) -> Iterator[str]:
     first, *others = "\n".join(parts).splitlines() or [""]
     yield f"    {message['role']}: {first}"
     yield from (f"      {line}" for line in others)
+
+
+def _short(words: str) -> str:
+    return words if len(words) <= SHORT_CHARACTERS else words[: SHORT_CHARACTERS - 1] + "…"
 
 
 def _words(content: Any) -> str:

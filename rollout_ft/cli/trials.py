@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from rollout_ft.cli.directory import saved_config, with_journal
 from rollout_ft.cli.journals import Journals, PastTrial
 from rollout_ft.cli.output import trajectory_path
 from rollout_ft.cli.transcript import text, transcript
-from rollout_ft.config import Config, journalled
+from rollout_ft.config import Config, TrialConfig, journalled
 from rollout_ft.errors import ConfigError
 from rollout_ft.samples.export import read_trajectory, write_trajectory
 from rollout_ft.samples.parquet import write_parquet
@@ -28,6 +28,9 @@ from rollout_ft.session.drift import load_renderer
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.session import Session
 from rollout_ft.telemetry.lines import read_lines
+from rollout_ft.trial.board import Board
+from rollout_ft.trial.groups import LOST
+from rollout_ft.trial.siblings import plays
 from rollout_ft.trial.tasks import read_tasks
 from rollout_ft.types import JSON
 
@@ -39,17 +42,19 @@ class Past:
         self.directory = directory
         self.config = with_journal(saved_config(directory), directory.absolute())
         self._journals = Journals(self.config)
-        self._lines = {line["trial_id"]: line for line in read_lines(directory / "trials.jsonl") if "trial_id" in line}
+        self._lines = {line["trial_id"]: line for line in read_lines(directory / "trials.jsonl") if {"trial_id", "outcome"} <= line.keys()}
+        self._board = _board(self.config.trial, read_tasks(directory / "tasks.jsonl"), self._lines.values())
 
     def listed(self) -> JSON:
-        """`{trials: [row], unreadable: [why]}`: a row for every task, begun or not; `unknown` where no journal says which."""
+        """`{trials: [row], unreadable: [why]}`: a row for every trial, begun or not; `unknown` where no journal says which,
+        `not_needed` where its group is decided without it."""
         rows = {trial.trial_id: self._row(trial) for trial in self._journals.trials()}
         for trial_id, line in self._lines.items():
             rows.setdefault(trial_id, _of_line(line))
-        for task in read_tasks(self.directory / "tasks.jsonl"):
-            trial_id = str(task["task_id"])
-            state = "not_started" if journalled(self.config) else "unknown"
-            rows.setdefault(trial_id, PastTrial(trial_id, released=True).row() | {"task_id": trial_id, "state": state})
+        owed, not_begun = {play.trial_id for play in self._board.owed}, "not_started" if journalled(self.config) else "unknown"
+        for play in self._board.plays:
+            about = {"task_id": str(play.task["task_id"]), "state": not_begun if play.trial_id in owed else "not_needed"}
+            rows.setdefault(play.trial_id, PastTrial(play.trial_id, released=True).row() | about)
         return {"trials": [rows[trial_id] for trial_id in sorted(rows)], "unreadable": self._journals.unreadable}
 
     def shown(self, trial_id: str) -> JSON:
@@ -76,16 +81,19 @@ class Past:
                 exported.append(trial.trial_id)
         return {"exported": exported, "skipped": skipped}
 
-    def samples(self, output: Path, trial_ids: list[str]) -> int:
-        """Writes `samples.parquet` beside trajectories that were exported; how many rows it has."""
+    def samples(self, output: Path, trial_ids: list[str]) -> JSON:
+        """Writes `samples.parquet` beside trajectories that were exported; `{samples, left_out}`, how many rows it has, and the
+        trials that do not count in their groups, which have none."""
         outcomes = {row["trial_id"]: row["outcome"] for row in self.listed()["trials"]}
+        left_out = [trial_id for trial_id in trial_ids if not self._board.counts(trial_id)]
+        wanted = [trial_id for trial_id in trial_ids if trial_id not in set(left_out)]
 
         def trials() -> Iterator[list[JSON]]:
-            for trial_id in trial_ids:
+            for trial_id in wanted:
                 made = read_trajectory(output / f"{trial_id}.safetensors")
                 yield rows_of(made, made["reward"], outcomes[trial_id])
 
-        return write_parquet(output / "samples.parquet", trials())
+        return {"samples": write_parquet(output / "samples.parquet", trials()), "left_out": left_out}
 
     def _export(self, trial: PastTrial, output: Path, renderer: Renderer | None, unfinished: bool) -> str:
         """Why not; empty when it was written."""
@@ -114,7 +122,7 @@ class Past:
             return trial
         if trial_id in self._lines:
             return PastTrial(trial_id, released=True)
-        if any(task["task_id"] == trial_id for task in read_tasks(self.directory / "tasks.jsonl")):
+        if any(play.trial_id == trial_id for play in self._board.plays):
             return PastTrial(trial_id)
         raise ConfigError(f"{self.directory} has no trial {trial_id}; rollout-ft trial list {self.directory}")
 
@@ -131,6 +139,13 @@ class Past:
         with cast(Any, safe_open)(file, "np") as opened:
             paths = json.loads(opened.metadata()["trial"])["paths"]
             return [_pieces(renderer, opened.get_tensor(f"{i}.token_ids").tolist(), path["turns"]) for i, path in enumerate(paths)]
+
+
+def _board(config: TrialConfig, tasks: list[JSON], lines: Iterable[JSON]) -> Board:
+    board = Board(plays(tasks, config), config)
+    for line in lines:
+        board.ended(line["trial_id"], lost=line["outcome"] in LOST, reward=line.get("reward"))
+    return board
 
 
 def _of_line(line: JSON) -> JSON:

@@ -302,6 +302,13 @@ class SessionHost:
             held.changed = monotonic()
             return known or step
 
+    async def begin(self, sid: str) -> Assembly:
+        """The agent has the checkpoint's messages, and goes on behind them: what they contain is acknowledged."""
+        held = self._get(sid)
+        held.session.evidence.acknowledge(held.session.checkpoint)
+        await _whole(held.save_evidence())
+        return checkpoint_of(held.session)
+
     async def fault(self, sid: str, reason: str) -> None:
         """The attempt met a fault that it does not survive: recorded, so that no later owner forgets it."""
         held = self._get(sid)

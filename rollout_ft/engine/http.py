@@ -84,6 +84,9 @@ class OwnerHTTP:
             elif route == "session":
                 assemble = await self._host.assembly(self._host.session(sid), what)
                 await x.reply(200, await asyncio.to_thread(lambda: dump(assemble())))
+            elif route == "begin":
+                assemble = await self._host.begin(sid)
+                await x.reply(200, await asyncio.to_thread(lambda: dump(assemble())))
             elif route == "samples":
                 await self._samples(x, sid)
         except SessionMoved as e:

@@ -107,6 +107,8 @@ class Gateway:
                 await x.reply(200, models_body(self._model.name, self._model.context_tokens))
             case ("POST", ["sessions", sid, "steps"]):
                 await self._step(x, self._session(x, sid))
+            case ("POST", ["sessions", sid, "checkpoint"]):
+                await self._ask_owner(x, f"/begin/{sid}", self._session(x, sid), b"")
             case ("GET", ["sessions", sid] | ["sessions", sid, "trajectory" | "checkpoint"]):
                 await self._read(x, self._session(x, sid), parts)
             case ("POST", ["sessions", sid, "samples"]):

@@ -82,7 +82,10 @@ def _paths() -> JSON:
             "delete": _agents("Closes the session.", None, parameters=[_SESSION]),
         },
         "/sessions/{session_id}/trajectory": {"get": _agents("Token-exact paths.", "Trajectory", parameters=[_SESSION])},
-        "/sessions/{session_id}/checkpoint": {"get": _agents("What the attempt goes on from.", "Checkpoint", parameters=[_SESSION])},
+        "/sessions/{session_id}/checkpoint": {
+            "get": _agents("What the attempt goes on from.", "Checkpoint", parameters=[_SESSION]),
+            "post": _agents("The agent goes on from it, and will not replay it.", "Checkpoint", parameters=[_SESSION]),
+        },
         "/sessions/{session_id}/steps": {"post": _agents("A step of the environment, recorded.", "Stepped", "StepBody", [_SESSION])},
         "/sessions/{session_id}/samples": {"post": _collected()},
         "/sessions/{session_id}/generate": {"post": _agents("A turn in tokens.", "Generated", "GenerateBody", [_SESSION, _IDEMPOTENCY])},

@@ -23,6 +23,7 @@ from rollout_ft.config import TrialConfig
 from rollout_ft.errors import BadRequest, ConfigError, RolloutFTError
 from rollout_ft.samples.rows import rows_of
 from rollout_ft.trial.agents import Agent, InlineAgent, resolve
+from rollout_ft.trial.attempt import workshop
 from rollout_ft.trial.client import Client, Session
 from rollout_ft.trial.policy import AttemptEnd
 from rollout_ft.trial.runner import TrialResult, TrialRunner
@@ -96,7 +97,8 @@ async def play(client: Client, agent: Agent, config: TrialConfig, task: JSON, tr
     keyed = _Keyed(agent)
     try:
         name = await _unused(client, trial_id)
-        result, trajectory = await TrialRunner(client, keyed, config, keyed.key_of, resume=True).trial(task, name)
+        async with workshop(config, None, None) as shop:
+            result, trajectory = await TrialRunner(client, keyed, config, keyed.key_of, resume=True, workshop=shop).trial(task, name)
         await client.release(name)
     except BadRequest as e:
         if e.status < 500 and e.status not in _FAULTS_OF_A_RUN:

@@ -68,7 +68,7 @@ class TrialAgentLoop(loops.AgentLoopBase):
             "sampling": sampling_of(sampling_params),
         }  # fmt: skip
         if self.rollout_config.get("full_determinism", False):
-            task["seed"] = seed_of(kwargs.get("index", uid), sample, kwargs.get("global_steps"))
+            task["seed"] = seed_of(_plain(kwargs.get("index", uid)), _plain(sample), _plain(kwargs.get("global_steps")))
         rollout = await play(client_of(*self._where), self._agent, self._trial, task, trial_name(self._prefix, uid, sample))
         logprobs = bool(sampling_params.get("logprobs"))
         outputs = [

@@ -117,7 +117,7 @@ def metadata(session: Session) -> JSON:
     nodes, selected = session.tree.nodes, select(session)
     total = session.tokens_dropped + session.tokens
     return {
-        **{name: session.counts[name] for name in ("turns_served", "replayed", "attached", "branched", "unparsed")},
+        **{name: session.counts[name] for name in ("turns_served", "replayed", "attached", "branched", "unparsed", "normalized")},
         "turns_committed": len(nodes),
         "version_restarts": session.version_restarts,
         "generations": sum(node.turn.generations for node in nodes.values()),

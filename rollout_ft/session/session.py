@@ -90,7 +90,7 @@ class Session:
         self.flights: dict[str, Flight] = {}
         self.partials: dict[str, Partial] = {}
         self.counts: Counter[str] = Counter()
-        """`turns_served` and `branched` of this attempt; `replayed` and `attached` of this owner, and before it only
+        """`turns_served`, `branched` and `normalized` of this attempt; `replayed` and `attached` of this owner, and before it only
         the replays that were recorded."""
         self.leniencies: Counter[str] = Counter()
         """In how many messages of acknowledged turns each was needed; of this owner."""
@@ -161,7 +161,7 @@ class Session:
             self.evidence.asked.setdefault(entry.turn_key, entry.order)
             self.evidence.unheard.discard(entry.turn_key)
             self.known.remember(entry.turn_key, self.tree.nodes[entry.turn_key].base, entry.request_id, entry.idempotency_key)
-            self.counts["replayed"] += 1
+            self._count_replay(entry.turn_key, entry)
         if entry.failed.startswith(FAULT):
             self.fault = entry.failed.removeprefix(FAULT)
         elif entry.failed:
@@ -375,7 +375,7 @@ class Session:
                 continue
             stored: list[JSON] = [*orjson.loads(node.turn.messages), orjson.loads(node.turn.reply)]
             at -= len(stored)
-            served = any(d.served and d.turn_key == node.turn.key for d in self.divergences.values())
+            served = self._served_anyway(node.turn.key)
             for one, other in zip(stored, request.messages[at : at + len(stored)], strict=True):
                 found = leniencies(one, other, self._normalize)
                 self.leniencies.update(found - {"other"} | {"served"} if served and "other" in found else found)
@@ -455,7 +455,16 @@ class Session:
         """The recorded reply goes to this request; `entry` told the store so, where it had to be told."""
         self.evidence.replay(node.turn.key, entry.order if entry else self._next())
         self.known.remember(node.turn.key, node.base, request.request_id, request.idempotency_key)
+        self._count_replay(node.turn.key, entry)
+
+    def _count_replay(self, key: str, entry: Answered | None) -> None:
         self.counts["replayed"] += 1
+        if entry is not None and entry.spelled and not self._served_anyway(key):
+            self.counts["normalized"] += 1
+
+    def _served_anyway(self, key: str) -> bool:
+        """Whether a request got this turn that is another."""
+        return any(d.served and d.turn_key == key for d in self.divergences.values())
 
     def delivered(self, request_id: str) -> None:
         key = self.known.turn(request_id)

@@ -7,10 +7,12 @@ length of their own: what their loss does to a batch is read from the same trial
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from rollout_ft.trial.groups import GroupResult, Status
 from rollout_ft.trial.runner import TrialResult
 from rollout_ft.types import JSON, Outcome
 
@@ -48,6 +50,24 @@ def between(reference: Iterable[TrialResult], other: Iterable[TrialResult]) -> J
         "reference": _means(there), "other": _means(here), "difference": _pairs(here, there),
         "lost": _means(lost), "missing": _apart(lost, there), "elsewhere": len(theirs.keys() ^ ours.keys()),
     }  # fmt: skip
+
+
+def grouped(results: Iterable[TrialResult], groups: Sequence[GroupResult]) -> JSON:
+    """`{groups, counted, left_out, difference}`: how many groups have which status; trials that count in theirs, those that
+    ended as well and do not, as their group was dropped, and the second less the first: what dropping does to the batch."""
+    kept = [r for r in results if not r.lost]
+    counting = {trial_id for group in groups for trial_id in group.trials}
+    dropped = {group.group_id for group in groups if group.status == Status.DROPPED}
+    counted, left_out = [r for r in kept if r.trial_id in counting], [r for r in kept if r.group_id in dropped]
+    return {
+        "groups": dict(Counter(group.status for group in groups)), "counted": _means(counted), "left_out": _means(left_out),
+        "difference": _apart(left_out, counted),
+    }  # fmt: skip
+
+
+def rows_grouped(figures: JSON) -> list[list[str]]:
+    """For people, under `HEAD`."""
+    return [_row("count", figures["counted"]), _row("group dropped", figures["left_out"]), _gap("difference", figures["difference"])]
 
 
 def rows_within(figures: JSON) -> list[list[str]]:

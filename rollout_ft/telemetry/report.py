@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from rollout_ft.telemetry.bias import HEAD, rows_within, within
+from rollout_ft.telemetry.bias import HEAD, grouped, rows_grouped, rows_within, within
 from rollout_ft.telemetry.divergences import HEAD as DIVERGED
 from rollout_ft.telemetry.divergences import rows_diverged
+from rollout_ft.trial.groups import GroupResult
 from rollout_ft.trial.runner import TrialResult
 from rollout_ft.types import JSON
 
@@ -36,7 +37,9 @@ _COLUMNS = (
 )
 
 
-def report(summary: JSON, results: Sequence[TrialResult], diverged: Sequence[JSON] = ()) -> str:
+def report(
+    summary: JSON, results: Sequence[TrialResult], diverged: Sequence[JSON] = (), groups: Sequence[GroupResult] = ()
+) -> str:  # fmt: skip
     """The page; trials that needed most attempts first. `diverged`: where replays left their record."""
     totals = "".join(f"<div><dt>{escape(_words(k))}</dt><dd>{escape(_shown(v))}</dd></div>" for k, v in summary.items())
     ordered = sorted(results, key=lambda r: (-r.attempts, r.trial_id))
@@ -46,8 +49,18 @@ def report(summary: JSON, results: Sequence[TrialResult], diverged: Sequence[JSO
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>rollout_ft report</title><style>{_STYLE}</style>'
         f"<h1>rollout_ft report</h1><dl>{totals}</dl>"
         f"<h2>Faults</h2><p>Means; the difference with its 95 % interval.</p>{_table(HEAD, faults)}"
+        f"{_groups(results, groups) if groups else ''}"
         f"{_replays(diverged)}"
         f"<h2>Trials</h2>{_table([_words(name) for name in _COLUMNS], trials)}</html>\n"
+    )
+
+
+def _groups(results: Sequence[TrialResult], groups: Sequence[GroupResult]) -> str:
+    means = [_row(cells) for cells in rows_grouped(grouped(results, groups))]
+    losers = [_row([g.group_id, g.status, _shown(len(g.trials)), ", ".join(g.lost)], lost=not g.trials) for g in groups if g.lost]
+    return (
+        f"<h2>Groups</h2><p>Trials that count in their group, and those that do not.</p>{_table(HEAD, means)}"
+        f"{_table(('group', 'status', 'trials that count', 'lost'), losers) if losers else ''}"
     )
 
 

@@ -42,7 +42,7 @@ from rollout_ft.telemetry.events import Events
 from rollout_ft.testing.local_engine import LocalEngine, Means
 from rollout_ft.trial.agents import InlineAgent
 from rollout_ft.trial.client import Client
-from rollout_ft.trial.runner import OnResult, TrialResult, TrialRunner
+from rollout_ft.trial.runner import OnGroup, OnResult, TrialResult, TrialRunner
 from rollout_ft.types import JSON, Outcome, SessionSpec
 
 ENDS_S = 10.0
@@ -171,11 +171,13 @@ class LocalRun:
     events: Events
 
     async def run_trials(
-        self, tasks: Sequence[JSON], agent: Callable[..., Any], *, prefix: str, config: TrialConfig, on_result: OnResult
-    ) -> list[TrialResult]:
+        self, tasks: Sequence[JSON], agent: Callable[..., Any], *, prefix: str, config: TrialConfig, on_result: OnResult,
+        on_group: OnGroup | None = None,
+    ) -> list[TrialResult]:  # fmt: skip
         """As `Run.run_trials`; the run forgets each trial when `on_result` has returned."""
         runner = TrialRunner(self.client, InlineAgent(agent), config, self.keys.session)
-        return await runner.run(tasks, concurrency=config.concurrency, prefix=prefix, on_result=on_result, release=True)
+        slots = config.concurrency
+        return await runner.run(tasks, concurrency=slots, prefix=prefix, on_result=on_result, release=True, on_group=on_group)
 
     async def whole(self) -> None:
         """Returns when every engine serves."""

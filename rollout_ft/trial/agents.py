@@ -73,7 +73,7 @@ class ProcessAgent:
 
     async def run(self, task: JSON, session: Session) -> AttemptEnd:
         receive, send = self._context.Pipe(duplex=False)
-        args = (send, self._entrypoint, task, session.base_url, session.api_key)
+        args = (send, self._entrypoint, task, variables(session))
         process = self._context.Process(target=_main, args=args, daemon=True)
         await asyncio.to_thread(process.start)
         send.close()
@@ -118,12 +118,15 @@ def resolve(entrypoint: str, key: str = "trial.agent") -> tuple[Any, Callable[..
         raise ConfigError(f"{key}: {entrypoint!r} cannot be imported ({e}); write it as module:function") from None
 
 
-def client_environment(base_url: str, api_key: str) -> dict[str, str]:
+def variables(session: Session) -> dict[str, str]:
     """Where the clients look for their server and their key. Anthropic's add `/v1` themselves."""
+    base_url, api_key = session.base_url, session.api_key
     anthropic = base_url.removesuffix("/v1")
     return {
         "OPENAI_BASE_URL": base_url, "OPENAI_API_BASE": base_url, "OPENAI_API_KEY": api_key,
         "ANTHROPIC_BASE_URL": anthropic, "ANTHROPIC_API_KEY": api_key, "ANTHROPIC_AUTH_TOKEN": api_key,
+        "ROLLOUT_FT_TRIAL_ID": session.trial_id, "ROLLOUT_FT_ATTEMPT": str(session.attempt),
+        **({"ROLLOUT_FT_ENVIRONMENT_URL": session.environment_url} if session.environment_url else {}),
     }  # fmt: skip
 
 
@@ -154,14 +157,14 @@ def ended_by(names: set[str], words: str, cause: str) -> AttemptEnd:
     return AttemptEnd(End.LIMITED if limited else End.RAISED, cause=cause, blame=blame)
 
 
-def _main(send: Connection, entrypoint: str, task: JSON, base_url: str, api_key: str) -> None:
+def _main(send: Connection, entrypoint: str, task: JSON, env: dict[str, str]) -> None:
     """The agent's process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_reader, args=(send.fileno(),), daemon=True).start()
-    os.environ |= client_environment(base_url, api_key)
+    os.environ |= env
     try:
         _, function = resolve(entrypoint)
-        result = function(task, base_url, api_key)
+        result = function(task, env["OPENAI_BASE_URL"], env["OPENAI_API_KEY"])
         if inspect.isawaitable(result):
             result = asyncio.run(_awaited(result))
         end = AttemptEnd(End.RETURNED, reward_of(result))

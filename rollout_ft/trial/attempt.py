@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import tempfile
-from collections.abc import Generator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,30 +22,39 @@ from rollout_ft.trial.deadlines import Seen, judge, look_in_s
 from rollout_ft.trial.environment import Factory
 from rollout_ft.trial.policy import AttemptEnd, Blame, End
 from rollout_ft.trial.steps import recorded_of
+from rollout_ft.trial.tool_server import ToolServer
 from rollout_ft.trial.tools import Rules, Tools
 from rollout_ft.types import JSON
 
 
 @dataclass(frozen=True, slots=True)
 class Workshop:
-    """Where environments come from, and the directory for what of them outlives processes."""
+    """Where environments come from, the directory for what of them outlives processes, and the way to them for agents in
+    processes of their own."""
 
     factory: Factory
     directory: Path
+    server: ToolServer
 
 
-@contextlib.contextmanager
-def workshop(config: TrialConfig, factory: Factory | None, directory: Path | None) -> Generator[Workshop | None]:
-    """The one of a run: `factory`, else what `trial.environment` names, if anything; a directory of its own goes with the block."""
+@contextlib.asynccontextmanager
+async def workshop(config: TrialConfig, factory: Factory | None, directory: Path | None) -> AsyncGenerator[Workshop | None]:
+    """The one of a run: `factory`, else what `trial.environment` names, if anything. It ends with the block; a directory that was
+    not given does as well."""
     made = factory or (resolve(config.environment, "trial.environment")[1] if config.environment else None)
-    where = Path(config.sandbox_dir) if config.sandbox_dir else directory
     if made is None:
         yield None
-    elif where is not None:
-        yield Workshop(made, where)
-    else:
-        with tempfile.TemporaryDirectory(prefix="rollout-ft-") as temporary:
-            yield Workshop(made, Path(temporary))
+        return
+    server = ToolServer()
+    where = Path(config.sandbox_dir) if config.sandbox_dir else directory
+    with contextlib.nullcontext(where) if where is not None else tempfile.TemporaryDirectory(prefix="rollout-ft-") as kept:
+        await server.start()
+        try:
+            yield Workshop(made, Path(kept), server)
+        finally:
+            await server.aclose()
+            with contextlib.suppress(OSError):
+                Path(kept).rmdir()  # unless there is something to go on from
 
 
 class Attempts:
@@ -53,23 +63,30 @@ class Attempts:
 
     async def run(self, task: JSON, session: Session, lost: int) -> tuple[AttemptEnd, Tools | None]:
         """How the attempt ended; `lost` environments were replaced before it. Nothing of it is left but snapshots."""
-        tools = await self._tools(task, session, lost)
+        if self._workshop is None:
+            return await self._timely(task, session), None
+        tools = await self._tools(self._workshop, task, session, lost)
         try:
-            ended = await self._timely(task, replace(session, environment=tools))
+            with self._workshop.server.serving(session.api_key, tools) as url:
+                ended = await self._timely(task, replace(session, environment=tools, environment_url=url))
         finally:
-            if tools is not None:
-                await asyncio.shield(asyncio.ensure_future(tools.close()))
-        if tools is not None and tools.lost:
+            await asyncio.shield(asyncio.ensure_future(tools.close()))
+        if tools.lost:
             ended = AttemptEnd(End.RAISED, cause=tools.lost, blame=Blame.ENVIRONMENT)
         return ended, tools
 
-    async def _tools(self, task: JSON, session: Session, lost: int) -> Tools | None:
-        if self._workshop is None:
-            return None
-        config, directory = self._config, self._workshop.directory / session.trial_id
+    async def over(self, trial_id: str, tools: Tools | None) -> None:
+        """The trial is over: nothing is left of its environments."""
+        if tools is not None:
+            await tools.forget()
+        if self._workshop is not None:
+            await asyncio.to_thread(shutil.rmtree, self._workshop.directory / trial_id, ignore_errors=True)
+
+    async def _tools(self, workshop: Workshop, task: JSON, session: Session, lost: int) -> Tools:
+        config, directory = self._config, workshop.directory / session.trial_id
         recorded = [recorded_of(step) for step in (await session.checkpoint())["steps"]] if session.attempt > 1 else []
         rules = Rules(config.record_tools, config.snapshot_every_steps, config.tool_timeout_s, config.max_env_restarts)
-        return Tools(self._workshop.factory, task, session.trial_id, directory, rules, session, recorded, lost)
+        return Tools(workshop.factory, task, session.trial_id, directory, rules, session, recorded, lost)
 
     async def _timely(self, task: JSON, session: Session) -> AttemptEnd:
         """The agent's end, or that of its time. Who is asked how it goes may be slow: the agent's end is not waited with for that."""

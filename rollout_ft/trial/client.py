@@ -41,13 +41,16 @@ class Session:
     client: Client
     environment: Tools | None = None
     """What the agent's tools act on, where the trial has one: `await session.environment.step({…})`."""
+    environment_url: str = ""
+    """The same for an agent in a process of its own: `trial.remote`."""
 
     async def messages(self) -> list[JSON]:
         """For an agent that starts from messages: the conversation of earlier attempts up to the last reply that they asked for,
         which the agent goes on behind; nothing in a first attempt. Its environment goes on from there as well."""
         if self.attempt == 1:
             return []
-        checkpoint = await self.checkpoint()
+        path = f"/sessions/{self.session_id}/checkpoint"
+        checkpoint = await self.client.request("POST", path, key=self.api_key)
         if self.environment is not None:
             self.environment.begin_at(checkpoint["steps_before"])
         return checkpoint["messages"]

@@ -7,6 +7,11 @@ Owns what an attempt's program is given and how its end is read. Knows nothing o
     ROLLOUT_FT_TRIAL_ID, ROLLOUT_FT_ATTEMPT                        who it is; the trial's id stays, the attempt counts from 1
     ROLLOUT_FT_TASK                                                a JSON file with its task
     ROLLOUT_FT_RESULT                                              where it may write {"reward": 0.5} or {"error": "…"}
+    ROLLOUT_FT_DIR                                                 a directory of its own
+    ROLLOUT_FT_ENVIRONMENT_URL                                     where its tools are asked, if the run has environments
+
+That directory is empty when an attempt begins and gone when it has ended, and every attempt of a trial finds it at the same
+path: a sandbox in there starts anew, and what its tools print of it does not differ when an agent's replay runs them again.
 
 It runs under the engines' guard: when it ends, or whoever started it does, all that descends from it is killed before
 anything follows.
@@ -21,14 +26,14 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
 from rollout_ft.config import TrialConfig
 from rollout_ft.engine.process import EngineProcess
 from rollout_ft.errors import ConfigError
-from rollout_ft.trial.agents import BLAME, ProcessAgent, client_environment, died, ended_by, reward_of
+from rollout_ft.trial.agents import BLAME, ProcessAgent, died, ended_by, reward_of, variables
 from rollout_ft.trial.client import Session
 from rollout_ft.trial.policy import AttemptEnd, End
 from rollout_ft.types import JSON
@@ -37,7 +42,6 @@ TAIL_BYTES = 16 * 2**10
 """How much of what it prints is kept."""
 RESULT_BYTES = 2**20
 CAUSE_CHARACTERS = 500
-_BELOW_A_SHELL = 128
 _KILLED = {137, 143}
 """What a shell, or docker, makes of a program that was killed or asked to end."""
 _NAMES = "|".join(sorted(name for names in BLAME.values() for name in names))
@@ -46,31 +50,43 @@ _TRACEBACK = "Traceback (most recent call last)"
 
 
 class CommandAgent:
-    """A program and its arguments; each attempt is a process group of its own."""
+    """A program and its arguments; each attempt is a process group of its own.
 
-    def __init__(self, argv: Sequence[str]):
+    `directory` is where attempts have theirs, for this agent alone: one that is removed with it, unless it is given.
+    """
+
+    def __init__(self, argv: Sequence[str], directory: Path | None = None):
         if not argv or shutil.which(argv[0]) is None:
             raise ConfigError(f"trial.command: there is no program {argv[0] if argv else ''!r} that can be run")
         self._argv = list(argv)
+        self._made = None if directory else tempfile.TemporaryDirectory(prefix="rollout-ft-attempts-", ignore_cleanup_errors=True)
+        self._directory = directory or Path(cast(Any, self._made).name)
         self._running: dict[str, EngineProcess] = {}
 
     async def run(self, task: JSON, session: Session) -> AttemptEnd:
-        with tempfile.TemporaryDirectory(prefix="rollout-ft-attempt-", ignore_cleanup_errors=True) as directory:
-            files = Files(Path(directory))
-            files.task.write_bytes(orjson.dumps(task))
-            read, write = os.pipe()
-            printed = asyncio.create_task(_tail(read))
-            try:
-                process = await EngineProcess.start(self._argv, {**os.environ, **files.environment(session)}, write)
-                self._running[session.trial_id] = process
-                try:
-                    code = (await process.wait()).code
-                finally:
-                    self._running.pop(session.trial_id, None)
-                    await process.aclose()
-            finally:
-                output = await asyncio.shield(printed)
+        files = Files(self._directory / session.trial_id)
+        try:
+            await asyncio.to_thread(files.make, task)
+            code, output = await self._ran(session, files)
             return await _end(code, files, output)
+        finally:
+            await asyncio.shield(asyncio.to_thread(files.remove))
+
+    async def _ran(self, session: Session, files: Files) -> tuple[int | None, str]:
+        """Its exit code, None when it was killed whole, and the end of what it printed; nothing of it is left then."""
+        read, write = os.pipe()
+        printed = asyncio.create_task(_tail(read))
+        try:
+            process = await EngineProcess.start(self._argv, {**os.environ, **files.environment(session)}, write)
+            self._running[session.trial_id] = process
+            try:
+                code = (await process.wait()).code
+            finally:
+                self._running.pop(session.trial_id, None)
+                await process.aclose()
+        finally:
+            output = await asyncio.shield(printed)
+        return code, output
 
     def kill(self, trial_id: str) -> bool:
         """Kills all of a trial's attempt, as a node that goes away does; False when none runs."""
@@ -81,21 +97,36 @@ class CommandAgent:
         return True
 
     def close(self) -> None:
-        """Nothing is left of an attempt when it has ended: there is nothing to end here."""
+        """Removes what it made for all attempts."""
+        if self._made:
+            self._made.cleanup()
 
 
 class Files:
-    """What an attempt reads and writes."""
+    """What an attempt reads and writes: all under one path, which is that of the trial's other attempts as well."""
 
-    def __init__(self, directory: Path):
-        self.task, self.result = directory / "task.json", directory / "result.json"
+    def __init__(self, path: Path):
+        self._path, self._own = path, path / "own"
+        self.task, self.result = path / "task.json", path / "result.json"
+
+    def make(self, task: JSON) -> None:
+        self.remove()  # a process that was killed left it
+        self._path.mkdir(parents=True, mode=0o700)
+        self._own.mkdir()
+        self.task.write_bytes(orjson.dumps(task))
+
+    def remove(self) -> None:
+        """All of it, directories included that may not be written: module caches are made so."""
+        for path, names, _ in os.walk(self._path):
+            for name in names:
+                if not os.path.islink(f"{path}/{name}"):
+                    os.chmod(f"{path}/{name}", 0o700)
+        if self._path.exists():
+            shutil.rmtree(self._path)
 
     def environment(self, session: Session) -> dict[str, str]:
-        return {
-            **client_environment(session.base_url, session.api_key),
-            "ROLLOUT_FT_TRIAL_ID": session.trial_id, "ROLLOUT_FT_ATTEMPT": str(session.attempt),
-            "ROLLOUT_FT_TASK": str(self.task), "ROLLOUT_FT_RESULT": str(self.result),
-        }  # fmt: skip
+        files = {"ROLLOUT_FT_TASK": str(self.task), "ROLLOUT_FT_RESULT": str(self.result), "ROLLOUT_FT_DIR": str(self._own)}
+        return variables(session) | files
 
     def read(self) -> JSON:
         """What it said. Raises ValueError for what is no result."""
@@ -149,6 +180,6 @@ async def _tail(descriptor: int) -> str:
             transport.close()
 
 
-def agent_of(config: TrialConfig) -> ProcessAgent | CommandAgent:
-    """What runs the attempts of a run. Raises ConfigError where it cannot."""
-    return CommandAgent(config.command) if config.command else ProcessAgent(config.agent)
+def agent_of(config: TrialConfig, directory: Path) -> ProcessAgent | CommandAgent:
+    """What runs the attempts of a run, which has this directory. Raises ConfigError where nothing can."""
+    return CommandAgent(config.command, directory / "attempts") if config.command else ProcessAgent(config.agent)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from rollout_ft.clock import monotonic
@@ -17,7 +17,10 @@ from rollout_ft.errors import BadRequest
 from rollout_ft.trial.agents import Agent
 from rollout_ft.trial.attempt import Attempts, Workshop
 from rollout_ft.trial.client import Client, Session
+from rollout_ft.trial.groups import LOST, GroupResult
 from rollout_ft.trial.policy import Finish, Spent, decide, resumed
+from rollout_ft.trial.schedule import Schedule
+from rollout_ft.trial.siblings import Play, plays
 from rollout_ft.types import JSON, Outcome, Recovery
 
 
@@ -39,6 +42,7 @@ class TrialResult:
     seconds: float
     divergences: int = 0
     """Requests of its replays that were not the recorded ones."""
+    group_id: str = ""
 
     def line(self) -> JSON:
         return asdict(self)
@@ -48,11 +52,18 @@ class TrialResult:
         """Whether the store has this outcome; a trial of which nothing could be learned is not over."""
         return self.attempts > 0
 
+    @property
+    def lost(self) -> bool:
+        """Whether it says nothing of the model: it has no part in its group."""
+        return not self.recorded or self.outcome in LOST
+
 
 _log = logging.getLogger("rollout_ft")
 
 OnResult = Callable[[TrialResult, JSON], None]
 """Told of each trial when it has ended, with its trajectory; `{"released": true}` for one that was collected before."""
+OnGroup = Callable[[GroupResult], None]
+"""Told of each group when it is decided, after the last trial that this needed."""
 
 
 class TrialRunner:
@@ -68,26 +79,47 @@ class TrialRunner:
         self._attempts = Attempts(client, agent, config, workshop)
 
     async def run(
-        self, tasks: Sequence[JSON], *, concurrency: int, prefix: str = "", on_result: OnResult | None = None, release: bool = False
-    ) -> list[TrialResult]:
-        """All tasks, `concurrency` at a time; results in the order of the tasks.
+        self, tasks: Sequence[JSON], *, concurrency: int, prefix: str = "", on_result: OnResult | None = None, release: bool = False,
+        on_group: OnGroup | None = None, earlier: Sequence[TrialResult] = (),
+    ) -> list[TrialResult]:  # fmt: skip
+        """All tasks, `concurrency` at a time; results in the order of the tasks, and of a task in that of its trials.
 
         With `release` a trial is forgotten by the run once `on_result` has returned: it has put it on disk by then.
+        `earlier` are results of another process, in the order in which they came: they count, and are not played again.
         """
-        slots = asyncio.Semaphore(concurrency)
+        results, came = {r.trial_id: r for r in earlier}, [(r.trial_id, r.lost, r.reward) for r in earlier]
+        schedule = Schedule(plays(tasks, self._config, prefix), self._config, concurrency, came, await self._begun())
+        tell: OnGroup = on_group or (lambda decided: None)
 
-        async def one(task: JSON) -> TrialResult:
-            async with slots:
-                result, trajectory = await self._survived(task, prefix + str(task["task_id"]))
-                if on_result is not None:
-                    on_result(result, trajectory)
-                    if release and result.recorded:
-                        await self._release(result.trial_id)
-                return result
+        async def one(play: Play) -> None:
+            result, trajectory = await self._survived(play.task, play.trial_id)
+            result = results[play.trial_id] = replace(result, group_id=play.group_id)
+            if on_result is not None:
+                on_result(result, trajectory)
+                if release and result.recorded:
+                    await self._release(result.trial_id)
+            decided = schedule.ended(play, lost=result.lost, reward=result.reward)
+            if decided is not None:
+                tell(decided)
+            fill()
 
-        async with asyncio.TaskGroup() as group:
-            running = [group.create_task(one(task)) for task in tasks]
-        return [task.result() for task in running]
+        def fill() -> None:
+            while (play := schedule.next()) is not None:
+                running.create_task(one(play))
+
+        for decided in schedule.board.decided:
+            tell(decided)
+        async with asyncio.TaskGroup() as running:
+            fill()
+        return [results.get(play.trial_id) or _not_played(play) for play in schedule.board.plays]
+
+    async def _begun(self) -> Container[str]:
+        """The trials of an earlier process that the run knows."""
+        try:
+            return {trial["trial_id"] for trial in await self._client.get("/trials")} if self._resume else ()
+        except BadRequest as e:
+            _log.warning("trials.not_listed: %s", e)
+            return ()
 
     async def _release(self, trial_id: str) -> None:
         try:
@@ -131,6 +163,7 @@ class TrialRunner:
         if trial["state"] == "released" and not trial["metadata"]:
             raise BadRequest(f"trial {trial['trial_id']} was collected, and nothing more is known of it", 409, "released")
         if trial["state"] != "running":
+            await self._attempts.over(trial["trial_id"], None)
             return trial
         decision = resumed(Recovery(trial["recovery"]))
         if isinstance(decision, Finish):
@@ -144,13 +177,13 @@ class TrialRunner:
             ended, tools = await self._attempts.run(task, session, spent.environment)
             trial = await self._client.trial(session.trial_id)
             if trial["state"] != "running":  # somebody else ended it, while the agent went on
+                await self._attempts.over(session.trial_id, tools)
                 return trial
             spent = replace(spent, environment=spent.environment + (tools.counts.lost if tools else 0))
             ended = replace(ended, tainted=bool(trial["tainted"]), cause=ended.cause or trial["fault"], fault=trial["fault"])
             decision = decide(ended, spent, self._config)
             if isinstance(decision, Finish):
-                if tools is not None:
-                    await tools.forget()
+                await self._attempts.over(session.trial_id, tools)
                 return await self._end(session.trial_id, session.attempt, decision)
             if decision.spends == "agent":
                 _log.warning("trial.agent_failed trial=%s attempt=%d: %s", session.trial_id, session.attempt, ended.cause)
@@ -159,6 +192,11 @@ class TrialRunner:
 
     async def _end(self, trial_id: str, attempt: int, end: Finish) -> JSON:
         return await self._client.outcome(trial_id, end.outcome.value, end.reward, end.cause, attempt)
+
+
+def _not_played(play: Play) -> TrialResult:
+    cause, outcome = f"not played: its group {play.group_id} was decided without it", Outcome.CANCELLED.value
+    return TrialResult(play.trial_id, str(play.task["task_id"]), outcome, None, cause, 0, 0, 0, 0, 0, 0, 0.0, group_id=play.group_id)
 
 
 def result_of(trial: JSON, seconds: float) -> TrialResult:

@@ -87,10 +87,14 @@ class LocalSandbox:
             "command": command, "directory": str(self.path), "env": self._environment(key),
             "timeout_s": float(action.get("timeout_s") or TIMEOUT_S), "max_bytes": MAX_OUTPUT_BYTES,
         }  # fmt: skip
-        assert self._reader is not None
         assert self._writer is not None
-        try:
+        with contextlib.suppress(OSError):  # it cannot be heard either
             self._writer.write(orjson.dumps(request) + b"\n")
+        return await self._answer()
+
+    async def _answer(self) -> JSON:
+        assert self._reader is not None
+        try:
             answer = await self._reader.readline()
         except OSError as e:
             raise EnvironmentLost(f"the sandbox does not answer: {e}") from e
@@ -132,6 +136,7 @@ class LocalSandbox:
             log, fds = str(self._live / "log"), (theirs.fileno(),)
             self._process = await EngineProcess.start(command, {"PATH": PATH}, log, pass_fds=fds)
         self._reader, self._writer = await asyncio.open_connection(sock=ours, limit=2**24)
+        await self._answer()
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 def main() -> None:
     channel = socket.socket(fileno=int(sys.argv[1]))
     channel.set_inheritable(False)
+    channel.sendall(b"{}\n")  # it is up
     for line in channel.makefile("r"):
         channel.sendall(json.dumps(run(**json.loads(line))).encode() + b"\n")
 

@@ -13,6 +13,7 @@ import orjson
 from rollout_ft.errors import ConfigError
 from rollout_ft.types import JSON, TRIAL_ID
 
+MAX_GROUP_ID = 256
 QUICKSTART = "examples/tasks/quickstart.jsonl"
 
 
@@ -46,6 +47,9 @@ def _task(line: bytes, where: str) -> JSON:
     task_id = cast(JSON, value).get("task_id") if isinstance(value, dict) else None
     if not isinstance(task_id, str) or not TRIAL_ID.fullmatch(task_id):
         raise ConfigError(f"{where}: a task is an object with a task_id of letters, digits and . _ : -")
+    group_id = cast(JSON, value).get("group_id", "")
+    if not isinstance(group_id, str) or len(group_id) > MAX_GROUP_ID:
+        raise ConfigError(f"{where}: group_id is text of at most {MAX_GROUP_ID} characters")
     return cast(JSON, value)
 
 

@@ -201,5 +201,5 @@ class Tools:
         await self._stop()
 
     async def forget(self) -> None:
-        """The trial is over: nothing is left of it."""
+        """The trial is over: its snapshots are of no use."""
         await self._forget(list(self._snapshots))

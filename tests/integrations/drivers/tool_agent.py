@@ -2,7 +2,7 @@
 
 Owns nothing of rollout_ft. The same replies give the same tool results and the same reward. `fail` in a row's fields:
 `[kind, turn, times]`: at that turn it raises what a client raises that gave up (`infra`) or an error of its own (`bug`), that
-many times in this process.
+many times in this process. `compact`: at that turn it goes on from a summary instead of the conversation.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ async def run(task: dict[str, Any], session: Any) -> float | None:
             if turn == failing and _failed[trial_id] < times:
                 _failed[trial_id] += 1
                 raise openai.APIConnectionError(request=httpx.Request("POST", session.base_url)) if kind == "infra" else ValueError(kind)
+            if turn == fields.get("compact"):
+                messages = [dict(message) for message in task["messages"]] + [{"role": "user", "content": f"So far: {look_up(said)}."}]
             reply = await client.chat.completions.create(model="default", messages=messages, tools=[LOOK_UP], max_tokens=64)
             message = reply.choices[0].message
             messages.append(message.model_dump(exclude_none=True))
