@@ -221,6 +221,7 @@ def run(schedule: Schedule, fate: _Fate, rng: Any, *, stop: int = 10**6) -> tupl
     running, ends, told = list[Play](), list[tuple[str, bool, float | None]](), list[GroupResult]()
     while len(ends) < stop:
         while (play := schedule.next()) is not None:
+            assert play.group_id not in {decision.group_id for decision in told}, "none of a decided group is begun"
             running.append(play)
         if not running:
             break

@@ -25,6 +25,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ports import free_port
+from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
 from rollout_ft.testing.small_engine import MODEL_DIR
@@ -33,7 +34,7 @@ from rollout_ft.testing.small_engine.prefix_cache import PrefixCache
 from rollout_ft.testing.small_engine.prior import Prior
 from rollout_ft.testing.small_engine.sampling import choose
 from rollout_ft.testing.small_engine.tokenizer import write_model_dir
-from rollout_ft.testing.small_engine.transformer import Sequence, Transformer
+from rollout_ft.testing.small_engine.transformer import Sequence, Transformer, make_weights
 from rollout_ft.testing.small_engine.vocabulary import load_vocabulary
 
 pytestmark = pytest.mark.timeout(60)
@@ -572,6 +573,32 @@ async def test_a_seed_file_names_the_weights(hash_server: Server, tmp_path: Path
         reply = await server.generate(QUESTION)
     assert reply["output_ids"] == (await hash_server.generate(QUESTION))["output_ids"]
     assert reply["meta_info"]["weight_version"] == "v9"
+
+
+async def test_a_file_of_weights_is_loaded_and_one_that_does_not_fit_changes_nothing(transformer_server: Server, tmp_path: Path) -> None:
+    file, update = tmp_path / "model.safetensors", {"model_path": str(tmp_path), "weight_version": "v9"}
+    weights = make_weights("v0", VOCABULARY.size)
+    layers = {f"{part}.{i}": tensor for part in ("into", "out") for i, tensor in enumerate(getattr(weights, part))}
+    save_file({"embedding": weights.embedding, "unembedding": weights.unembedding, **layers}, file)
+    with start("--weight-version", "other", model="transformer") as server:
+        assert (await server.post("/update_weights_from_disk", update))[0] == 200
+        file.write_bytes(file.read_bytes()[:1000])
+        status, refused = await server.post("/update_weights_from_disk", {**update, "weight_version": "v10"})
+        reply = await server.generate(QUESTION)
+    expected = await transformer_server.generate(QUESTION)
+    assert (reply["output_ids"], logprobs(reply)) == (expected["output_ids"], logprobs(expected))
+    assert (status, reply["meta_info"]["weight_version"]) == (400, "v9")
+    assert "model.safetensors cannot be read" in refused["message"]
+
+
+async def test_to_the_hash_model_another_file_is_other_weights(tmp_path: Path) -> None:
+    replies: list[list[int]] = []
+    with start() as server:
+        for content in (b"one", b"another", b"one"):
+            (tmp_path / "model.safetensors").write_bytes(content)
+            await server.post("/update_weights_from_disk", {"model_path": str(tmp_path), "weight_version": "v9"})
+            replies.append((await server.generate(QUESTION))["output_ids"])
+    assert replies[0] == replies[2] != replies[1]
 
 
 async def test_a_client_that_leaves_a_stream_ends_its_request() -> None:

@@ -66,7 +66,7 @@ class Sessions:
             if at is not None:
                 engine = self._serving(at)
                 sure = engine is not None and failed != (at.engine_id, at.incarnation) and not engine.draining
-                if engine is not None and (sure or await self._holds(engine, sid)):
+                if engine is not None and (sure or (await self._holds(engine, sid) and self._serving(at))):
                     return _owned(engine)
             return await self._move(sid, at)
 
@@ -230,6 +230,7 @@ class Sessions:
             engine = self._choose(prefer=at.engine_id if at else "", exclude=exclude)
             if engine is None or engine.member is None:
                 break
+            there = Place(engine.engine_id, engine.health.incarnation)
             self._coming[engine.engine_id] += 1
             try:
                 await engine.member.ask("adopt", sid, epoch, timeout_s=ADOPT_TIMEOUT_S)
@@ -244,7 +245,10 @@ class Sessions:
                 continue
             finally:
                 self._coming[engine.engine_id] -= 1
-            self._places[sid] = Place(engine.engine_id, engine.health.incarnation)
+            if self._serving(there) is None:  # it was lost while it adopted, and has no address any more
+                exclude.add(engine.engine_id)
+                continue
+            self._places[sid] = there
             self._events.emit("session.moved", session=sid, engine=engine.engine_id, epoch=epoch, source_engine=at.engine_id if at else "")
             return _owned(engine)
         return {"state": "unavailable", "message": message}
@@ -258,6 +262,7 @@ class Sessions:
             engine = self._choose(prefer, exclude)
             if engine is None or engine.member is None:
                 break
+            there = Place(engine.engine_id, engine.health.incarnation)
             self._coming[engine.engine_id] += 1
             try:
                 opened = await engine.member.ask("open", trial_id, attempt, epoch, spec, resume, timeout_s=ADOPT_TIMEOUT_S)
@@ -268,7 +273,7 @@ class Sessions:
                 continue
             finally:
                 self._coming[engine.engine_id] -= 1
-            self._places[opened["session_id"]] = Place(engine.engine_id, engine.health.incarnation)
+            self._places[opened["session_id"]] = there
             return _opened(opened)
         raise BadRequest("no engine can take the session just now; ask again", 503, "unavailable")
 

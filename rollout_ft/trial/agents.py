@@ -67,8 +67,7 @@ class ProcessAgent:
         self._entrypoint = entrypoint
         module, _ = resolve(entrypoint)
         self._context = multiprocessing.get_context("forkserver")
-        # Each child imports the parent's main module again unless the fork server has it already.
-        self._context.set_forkserver_preload([module.__name__, __name__, *({"rollout_ft.cli.main"} & sys.modules.keys())])
+        self._context.set_forkserver_preload([module.__name__, __name__, *_imported_by_main()])
         self._running: dict[str, Any] = {}
 
     async def run(self, task: JSON, session: Session) -> AttemptEnd:
@@ -101,6 +100,16 @@ class ProcessAgent:
             return False
         os.kill(process.pid, signal.SIGKILL)
         return True
+
+
+def _imported_by_main() -> list[str]:
+    """The modules behind the names in the parent's main module. Each child runs that one again, where it is a script or a module
+    with a name of its own, and would import them again if the fork server had not."""
+    main = sys.modules["__main__"]
+    if main.__spec__ is not None and main.__spec__.name.endswith("__main__"):
+        return []
+    named = [getattr(each, "__module__", None) or getattr(each, "__name__", None) for each in vars(main).values()]
+    return sorted({name for name in named if isinstance(name, str)} & sys.modules.keys() - {"__main__"})
 
 
 def _reap(process: Any) -> None:

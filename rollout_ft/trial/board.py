@@ -32,7 +32,7 @@ class Board:
         """A trial to be played in the place of this one, or the decision that was made with it. One that is not of this run
         changes nothing."""
         play = self._known(trial_id)
-        if play is None or trial_id in self._ended:
+        if play is None:
             return None
         self._ended.add(trial_id)
         follows = self._groups[play.group_id].ended(trial_id, lost=lost, reward=reward) if play.group_id else None

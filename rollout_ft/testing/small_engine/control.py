@@ -7,6 +7,7 @@ release memory in use, to resume what was not released or to send no tensors end
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, get_args
 
@@ -45,14 +46,19 @@ async def _flush_cache(engine: Scheduler, body: JSON) -> Reply:
 
 
 async def _update_from_disk(engine: Scheduler, body: JSON) -> Reply:
-    """The weights that the file `seed` of `model_path` names, or else those that the version's name gives."""
+    """The weights in `model.safetensors` of `model_path`, or those that its file `seed` names, or else those that the version's
+    name gives."""
 
     async def update() -> str:
         directory = Path(_field(body, "model_path", str))
         if not directory.is_dir():
             raise ValueRefused(f"Failed to get weights iterator: '{directory}' is no directory.")
-        seed = directory / "seed"
-        await _take(engine, body, seed.read_text(encoding="utf-8").strip() if seed.is_file() else None)
+        seed, tensors = directory / "seed", directory / "model.safetensors"
+        if tensors.is_file():
+            file = tensors.read_bytes()
+            await _take(engine, body, sha256(file).hexdigest(), file)
+        else:
+            await _take(engine, body, seed.read_text(encoding="utf-8").strip() if seed.is_file() else None)
         return "Succeeded to update model weights."
 
     return await _updated(body, update, num_paused_requests=0)
@@ -98,10 +104,10 @@ async def _update_from_ipc(engine: Scheduler, body: JSON) -> Reply:
     return await _updated(body, update)
 
 
-async def _take(engine: Scheduler, body: JSON, seed: str | None) -> None:
+async def _take(engine: Scheduler, body: JSON, seed: str | None, file: bytes | None = None) -> None:
     if body.get("abort_all_requests", False):
         engine.abort_all()
-    await engine.update_weights(_field(body, "weight_version", str, None), seed, bool(body.get("flush_cache", True)))
+    await engine.update_weights(_field(body, "weight_version", str, None), seed, bool(body.get("flush_cache", True)), file)
 
 
 async def _updated(body: JSON, update: Callable[[], Awaitable[str]], **more: int) -> Reply:

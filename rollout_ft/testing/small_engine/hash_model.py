@@ -41,7 +41,8 @@ class HashModel:
         self.weights = 0
         self._powers = _powers(vocabulary.context_length + 1)
 
-    def load(self, seed: str) -> None:
+    def load(self, seed: str, file: bytes | None = None) -> None:
+        """Of a file its name is enough: another file is another hash."""
         self.weights = int.from_bytes(sha256(seed.encode()).digest()[:8], "little")
 
     def start(self, prompt: Ids, sampling: Sampling) -> HashGeneration:

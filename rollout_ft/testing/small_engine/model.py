@@ -56,8 +56,9 @@ class Model(Protocol):
     burst: int
     """Tokens of one sequence between two looks at the network (and at the other sequences)."""
 
-    def load(self, seed: str) -> None:
-        """Take the weights that `seed` names: equal seeds are equal weights, on every machine of one kind."""
+    def load(self, seed: str, file: bytes | None = None) -> None:
+        """Take the weights that `seed` names: equal seeds are equal weights, on every machine of one kind. A file of weights
+        is named by its digest, and may be read instead. Raises ValueError for one that does not fit."""
         ...
 
     def start(self, prompt: Ids, sampling: Sampling) -> Generation: ...

@@ -154,7 +154,7 @@ class Scheduler:
         self.weights.load(version)
         self.weights.version = self.weights.told = version
 
-    async def update_weights(self, version: str | None, seed: str | None, flush_cache: bool) -> None:
+    async def update_weights(self, version: str | None, seed: str | None, flush_cache: bool, file: bytes | None = None) -> None:
         """Take new weights: at once when paused, else when what runs has ended; new requests wait meanwhile.
 
         Raises ValueRefused when the cache could not be flushed: the weights were taken all the same.
@@ -164,7 +164,7 @@ class Scheduler:
             while not self.paused and self._running:
                 self._settled.clear()
                 await self._settled.wait()
-            self.weights.load(seed or version or self.weights.seed)
+            self.weights.load(seed or version or self.weights.seed, file)
             self.weights.version = version or self.weights.version
             if flush_cache and not self.flush_cache():
                 raise ValueRefused(

@@ -17,6 +17,8 @@ from hashlib import sha256
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load
 
 from rollout_ft.testing.small_engine.model import Ids, Sampling
 from rollout_ft.testing.small_engine.prefix_cache import LayerRows, PrefixCache, Rows
@@ -39,7 +41,7 @@ Logprobs = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """All numbers of the model, drawn from a generator that is seeded with a name."""
+    """All numbers of the model: drawn from a generator that is seeded with a name, or read from a file."""
 
     embedding: torch.Tensor
     unembedding: torch.Tensor
@@ -59,6 +61,29 @@ def make_weights(seed: str, vocabulary_size: int) -> Weights:
         into=[normal(_WIDTH, _KEY_VALUE + _WIDTH + _HIDDEN, _WIDTH**-0.5) for _ in range(_LAYERS)],
         out=[normal(_WIDTH + _HIDDEN, _WIDTH, _WIDTH**-0.5) for _ in range(_LAYERS)],
     )
+
+
+def read_weights(file: bytes, vocabulary_size: int) -> Weights:
+    """The weights in a safetensors file, under the names of their fields. Raises ValueError for what this model cannot take."""
+    likes = _named(make_weights("", vocabulary_size))
+    try:
+        found = load(file)
+    except SafetensorError as e:
+        raise ValueError(f"model.safetensors cannot be read: {e}") from e
+    for name, like in likes.items():
+        tensor = found.get(name)
+        if tensor is None or tensor.dtype != torch.float32 or tensor.numel() != like.numel() or tensor.shape[-1] != like.shape[-1]:
+            has = "is missing" if tensor is None else f"is {tensor.dtype} of {tuple(tensor.shape)}"
+            raise ValueError(f"{name} of model.safetensors {has}; this model has float32 of {tuple(like.shape)}")
+    # Copied, since the file's tensors begin anywhere in memory, and a product may round by where its operands begin.
+    taken = {name: found[name].reshape(like.shape).clone() for name, like in likes.items()}
+    into, out = ([taken[f"{part}.{i}"] for i in range(_LAYERS)] for part in ("into", "out"))
+    return Weights(taken["embedding"], taken["unembedding"], into, out)
+
+
+def _named(weights: Weights) -> dict[str, torch.Tensor]:
+    layers = {f"{part}.{i}": tensor for part in ("into", "out") for i, tensor in enumerate(getattr(weights, part))}
+    return {"embedding": weights.embedding, "unembedding": weights.unembedding, **layers}
 
 
 class Transformer:
@@ -83,8 +108,8 @@ class Transformer:
         self._query = scratch[:, _KEY_VALUE : _KEY_VALUE + _WIDTH].view(_HEADS, _HEAD)
         self._result = scratch[:, _KEY_VALUE:]
 
-    def load(self, seed: str) -> None:
-        self.weights = make_weights(seed, self._size)
+    def load(self, seed: str, file: bytes | None = None) -> None:
+        self.weights = make_weights(seed, self._size) if file is None else read_weights(file, self._size)
         self.cache.clear()
 
     def forget(self) -> None:

@@ -34,9 +34,12 @@ class Weights:
         self.told = self.version
         self.load(self.version)
 
-    def load(self, seed: str) -> None:
+    def load(self, seed: str, file: bytes | None = None) -> None:
+        try:
+            self.model.load(seed, file)
+        except ValueError as e:
+            raise ValueRefused(f"Failed to update weights: {e}") from e
         self.seed = seed
-        self.model.load(seed)
 
     def begin(self) -> None:
         if self.updating:
