@@ -52,7 +52,10 @@ class Driver:
         return opened
 
     async def chat(self, messages: list[JSON], **more: Any) -> JSON:
-        return await self.told("POST", f"/sessions/{self.sid}/v1/chat/completions", {"messages": messages, **SAMPLING, **more})
+        """An agent's client repeats what was cut off."""
+        while True:
+            with contextlib.suppress(aiohttp.ClientConnectionError):
+                return await self.told("POST", f"/sessions/{self.sid}/v1/chat/completions", {"messages": messages, **SAMPLING, **more})
 
     async def talk(self, turns: int, messages: list[JSON] | None = None) -> list[JSON]:
         """So many turns; the messages afterwards."""
@@ -80,7 +83,7 @@ async def running(count: int, tokens_per_s: int) -> AsyncGenerator[tuple[Driver,
     args = ["--model", "hash", "--tokens-per-s", str(tokens_per_s)]
     engine = {"count": count, "stream_interval_tokens": 4, "args": args, "partial_flush_s": 0.1}
     config = Config.model_validate({"engine": engine, "gateway": {"open_sessions": "v2", "ping_s": 0.2}})
-    async with local_run(config) as run, aiohttp.ClientSession() as http:
+    async with local_run(config, gateways=2) as run, aiohttp.ClientSession() as http:
         yield Driver(http, run.client._url), run  # pyright: ignore[reportPrivateUsage]
 
 
@@ -172,7 +175,7 @@ async def test_a_conversation_that_began_anew_is_a_sample_of_its_own_for_a_drive
 
 
 async def played(driver: Driver, run: LocalRun, faults: bool) -> list[int]:
-    """The tokens of a session of a given seed, in whose middle every engine is killed once."""
+    """The tokens of a session of a given seed, in whose middle every engine and a gateway are killed once."""
     await driver.open(seed=7)
     messages = await driver.talk(2)
     asking = asyncio.create_task(driver.chat(messages))
@@ -185,7 +188,7 @@ async def played(driver: Driver, run: LocalRun, faults: bool) -> list[int]:
     return sample["tokens"].tolist()
 
 
-async def test_engines_that_die_in_the_middle_change_nothing_of_the_samples():
+async def test_engines_and_a_gateway_that_die_in_the_middle_change_nothing_of_the_samples():
     async with running(2, 100) as (driver, run):
         assert await played(driver, run, faults=False) == await played(driver, run, faults=True)
 

@@ -123,6 +123,12 @@ class Server:
     def connections(self) -> int:
         return len(self._server.server_state.connections)
 
+    async def die(self) -> None:
+        """Ends as a process that is killed does: every connection breaks."""
+        for connection in list(self._server.server_state.connections):
+            connection.transport.abort()  # type: ignore[union-attr]
+        await self.aclose()
+
     async def ready(self) -> None:
         """Returns when the port answers; raises what kept it from that."""
         while not self._server.started:

@@ -45,7 +45,7 @@ class Wanted:
 def samples_body(trajectory: JSON, wanted: Wanted, text: Callable[[list[int]], str], *, tainted: bool, max_trim_tokens: int) -> bytes:
     """The file. A `tainted` attempt has samples that are aborted and masked, and no reward. Raises Unassembled."""
     paths: list[JSON] = trajectory["paths"]
-    kept = [cut for cut in (_cut(path, wanted.max_seq_len) for path in paths) if cut is not None]
+    kept = [cut for cut in (cut(path, wanted.max_seq_len) for path in paths) if cut is not None]
     rows = rows_of({**trajectory, "paths": kept}, None, None)
     arrays = [_arrays(path, row, tainted) for path, row in zip(kept, rows, strict=True)]
     metas = [_meta(path, row, wanted.metadata, text, tainted) for path, row in zip(kept, rows, strict=True)]
@@ -60,7 +60,7 @@ def samples_body(trajectory: JSON, wanted: Wanted, text: Callable[[list[int]], s
     return save({**tensors, META: np.frombuffer(orjson.dumps(meta, option=orjson.OPT_SERIALIZE_NUMPY), np.uint8)})
 
 
-def _cut(path: JSON, max_seq_len: int | None) -> JSON | None:
+def cut(path: JSON, max_seq_len: int | None) -> JSON | None:
     """The path as far as it can be trained; None where nothing is left that is trained here. Raises Unassembled when that is
     for want of routed experts."""
     known = _known(path)

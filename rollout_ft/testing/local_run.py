@@ -162,6 +162,8 @@ class LocalSupervisor:
 @dataclass(slots=True)
 class LocalRun:
     config: Config
+    url: str
+    gateways: list[Server]
     client: Client
     keys: Keys
     crew: LocalCrew
@@ -184,8 +186,8 @@ class LocalRun:
 
 
 @contextlib.asynccontextmanager
-async def local_run(config: Config) -> AsyncGenerator[LocalRun]:
-    """A run that is up; nothing of it is left afterwards."""
+async def local_run(config: Config, gateways: int = 1) -> AsyncGenerator[LocalRun]:
+    """A run that is up, with so many gateways on its port; nothing of it is left afterwards."""
     keys, events = Keys(secrets.token_hex(16)), Events("run")
     token = token_of(keys.internal)
     view = View(1, tuple(f"store-{i}" for i in range(config.store.replicas)), config.store.min_replicas)
@@ -208,21 +210,27 @@ async def local_run(config: Config) -> AsyncGenerator[LocalRun]:
         crew = LocalCrew(Setup(config, "local", "", loopback=True), means)
         engines = Engines(crew, Pulse(config.fleet.ping_s), events, lambda: view)
         supervisor = LocalSupervisor(config.fleet, engines, Sessions(engines, LocalStores(stores, view), events))
-        owners = Owners(supervisor, token, config.gateway.ping_s)
-        sock = socket.create_server(("127.0.0.1", config.gateway.port), backlog=4096)
-        url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+        sock = socket.create_server(("127.0.0.1", config.gateway.port), backlog=4096, reuse_port=True)
+        port = sock.getsockname()[1]
+        url = f"http://127.0.0.1:{port}"
         client = Client(url, keys.operator)
-        gateway = Gateway(config.gateway, keys, supervisor, owners, url, Inert(), config.model)
-        server = Server(gateway.handle, sock, config.gateway)
+        socks = [sock, *(socket.create_server(("127.0.0.1", port), backlog=4096, reuse_port=True) for _ in range(gateways - 1))]
+        owners = [Owners(supervisor, token, config.gateway.ping_s) for _ in socks]
+        servers = [
+            Server(Gateway(config.gateway, keys, supervisor, mine, url, Inert(), config.model).handle, bound, config.gateway)
+            for mine, bound in zip(owners, socks, strict=True)
+        ]
         try:
             await engines.start([], {})
-            await server.ready()
-            yield LocalRun(config, client, keys, crew, engines, events)
+            for server in servers:
+                await server.ready()
+            yield LocalRun(config, url, servers, client, keys, crew, engines, events)
         finally:
             for engine in engines.by_id.values():
                 engines.retire(engine.engine_id)
             await client.aclose()
-            await owners.aclose()
-            await server.aclose()
+            for mine, server in zip(owners, servers, strict=True):
+                await mine.aclose()
+                await server.aclose()
             async with asyncio.timeout(ENDS_S):
                 await crew.aclose()
