@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import orjson
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from rollout_ft.engine import arguments
 from rollout_ft.errors import ConfigError
@@ -30,6 +30,13 @@ MIN_GROUP_SIZE = 2
 
 class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _empty(cls, value: object, info: ValidationInfo) -> object:
+        """What a shell leaves of `key=''` is nothing: of a text, the empty one."""
+        text = value is None and cls.model_fields[str(info.field_name)].annotation is str
+        return "" if text else value
 
 
 class RayConfig(Settings):
@@ -486,11 +493,6 @@ class TrialConfig(Settings):
         if self.on_divergence != "branch" and self.recovery is not Recovery.RESUME:
             raise ValueError(f"trial.on_divergence: with trial.recovery {self.recovery.value} nothing is replayed; leave one of them out")
         return self
-
-    @field_validator("agent", mode="before")
-    @classmethod
-    def _cleared(cls, value: object) -> object:
-        return "" if value is None else value  # what a shell leaves of trial.agent=''
 
     @model_validator(mode="after")
     def _one_agent(self) -> TrialConfig:

@@ -29,14 +29,12 @@ from rollout_ft.gateway.dialects import DIALECTS, dialect_of
 from rollout_ft.gateway.dialects.openai_reply import models_body
 from rollout_ft.gateway.keys import Keys, session_of
 from rollout_ft.gateway.openapi import document
-from rollout_ft.gateway.owners import Owner, OwnerLost, Owners
+from rollout_ft.gateway.owners import MAX_LOSSES, Owner, OwnerLost, Owners
 from rollout_ft.gateway.session_server import NoSession, SessionServer
 from rollout_ft.types import Raw, split_session_id
 
 _log = logging.getLogger("rollout_ft")
 MAX_RETRY_AFTER_S = 30.0
-MAX_LOSSES = 6
-"""A request that takes so many owners along is not sent to another."""
 KEPT_BYTES = 2**16
 """A smaller body costs less to send again than to keep."""
 _PASSED = (b"x-stainless-retry-count", b"idempotency-key")
@@ -228,16 +226,8 @@ class Gateway:
         await self._ask_owner(x, f"/step/{sid}", sid, orjson.dumps(given.model_dump()))
 
     async def _ask_owner(self, x: Exchange, path: str, sid: str, body: Raw) -> None:
-        """The owner's answer to what may be asked again."""
-        failed: Owner | None = None
-        for _ in range(MAX_LOSSES):
-            owner = await self._owners.of(sid, failed)
-            try:
-                status, _, answer = await self._owners.call(owner, "POST", path, body, {})
-                return await x.reply(status, answer)
-            except OwnerLost as e:
-                failed = e.owner
-        raise BadRequest("nobody who holds the session answers just now", 503, "unavailable")
+        status, _, answer = await self._owners.ask(sid, path, body)
+        await x.reply(status, answer)
 
     async def _read(self, x: Exchange, sid: str, parts: list[str]) -> None:
         what = f"/{parts[-1]}" if len(parts) > 2 else ""

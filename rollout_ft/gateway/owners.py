@@ -14,13 +14,15 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rollout_ft.engine.wire import Call, Reply, decode_reply, encode_delivered, encode_request
-from rollout_ft.errors import SessionClosed
+from rollout_ft.errors import BadRequest, SessionClosed
 from rollout_ft.line import CallFailed, Door, Line, LineBroken, NobodyThere
 from rollout_ft.types import JSON, Raw
 
 LOCATE_PAUSE_S = 0.1
 RELOCATE_PAUSE_S = 0.01
 CONNECT_TIMEOUT_S = 5.0
+MAX_LOSSES = 6
+"""A request that takes so many owners along is not sent to another."""
 MAX_CACHED = 65_536
 """Sessions whose owner is remembered; that of another is asked for again."""
 
@@ -106,6 +108,17 @@ class Owners:
             return await self._call(owner, method, path, body, headers)
         finally:
             owner.in_flight -= 1
+
+    async def ask(self, sid: str, path: str, body: Raw) -> Reply:
+        """The answer of whoever holds the session, to a call that may be made again. Raises SessionClosed, BadRequest (503)."""
+        failed: Owner | None = None
+        for _ in range(MAX_LOSSES):
+            owner = await self.of(sid, failed)
+            try:
+                return await self.call(owner, "POST", path, body, {})
+            except OwnerLost as e:
+                failed = e.owner
+        raise BadRequest("nobody who holds the session answers just now; ask again", 503, "unavailable")
 
     async def _call(self, owner: Owner, method: str, path: str, body: Raw | memoryview, headers: dict[bytes, bytes]) -> Reply:
         line = await self._line(owner)

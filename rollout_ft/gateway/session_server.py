@@ -19,12 +19,10 @@ from rollout_ft.errors import BadRequest, RolloutFTError, SessionClosed
 from rollout_ft.gateway.asgi import Exchange
 from rollout_ft.gateway.control import Control, ControlRoutes, OpenBody
 from rollout_ft.gateway.keys import Keys
-from rollout_ft.gateway.owners import Owner, OwnerLost, Owners
+from rollout_ft.gateway.owners import Owner, Owners
 from rollout_ft.types import JSON, Outcome, split_session_id
 
 _log = logging.getLogger("rollout_ft")
-MAX_LOSSES = 6
-"""A collection that takes so many owners along is not sent to another."""
 CAUSE = "its driver deleted the session"
 
 
@@ -75,15 +73,11 @@ class SessionServer:
         """What the session's owner makes of it. Raises NoSession or SessionClosed once it is over."""
         asked = await self._control.parse(x, SamplesBody)
         body = orjson.dumps({"max_seq_len": asked.max_seq_len, "metadata": asked.metadata or {}})
-        failed: Owner | None = None
-        for _ in range(MAX_LOSSES):
-            owner = await self.owner(sid, failed)
-            try:
-                status, headers, made = await self._owners.call(owner, "POST", f"/samples/{sid}", body, {})
-                return await x.reply(status, made, content=headers.get("content-type", "application/json").encode())
-            except OwnerLost as e:
-                failed = e.owner
-        raise BadRequest("nobody can collect the session just now; ask again", 503, "unavailable")
+        try:
+            status, headers, made = await self._owners.ask(sid, f"/samples/{sid}", body)
+        except SessionClosed:
+            raise self._over(sid) from None
+        await x.reply(status, made, content=headers.get("content-type", "application/json").encode())
 
     async def delete(self, x: Exchange, sid: str) -> None:
         """The driver has what it wants of it: the trial is over, and forgotten but for its summary."""
@@ -106,7 +100,10 @@ class SessionServer:
         try:
             return await self._owners.of(sid, failed)
         except SessionClosed:
-            raise (NoSession(sid) if self.opens(sid) else SessionClosed(f"session {sid} is closed: its trajectory can be read")) from None
+            raise self._over(sid) from None
+
+    def _over(self, sid: str) -> RolloutFTError:
+        return NoSession(sid) if self.opens(sid) else SessionClosed(f"session {sid} is closed: its trajectory can be read")
 
 
 def _outcome(trial: JSON) -> Outcome:
