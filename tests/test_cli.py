@@ -159,6 +159,12 @@ def test_an_agent_that_cannot_be_imported_is_named(tmp_path: Path):
     assert "no_such_module" in refused("run", "-c", CONFIG, "--output", str(tmp_path / "out"), "trial.agent=no_such_module:run")
 
 
+def test_an_environment_that_cannot_be_imported_is_refused_before_anything_is_written(tmp_path: Path):
+    said = refused("run", "-c", CONFIG, "--output", str(tmp_path / "out"), "trial.environment=rollout_ft.trial.sandbox:remote")
+    assert "trial.environment" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_missing_model_is_named(tmp_path: Path):
     assert "model.path" in refused("serve", "-c", CONFIG, f"model.path={tmp_path}")
 

@@ -19,6 +19,7 @@ from rollout_ft.cli.serve import warn
 from rollout_ft.clock import monotonic, wall
 from rollout_ft.config import Config, journalled
 from rollout_ft.errors import ConfigError
+from rollout_ft.trial.attempt import factory_of
 from rollout_ft.trial.board import Board
 from rollout_ft.trial.commands import agent_of
 from rollout_ft.trial.siblings import plays
@@ -41,6 +42,7 @@ async def run(config: Config, path: Path, console: Console) -> int:
     tasks = read_tasks(config.trial.tasks)
     plays(tasks, config.trial)
     agent_of(config.trial, path)
+    factory_of(config.trial)
     runtime.check(config)
     return await _finish(create(path, config, tasks), console)
 

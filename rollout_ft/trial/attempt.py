@@ -37,11 +37,16 @@ class Workshop:
     server: ToolServer
 
 
+def factory_of(config: TrialConfig) -> Factory | None:
+    """What `trial.environment` names, if anything. Raises ConfigError."""
+    return resolve(config.environment, "trial.environment")[1] if config.environment else None
+
+
 @contextlib.asynccontextmanager
 async def workshop(config: TrialConfig, factory: Factory | None, directory: Path | None) -> AsyncGenerator[Workshop | None]:
     """The one of a run: `factory`, else what `trial.environment` names, if anything. It ends with the block; a directory that was
     not given does as well."""
-    made = factory or (resolve(config.environment, "trial.environment")[1] if config.environment else None)
+    made = factory or factory_of(config)
     if made is None:
         yield None
         return
