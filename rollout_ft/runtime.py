@@ -74,7 +74,8 @@ class Run:
         outlives processes.
         """
         config, keys = config or self.config.trial, Keys(self.setup.secret)
-        async with workshop(config, environment, sandboxes) as made:
+        where = Path(config.sandbox_dir) / self.config.run if config.sandbox_dir else sandboxes
+        async with workshop(config, environment, where) as made:
             runner = TrialRunner(self.client, InlineAgent(agent) if callable(agent) else agent, config, keys.session, resume, made)
             slots = concurrency or config.concurrency
             return await runner.run(

@@ -294,13 +294,15 @@ class SessionHost:
     async def record_step(self, sid: str, step: Step) -> Step:
         """What is recorded as this step of the attempt: this, unless another was before it."""
         held = self._get(sid)
+        await _whole(self._record_step(held, step))
+        return held.session.steps.known(step) or step
+
+    async def _record_step(self, held: Held, step: Step) -> None:
         async with held.stepping:
-            known = held.session.steps.known(step)
-            if known is None:
+            if held.session.steps.known(step) is None:
                 await held.commit(f"step/{step.attempt}/{step.number}", step)
                 held.session.steps.add(step)
             held.changed = monotonic()
-            return known or step
 
     async def begin(self, sid: str) -> Assembly:
         """The agent has the checkpoint's messages, and goes on behind them: what they contain is acknowledged."""

@@ -104,7 +104,7 @@ class Gateway:
                 self._session(x, self._named_session(x))
                 await x.reply(200, models_body(self._model.name, self._model.context_tokens))
             case ("POST", ["sessions", sid, "steps"]):
-                await self._step(x, self._session(x, sid))
+                await self._step(x, self._of_operator(x, sid))
             case ("POST", ["sessions", sid, "checkpoint"]):
                 await self._ask_owner(x, f"/begin/{sid}", self._session(x, sid), b"")
             case ("GET", ["sessions", sid] | ["sessions", sid, "trajectory" | "checkpoint"]):
@@ -131,6 +131,14 @@ class Gateway:
             raise NoSession(sid)
         if not self._keys.opens_session(key, sid) or split_session_id(sid) is None:
             raise BadRequest("the API key does not open this session; use the `api_key` that came with it", 401, "invalid_api_key")
+        return sid
+
+    def _of_operator(self, x: Exchange, sid: str) -> str:
+        """The session's id, for whoever runs its trial. An agent that could say what its tools did would be believed."""
+        if not self._keys.is_operator(_bearer(x.headers())):
+            raise BadRequest("this route needs the operator's key", 401, "invalid_api_key")
+        if split_session_id(sid) is None:
+            raise BadRequest(f"{sid} is no session id", 404, "unknown_session")
         return sid
 
     def _named_session(self, x: Exchange) -> str:
