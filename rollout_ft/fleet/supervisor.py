@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 from collections import Counter, deque
 from itertools import chain
@@ -38,6 +39,8 @@ from rollout_ft.telemetry.metrics import ENGINES, SESSIONS_ACTIVE, STALENESS, Re
 from rollout_ft.telemetry.publisher import Publisher
 from rollout_ft.telemetry.totals import Totals
 from rollout_ft.types import JSON, Outcome, SessionSpec
+
+_log = logging.getLogger("rollout_ft")
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0, max_concurrency=1000)
@@ -167,9 +170,16 @@ class Supervisor:
 
     async def _collect(self) -> None:
         results = await asyncio.gather(*(self._renew(m) for m in self._crew_members()))
-        for event in [*chain.from_iterable(results), *self._events.take()]:
+        events = [*chain.from_iterable(results), *self._events.take()]
+        self._collected.extend(events)
+        try:
+            self._measure(events)
+        except Exception:  # a run does not end for its metrics
+            _log.exception("the run's metrics are not up to date")
+
+    def _measure(self, events: list[JSON]) -> None:
+        for event in events:
             self._totals.saw(event)
-            self._collected.append(event)
         engines = self._engines
         behind = [engines.commands.weights.behind(e.weight_version) for e in engines.by_id.values() if e.health.serves]
         self._totals.fleet = {
