@@ -132,7 +132,7 @@ def test_a_run_that_is_stopped_keeps_what_it_finished_and_leaves_nothing_running
         os.sched_yield()
     looking = command("status", str(output), "--json")
     seen = json.loads(looking.communicate(timeout=60)[0])
-    assert seen["run"] == "run"
+    assert seen["run"] == "local"
     assert seen["serves"]
     assert seen["trials"]["released"] >= 1
     process.send_signal(signal.SIGTERM)
