@@ -442,7 +442,8 @@ class TrialConfig(Settings):
     """`module:function`, from (task, trial_id, directory) to the environment that the agent's tools act on;
     `rollout_ft.trial.sandbox:local` is the one that comes with this."""
     sandbox_dir: str = ""
-    """Where environments keep what outlives processes; `DIR/sandboxes` of a run, else a temporary directory."""
+    """Where environments keep what outlives processes, in a directory of the run's name; else in `DIR/sandboxes`, or without a
+    DIR in a temporary one."""
     record_tools: bool = True
     """Results of an environment's steps are committed, and an agent that replays gets them from there."""
     snapshot_every_steps: int = Field(default=1, ge=1)

@@ -6,8 +6,9 @@ Owns what the standard library leaves to its callers: whole writes, and folders 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -39,3 +40,15 @@ def sync_folder(folder: Path) -> None:
         os.fsync(file)
     finally:
         os.close(file)
+
+
+def remove_tree(path: Path) -> None:
+    """All of a folder, folders in it included that may not be written: module caches are made so. What is not there is removed;
+    raises OSError for what cannot be."""
+    for folder, names, _ in os.walk(path):
+        for name in names:
+            if not os.path.islink(f"{folder}/{name}"):
+                with suppress(OSError):
+                    os.chmod(f"{folder}/{name}", 0o700)
+    if path.exists():
+        shutil.rmtree(path)

@@ -74,7 +74,8 @@ class Run:
         outlives processes.
         """
         config, keys = config or self.config.trial, Keys(self.setup.secret)
-        async with workshop(config, environment, sandboxes) as made:
+        where = Path(config.sandbox_dir) / self.config.run if config.sandbox_dir else sandboxes
+        async with workshop(config, environment, where) as made:
             runner = TrialRunner(self.client, InlineAgent(agent) if callable(agent) else agent, config, keys.session, resume, made)
             slots = concurrency or config.concurrency
             return await runner.run(
@@ -83,6 +84,15 @@ class Run:
 
     async def fleet(self) -> JSON:
         return await self.client.get("/fleet")
+
+    async def metrics(self) -> dict[str, float]:
+        """The run's metrics as one flat object, for a tracker (`wandb.log(await run.metrics(), step=step)`); about a second old.
+
+        `rollout_ft/NAME` is summed over all labels, `rollout_ft/NAME/VALUE` has one value of the first: `telemetry.metrics` says
+        what each is. Counters are those of the run since it began, so that a step's share is a difference. Without Python they are
+        `metrics` in `GET /fleet`, and with all their labels on Ray's Prometheus endpoint, as `ray_rollout_ft_NAME`.
+        """
+        return (await self.fleet())["metrics"]
 
 
 @contextlib.asynccontextmanager

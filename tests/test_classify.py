@@ -11,7 +11,7 @@ from conftest import ask, assistant, begin, commit, make_session, owner_after, p
 from rollout_ft.config import SessionConfig
 from rollout_ft.errors import BadRequest, SessionClosed, TrialFault
 from rollout_ft.samples.selection import last_answered
-from rollout_ft.session.session import MAX_PARTIALS, Attach, Begin, Replay, Session
+from rollout_ft.session.session import MAX_PARTIALS, Attach, Begin, Diverged, Replay, Session
 from rollout_ft.session.tree import ids_of
 from rollout_ft.testing.plain import STOP
 from rollout_ft.types import Answered, Ended, Opened, Outcome, Partial, Recovery, SessionSpec
@@ -428,7 +428,11 @@ def test_an_agent_that_begins_anew_may_use_its_idempotency_keys_anew(session: Se
     request = ask(user("a"), idempotency_key="step-1")
     node = play(session, request, "x")
     again = owner_after(session, node.turn, Opened(session.spec, 2, True, 2))
-    assert isinstance(again.decide(ask(user("other"), idempotency_key="step-1")), Begin)
+    other = ask(user("other"), idempotency_key="step-1")
+    left = again.decide(other)
+    assert isinstance(left, Diverged)
+    again.diverge(left.divergence)
+    assert isinstance(again.decide(other), Begin)
 
 
 def test_unfinished_generations_of_a_session_are_kept_up_to_a_limit(session: Session):

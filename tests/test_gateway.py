@@ -282,7 +282,7 @@ async def test_a_wrong_key_is_the_same_401_whether_the_session_exists_or_not():
 
 async def test_every_route_of_a_session_takes_its_own_key_only():
     async with stage() as s:
-        for method, what in [("GET", ""), ("GET", "/trajectory"), ("GET", "/v1/models"), ("DELETE", "")]:
+        for method, what in [("GET", ""), ("GET", "/trajectory"), ("GET", "/checkpoint"), ("GET", "/v1/models"), ("DELETE", "")]:
             path = f"/sessions/{SID}{what}"
             for key in (KEYS.session("t2~1"), KEYS.session("t1~2"), KEYS.operator, ""):
                 assert (await s.ask(method, path, key=key)).status == 401
@@ -292,7 +292,7 @@ async def test_every_route_of_a_session_takes_its_own_key_only():
 
 OPERATORS = [
     ("POST", "/sessions"), ("POST", "/trials/t1/restart"), ("POST", "/trials/t1/outcome"), ("GET", "/trials"), ("GET", "/trials/t1"),
-    ("GET", "/fleet"), ("GET", "/no/such/route"),
+    ("POST", f"/sessions/{SID}/steps"), ("GET", "/fleet"), ("GET", "/no/such/route"),
 ]  # fmt: skip
 
 

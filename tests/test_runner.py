@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from rollout_ft.config import TrialConfig
 from rollout_ft.errors import BadRequest
 from rollout_ft.trial.agents import InlineAgent
+from rollout_ft.trial.attempt import workshop
 from rollout_ft.trial.client import Client, Session
 from rollout_ft.trial.runner import TrialResult, TrialRunner
 
@@ -132,3 +134,35 @@ async def test_the_time_in_which_the_engines_were_kept_still_is_not_the_attempts
     runner = TrialRunner(cast(Client, gateway), InlineAgent(agent), config, lambda sid: f"key of {sid}", True)
     await runner.run([{"task_id": "t"}], concurrency=1)
     assert gateway.trial_now["outcome"] == outcome
+
+
+async def test_what_one_trials_agent_or_environment_raises_ends_no_other():
+    class All(Gateway):
+        async def open_session(self, **request: Any) -> Session:
+            trial_id = request["trial_id"]
+            return Session(f"{trial_id}~1", trial_id, 1, "", f"key of {trial_id}", 0, cast(Client, self))
+
+        async def trial(self, trial_id: str) -> dict[str, Any]:
+            return self.trial_now | {"trial_id": trial_id, "task_id": trial_id, "session_id": f"{trial_id}~1"}
+
+        async def outcome(self, trial_id: str, outcome: str, reward: float | None, cause: str, attempt: int) -> dict[str, Any]:
+            return (await self.trial(trial_id)) | {"state": "ended", "outcome": outcome, "reward": reward, "cause": cause}
+
+    async def agent(task: Any, session: Session) -> float:
+        if session.trial_id == "cancels":
+            cancelled = asyncio.ensure_future(asyncio.Event().wait())
+            cancelled.cancel()
+            await cancelled
+        return 0.5
+
+    def environment(task: Any, trial_id: str, directory: Any) -> Any:
+        return task["image"]() if trial_id == "imageless" else SimpleNamespace(ability="stateless")
+
+    config, gateway = TrialConfig(max_env_restarts=0, max_agent_restarts=0), All()
+    gateway.trajectory = lambda sid, key: asyncio.sleep(0, {"session_id": sid})  # pyright: ignore
+    async with workshop(config, environment, None) as made:
+        runner = TrialRunner(cast(Client, gateway), InlineAgent(agent), config, lambda sid: "", workshop=made)
+        tasks = [{"task_id": name} for name in ("cancels", "imageless", "fine", "fine-too")]
+        results = await runner.run(tasks, concurrency=2)
+    assert [result.outcome for result in results] == ["agent_failed", "env_failed", "completed", "completed"]
+    assert ["CancelledError" in results[0].cause, "KeyError: 'image'" in results[1].cause] == [True, True]

@@ -94,7 +94,41 @@ async def test_a_snapshot_is_what_was_there_then(sandbox: LocalSandbox, tmp_path
 
 async def test_a_snapshot_that_is_not_there_is_a_lost_environment(sandbox: LocalSandbox, tmp_path: Path):
     with pytest.raises(EnvironmentLost, match="is not there"):
-        await local({}, "t", tmp_path / "other").restore("snapshot-x")
+        await local({}, "t", tmp_path / "other").restore("snapshot-0123456789ab")
+
+
+@pytest.mark.parametrize("name", ["/etc", "../t", "snapshot-0123456789ab/../..", "", "live-01234567"])
+async def test_no_name_leads_out_of_the_snapshots_of_a_trial(sandbox: LocalSandbox, tmp_path: Path, name: str):
+    for call in (sandbox.restore, sandbox.forget):
+        with pytest.raises(EnvironmentLost, match="no snapshot"):
+            await call(name)
+    assert sandbox.path.exists()
+
+
+@pytest.mark.parametrize("command", ["echo a\0b", "true " + "x" * 200_000])
+async def test_a_command_that_no_shell_takes_is_an_error_and_not_the_end_of_the_sandbox(sandbox: LocalSandbox, command: str):
+    assert "cannot be run" in (await run(sandbox, command))["error"]
+    assert (await run(sandbox, "echo on"))["output"] == "on\n"
+
+
+async def test_a_command_that_removes_the_directory_has_the_next_begin_in_an_empty_one(sandbox: LocalSandbox):
+    await run(sandbox, "rm -rf ~")
+    assert (await run(sandbox, "ls; echo on"))["output"] == "on\n"
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1, 1e300, float("nan"), "10", None, True and 10_000])
+async def test_a_time_limit_that_is_none_is_refused(sandbox: LocalSandbox, timeout_s: Any):
+    assert "timeout_s" in (await run(sandbox, "echo hi", timeout_s=timeout_s))["error"]
+
+
+async def test_folders_that_may_not_be_written_are_removed_as_well(tmp_path: Path):
+    sandbox = local({}, "t", tmp_path / "t")
+    await sandbox.start()
+    await run(sandbox, "mkdir -p a/b; touch a/b/c; chmod -R a-w a")
+    name = await sandbox.snapshot()
+    await sandbox.stop()
+    await sandbox.forget(name)
+    assert not (tmp_path / "t").exists()
 
 
 async def test_a_sandbox_whose_process_is_killed_in_mid_command_is_lost_with_all_that_ran_in_it(sandbox: LocalSandbox):

@@ -6,13 +6,16 @@ import asyncio
 from collections import Counter
 from hashlib import blake2b
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rollout_ft.errors import BadRequest, BadTask
 from rollout_ft.trial.environment import Ability, EnvironmentLost
+from rollout_ft.trial.policy import Blame, End
 from rollout_ft.trial.steps import Recorded, Steps, canonical, recorded_of, sequence
 from rollout_ft.trial.tools import Rules, Tools
 
@@ -238,7 +241,8 @@ async def test_an_environment_that_is_lost_too_often_is_lost_for_good_whatever_i
         with pytest.raises(EnvironmentLost, match=r"no room; 2 environments were replaced \(trial.max_env_restarts\)"):
             await tools.step({"do": "a"})
     assert tools.counts.lost == 3
-    assert tools.lost
+    assert tools.failed is not None
+    assert (tools.failed.end, tools.failed.blame) == (End.RAISED, Blame.ENVIRONMENT)
 
 
 async def test_what_a_tool_raises_is_its_result():
@@ -306,3 +310,120 @@ def test_what_comes_back_from_the_checkpoint_is_the_same_step(action: dict[str, 
     step = recorded_of({"attempt": 1, "number": 1, "action": dict(reversed(action.items())), "result": {}, "snapshot": ""})
     steps = Steps("t", Ability.RESTART_ONLY, [step])
     assert steps.due(action).recorded is step
+
+
+def tools_with(world: World, cls: type[Environment], *, lost: int = 3) -> Tools:
+    return Tools(lambda *_: cls(world), {}, "t", Path("unused"), Rules(True, 1, 10, lost), world, list(world.recorded))
+
+
+async def test_steps_at_once_share_one_environment_and_none_is_taken_before_it_is_there():
+    class Slow(Environment):
+        async def start(self) -> None:
+            await asyncio.sleep(0)
+            await super().start()
+
+        async def step(self, action: Any, key: str) -> Any:
+            assert self.lives
+            return await super().step(action, key)
+
+    world = World(Ability.STATELESS)
+    tools = tools_with(world, Slow)
+    saw = await asyncio.gather(*(tools.step({"do": str(i)}) for i in range(5)))
+    assert all("saw" in each for each in saw)
+    assert world.living == 1
+    await tools.close()
+
+
+async def test_a_task_whose_environment_cannot_be_made_is_to_blame_and_nothing_is_recorded():
+    class Wrong(Environment):
+        async def start(self) -> None:
+            raise BadTask("no such image")
+
+    world = World(Ability.STATELESS)
+    tools = tools_with(world, Wrong)
+    for _ in range(2):
+        with pytest.raises(EnvironmentLost, match="no such image"):
+            await tools.step({"do": "a"})
+    assert tools.failed is not None
+    assert (tools.failed.blame, world.recorded) == (Blame.DATA, [])
+
+
+@pytest.mark.parametrize("gone", range(1, STEPS + 1))
+async def test_snapshots_that_are_not_there_cost_nothing_but_the_steps_behind_those_that_are(gone: int):
+    world = World(Ability.EXPORT_RESTORE)
+    await play(world)
+    for name in list(world.saved)[-gone:]:
+        del world.saved[name]
+    tools = tools_of(world)
+    tools._rules = Rules(True, 1, 10, 0)  # pyright: ignore[reportPrivateUsage]
+    saw = await converse(world, tools, note="other")
+    fresh = World(Ability.EXPORT_RESTORE)
+    assert saw == await converse(fresh, tools_of(fresh), note="other")
+    assert tools.counts.lost == 0
+    await tools.close()
+
+
+async def test_behind_a_step_that_could_not_be_recorded_no_other_is_taken():
+    world = World(Ability.RESTART_ONLY)
+    tools = tools_with(world, Environment)
+    await tools.step({"do": "a"})
+
+    async def refuse(*_: Any) -> Recorded:
+        raise BadRequest("the store does not answer", 503, "store_unavailable")
+
+    tools._recorder = SimpleNamespace(record_step=refuse)  # pyright: ignore
+    for _ in range(2):
+        with pytest.raises(EnvironmentLost, match="the store does not answer"):
+            await tools.step({"do": "b"})
+    assert tools.failed is not None
+    assert (tools.failed.blame, world.done) == (Blame.INFRA, {"a": 1, "b": 1})
+    await tools.close()
+
+
+async def test_a_timeout_of_the_tools_own_is_its_result():
+    class Impatient(Environment):
+        async def step(self, action: Any, key: str) -> Any:
+            self.world.done["a"] += 1
+            raise TimeoutError("the server did not answer")
+
+    world = World(Ability.STATELESS)
+    tools = tools_with(world, Impatient)
+    assert await tools.step({"do": "a"}) == {"error": "TimeoutError: the server did not answer"}
+    assert (world.done["a"], tools.counts.lost) == (1, 0)
+    await tools.close()
+
+
+async def test_a_death_that_several_steps_see_is_one_death():
+    all_began = asyncio.Barrier(5)
+
+    class Mortal(Environment):
+        async def step(self, action: Any, key: str) -> Any:
+            await all_began.wait()
+            raise EnvironmentLost("died")
+
+    world, kinds = World(Ability.STATELESS), iter([Environment, Mortal, Environment])  # the first only says what it can
+    tools = Tools(lambda *_: next(kinds)(world), {}, "t", Path("unused"), Rules(True, 1, 10, 1), world, [])
+    await asyncio.gather(*(tools.step({"do": str(i)}) for i in range(5)))
+    assert (tools.counts.lost, len(world.recorded), world.living) == (1, 5, 1)
+    await tools.close()
+
+
+async def test_behind_the_end_of_an_attempt_nothing_begins():
+    world = World(Ability.RESTART_ONLY)
+    tools = tools_with(world, Environment)
+    await tools.close()
+    with pytest.raises(EnvironmentLost, match="the attempt is over"):
+        await tools.step({"do": "a"})
+    assert (world.living, world.done) == (0, {})
+
+
+@pytest.mark.parametrize("action", [{"do": "x" * 2**24}, {"do": {"a": 1}}])
+async def test_what_the_checkpoint_does_not_take_is_refused_before_the_tool_runs(action: Any):
+    inner = action
+    if isinstance(action["do"], dict):
+        for _ in range(40):
+            inner["do"] = {"do": inner["do"]}
+    world = World(Ability.STATELESS)
+    with pytest.raises(ValueError, match="an action and its result have at most"):
+        await tools_with(world, Environment).step(inner)
+    assert not world.done

@@ -45,6 +45,7 @@ from rollout_ft.errors import ConfigError, StoreUnavailable
 from rollout_ft.fleet.lease import Lease, live
 from rollout_ft.line import TOKEN_BYTES, Door, serve
 from rollout_ft.telemetry.events import Events
+from rollout_ft.telemetry.metrics import Readings
 from rollout_ft.types import Partial, Raw
 
 EXPORT_BYTES = 4 * 1024 * 1024
@@ -289,11 +290,11 @@ class Store:
             self._lease = Lease(lease_s)
             self._living = asyncio.create_task(live(self._lease))
 
-    async def renew(self) -> list[Any]:
-        """The run lives; hands over the events since the last call."""
+    async def renew(self) -> tuple[list[dict[str, Any]], Readings]:
+        """The run lives; hands over the events since the last call. What is committed is counted by those who commit."""
         if self._lease is not None:
             self._lease.renew()
-        return self._events.take()
+        return self._events.take(), Readings()
 
     def close(self) -> None:
         """Give the journal to whoever opens it next."""

@@ -10,9 +10,9 @@ import asyncio
 import contextlib
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from typing import Any
 
 from rollout_ft import line
 from rollout_ft.checkpoint.mirror import Mirror
@@ -46,6 +46,7 @@ from rollout_ft.samples.summary import summary
 from rollout_ft.session.drift import load_renderer
 from rollout_ft.session.render import ChatTemplate
 from rollout_ft.telemetry.events import Events
+from rollout_ft.telemetry.metrics import Readings
 from rollout_ft.testing.faults import fault_points
 from rollout_ft.types import JSON, Ended, SessionSpec
 
@@ -61,6 +62,7 @@ class EngineActor:
         self._lease = Lease(setup.config.orphan_s)
         self._started: asyncio.Task[JSON] | None = None
         self._events = Events(self._name)
+        self._readings: Callable[[], Readings] = Readings
 
     async def start(self) -> JSON:
         """Starts the engine and serves; returns where. Raises EngineLost with the reason when it does not come up.
@@ -88,6 +90,7 @@ class EngineActor:
         )  # fmt: skip
         faults = fault_points(self._setup, self._unit)
         self._driver = Driver(self._engine, config.engine, self._events)
+        self._readings = self._driver.readings
         self._driver.ranks = await self._engine.ranks()
         self._driver.overseer = Overseer(self._supervisor, self._engine_id, self._incarnation)
         parser = await make_parser(config, self._engine_id, self._engine, await sglang)
@@ -177,7 +180,7 @@ class EngineActor:
     async def _lose_engine(self, reason: str) -> None:
         self._unit.kill()
         self._events.emit("engine.lost", engine=self._engine_id, incarnation=self._incarnation, reason=reason)
-        await self._supervisor.engine_lost(self._engine_id, self._incarnation, reason)
+        await self._supervisor.engine_lost(self._engine_id, self._incarnation, reason, self._readings())
 
     # -- sessions: called by the supervisor -----------------------------------------------------------------------
 
@@ -244,10 +247,10 @@ class EngineActor:
             "target": self._target, "attached": self._unit.describe() if isinstance(self._unit, Attached) else None,
         }  # fmt: skip
 
-    async def renew(self) -> list[Any]:
-        """The run lives; hands over the events since the last call."""
+    async def renew(self) -> tuple[list[JSON], Readings]:
+        """The run lives; hands over the events since the last call, and all that was counted."""
         self._lease.renew()
-        return self._events.take()
+        return self._events.take(), self._readings()
 
     async def stop(self) -> None:
         """Ends the engine and then this process."""

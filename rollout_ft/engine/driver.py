@@ -29,6 +29,7 @@ from rollout_ft.engine.port import Engine
 from rollout_ft.engine.retries import Retries
 from rollout_ft.errors import EngineAborted, EngineLost, EngineRefused
 from rollout_ft.telemetry.events import Events
+from rollout_ft.telemetry.metrics import ADMISSION, GENERATIONS, TURNS_PARKED, Counts, Readings
 
 DEATH_IS_SEEN_S = 0.05
 PROBE_PAUSE_S = 0.2
@@ -59,8 +60,12 @@ class Alone:
 
 
 class Driver:
-    def __init__(self, engine: Engine, config: EngineConfig, events: Events | None = None, luck: Callable[[], float] = random.random):
+    def __init__(
+        self, engine: Engine, config: EngineConfig, events: Events | None = None, luck: Callable[[], float] = random.random,
+        counts: Counts | None = None,
+    ):  # fmt: skip
         self.engine, self._config = engine, config
+        self.counts = counts or Counts()
         c = config
         floors = Floors(c.first_token_timeout_s, c.token_timeout_s, c.compile_timeout_s, c.max_timeout_s, c.timeout_factor)
         self.patience = Patience(Pace(floors), self._may_lose_stalled)
@@ -137,14 +142,27 @@ class Driver:
 
     async def _tracked(self, generation: Generation, progress: Progress, answered: Callable[[], None]) -> None:
         self.calls[id(generation)] = generation, monotonic()
+        outcome = "cancelled"
         try:
             await generation.call(self.engine, self.patience, progress, answered)
+            outcome = "finished"
         except EngineAborted as e:
+            outcome = "aborted"
             if self.theirs is not None and generation.asked != generation.rid:
                 self.theirs(e.version)
             raise
+        except (EngineRefused, EngineLost, VersionsMixed) as e:
+            outcome = "refused" if isinstance(e, EngineRefused) else "lost" if isinstance(e, EngineLost) else "mixed"
+            raise
         finally:
+            self.counts.add(GENERATIONS, outcome)
             del self.calls[id(generation)]
+
+    def readings(self) -> Readings:
+        """What was counted here, and what waits here; of several reasons for a closed gate, the first."""
+        why = next((cause for cause in Closed if cause in self.gate.closed), None)
+        parked = {(TURNS_PARKED, why.value): self.gate.waiting} if why else {}
+        return Readings(dict(self.counts.values), {**parked, (TURNS_PARKED, ADMISSION): self.admission.waiting})
 
     def rank_of(self, session_id: str) -> int | None:
         """A session stays where its prefix is cached: on one rank."""

@@ -37,6 +37,7 @@ class Gate:
         self._since = 0.0
         self.closings = 0
         """How often it was closed: what ended badly while this changed is excused."""
+        self.waiting = 0
 
     def close(self, why: Closed) -> None:
         if why not in self.closed:
@@ -58,5 +59,9 @@ class Gate:
 
     async def opened(self) -> None:
         """Returns when something may be sent."""
-        while self.closed:
-            await self._open.wait()
+        self.waiting += 1
+        try:
+            while self.closed:
+                await self._open.wait()
+        finally:
+            self.waiting -= 1

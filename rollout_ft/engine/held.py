@@ -19,7 +19,9 @@ from rollout_ft.errors import CommitRefused, Fenced, SessionClosed, SessionMoved
 from rollout_ft.session.entries import SessionEntry, encode_entry
 from rollout_ft.session.session import Session
 from rollout_ft.session.tree import Node
-from rollout_ft.types import JSON, Answered, Opened, Partial
+from rollout_ft.telemetry import metrics
+from rollout_ft.telemetry.metrics import Counts, whose
+from rollout_ft.types import JSON, Answered, Opened, Partial, Turn
 
 
 @dataclass(slots=True, eq=False)
@@ -31,12 +33,15 @@ class Held:
     next_seq: int
     mirror: Mirror
     left: Callable[[Held], None]
+    counts: Counts
     gone: bool = False
     ending: bool = False
     waiting: int = 0
     """Requests that are not answered yet."""
     changed: float = field(default_factory=monotonic)
     """When one of them began or ended, or a step was recorded; at the latest when it was taken over."""
+    taken: float = field(default_factory=monotonic)
+    """When it was taken over."""
     excused: bool = False
     """It was let go of on purpose: what was in flight goes on elsewhere, and nobody failed."""
     moved: bool = False
@@ -68,14 +73,28 @@ class Held:
             try:
                 await self.mirror.commit(Append(trial_id, attempt, self.epoch, self.next_seq, Entry(kind, key, payload)))
             except Fenced as e:
+                self.counts.add(metrics.COMMITS_REFUSED, e.reason)
                 self.let_go(spare)
                 if e.reason == "stale_attempt":
                     raise SessionClosed(f"attempt {attempt} of trial {trial_id} was replaced by {e.current}") from e
                 raise SessionMoved(self.session.id, in_flight=True) from e
             except (StoreUnavailable, CommitRefused) as e:
+                self.counts.add(metrics.COMMITS_REFUSED, "unavailable" if isinstance(e, StoreUnavailable) else "refused")
                 self.let_go(spare)
                 raise SessionMoved(self.session.id, in_flight=True) from e
             self.next_seq += 1
+        self._count(kind, entry)
+
+    def _count(self, kind: str, entry: SessionEntry) -> None:
+        """One whose answer was lost is not counted: whoever reads it from the store did not commit it."""
+        counts, mine = self.counts, whose(self.session.spec)
+        counts.add(metrics.COMMITS, kind)
+        if isinstance(entry, Turn):
+            counts.add(metrics.TURNS_COMMITTED, *mine)
+            counts.add(metrics.TOKENS_GENERATED, *mine, by=len(entry.output_ids) // 4 + entry.tokens_wasted)
+            counts.add(metrics.TOKENS_REUSED, *mine, by=entry.tokens_reused)
+        if isinstance(entry, Turn | Answered):
+            counts.add(metrics.TURNS_ACKNOWLEDGED, *mine, by=len(entry.acknowledged))
 
     async def save_evidence(self) -> None:
         acks, deliveries = self.session.evidence.take_unsaved()

@@ -31,7 +31,7 @@ from rollout_ft.faultpoints import FaultPoints
 from rollout_ft.fleet.weights import Weights
 from rollout_ft.samples.checkpoint import checkpoint_of
 from rollout_ft.samples.summary import summary
-from rollout_ft.samples.trajectory import Assembly, records_of, routed_of, trajectory_of
+from rollout_ft.samples.trajectory import Assembly, metadata, records_of, routed_of, trajectory_of
 from rollout_ft.session.entries import FAULT, SessionEntry, decode_entry
 from rollout_ft.session.flight import Flight
 from rollout_ft.session.freshness import verdict, versions_of
@@ -40,6 +40,7 @@ from rollout_ft.session.request import TurnRequest
 from rollout_ft.session.session import Attach, Begin, Diverged, Replay, Session
 from rollout_ft.session.tree import Node
 from rollout_ft.telemetry.events import Events
+from rollout_ft.telemetry.metrics import TOKENS_GENERATED, TOKENS_WASTED, TURNS_SERVED, whose
 from rollout_ft.types import JSON, Answered, Divergence, Ended, Opened, Partial, RoutedExperts, Served, SessionSpec, Step, split_session_id
 
 DELIVERED_S = 0.2
@@ -63,6 +64,7 @@ class SessionHost:
         self._engine_id, self._config, self._renderer, self._parser = engine_id, config, renderer, parser
         self._mirror, self._lose_engine = mirror, lose_engine
         self._driver, self._events, self._faults = driver, events, faults
+        self._counts = driver.counts
         self._routing = Routing(shape, mirror.payloads, events) if shape else None
         self.fleet: Callable[[], Weights] = Weights
         """Where the trainer is."""
@@ -86,12 +88,14 @@ class SessionHost:
             raise SessionClosed(f"trial {trial_id} is not known")
         session = self._new_session(spec, attempt)
         session.restore(entries, adopted.partials)
-        held = Held(session, epoch, len(entries), self._mirror, self._left)
+        held = Held(session, epoch, len(entries), self._mirror, self._left, self._counts)
         if session.ended is not None:
             raise SessionClosed(f"trial {trial_id} has ended ({session.ended.outcome})")
         if session.attempt != attempt or first is None:
             opened = Opened(spec, attempt, resume, int(wall()), 0 if resume else session.tokens + session.tokens_unfinished)
             await held.commit(f"open/{attempt}", opened)
+            if not resume:  # what is in no turn was counted nowhere
+                self._counts.add(TOKENS_GENERATED, *whose(spec), by=session.tokens_unfinished)
             # A turn that failed ends its attempt; the next may try as often again.
             partials = [replace(partial, generations=0) for partial in adopted.partials]
             session.restore([opened], partials if resume else [])
@@ -128,7 +132,7 @@ class SessionHost:
             raise Fenced("stale_owner", trial_id, now.epoch)
         if now is not None and now.epoch == epoch:
             return now.session  # asked twice, for the answer was lost: the first stands
-        self._held[sid] = Held(session, epoch, len(entries), self._mirror, self._left, moved=True)
+        self._held[sid] = Held(session, epoch, len(entries), self._mirror, self._left, self._counts, moved=True)
         return session
 
     def _refuse_if_losing(self) -> None:
@@ -173,6 +177,8 @@ class SessionHost:
             await held.save_evidence()
             await held.commit("end", ended)
             held.session.ended = ended
+            wasted: int = metadata(held.session)["tokens_wasted"]
+            self._counts.add(TOKENS_WASTED, *whose(held.session.spec), by=wasted)
         held.let_go()
         return held.session
 
@@ -223,7 +229,9 @@ class SessionHost:
             raise SessionMoved(sid)
         held.waiting, held.changed = held.waiting + 1, monotonic()
         try:
-            return await self._serve(held, sid, request)
+            reply = await self._serve(held, sid, request)
+            self._counts.add(TURNS_SERVED, reply.served.value, *whose(held.session.spec))
+            return reply
         finally:
             held.waiting, held.changed = held.waiting - 1, monotonic()
 
@@ -294,13 +302,15 @@ class SessionHost:
     async def record_step(self, sid: str, step: Step) -> Step:
         """What is recorded as this step of the attempt: this, unless another was before it."""
         held = self._get(sid)
+        await _whole(self._record_step(held, step))
+        return held.session.steps.known(step) or step
+
+    async def _record_step(self, held: Held, step: Step) -> None:
         async with held.stepping:
-            known = held.session.steps.known(step)
-            if known is None:
+            if held.session.steps.known(step) is None:
                 await held.commit(f"step/{step.attempt}/{step.number}", step)
                 held.session.steps.add(step)
             held.changed = monotonic()
-            return known or step
 
     async def begin(self, sid: str) -> Assembly:
         """The agent has the checkpoint's messages, and goes on behind them: what they contain is acknowledged."""
@@ -436,7 +446,8 @@ class SessionHost:
     def _resumed(self, held: Held) -> None:
         if held.moved:
             held.moved = False
-            self._events.emit("session.resumed", session=held.session.id, engine=self._engine_id, epoch=held.epoch)
+            took = round(monotonic() - held.taken, 3)
+            self._events.emit("session.resumed", session=held.session.id, engine=self._engine_id, epoch=held.epoch, seconds=took)
 
     async def _lose(self, reason: str) -> None:
         """The engine is gone: keep what was sampled, tell the supervisor, let go of every session. Once."""

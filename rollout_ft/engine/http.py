@@ -166,6 +166,8 @@ class OwnerHTTP:
             await x.reply(200, orjson.dumps(step_body(await self._host.record_step(sid, step))))
         except BadRequest as e:
             await x.reply(e.status, DIALECTS["chat"].error(str(e), e.code, e.status, e.param))
+        except SessionClosed as e:
+            await x.reply(404, DIALECTS["chat"].error(str(e), "session_closed", 404), FINAL)
 
     async def _samples(self, x: Exchange, sid: str) -> None:
         """The session as training samples; the gateway has checked what is asked for."""

@@ -17,6 +17,7 @@ from rollout_ft.errors import BadRequest, RolloutFTError
 from rollout_ft.fleet.crew import actor_name
 from rollout_ft.fleet.weights import Command
 from rollout_ft.rayapi import ray
+from rollout_ft.telemetry.metrics import Readings
 from rollout_ft.types import JSON, Outcome, SessionSpec
 
 PATIENCE_S = 30.0
@@ -61,8 +62,8 @@ class RemoteSupervisor:
     async def engine_doubted(self, engine_id: str, incarnation: int, reason: str) -> None:
         await self.ask("engine_doubted", engine_id, incarnation, reason)
 
-    async def engine_lost(self, engine_id: str, incarnation: int, reason: str) -> None:
-        await self.ask("engine_lost", engine_id, incarnation, reason)
+    async def engine_lost(self, engine_id: str, incarnation: int, reason: str, readings: Readings) -> None:
+        await self.ask("engine_lost", engine_id, incarnation, reason, readings)
 
     async def engine_observed(self, engine_id: str, incarnation: int, report: JSON) -> None:
         await self.ask("engine_observed", engine_id, incarnation, report)

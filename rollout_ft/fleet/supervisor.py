@@ -7,8 +7,11 @@ again by Ray under the same name and learns all from the actors and the stores. 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
 from collections import Counter, deque
+from itertools import chain
 from typing import Any
 
 from rollout_ft.checkpoint.view import View
@@ -32,7 +35,12 @@ from rollout_ft.fleet.workers import base_url as base
 from rollout_ft.gateway.actor import base_url
 from rollout_ft.rayapi import ray
 from rollout_ft.telemetry.events import MAX_BUFFERED, Events
+from rollout_ft.telemetry.metrics import ENGINES, SESSIONS_ACTIVE, STALENESS, Readings
+from rollout_ft.telemetry.publisher import Publisher
+from rollout_ft.telemetry.totals import Totals
 from rollout_ft.types import JSON, Outcome, SessionSpec
+
+_log = logging.getLogger("rollout_ft")
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0, max_concurrency=1000)
@@ -42,6 +50,7 @@ class Supervisor:
         self._crew = Crew(setup)
         self._events = Events("supervisor")
         self._collected: deque[JSON] = deque(maxlen=MAX_BUFFERED)
+        self._totals, self._publisher = Totals(), Publisher(setup.config.run)
         self._started: asyncio.Task[None] | None = None
         self._ending = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -161,15 +170,31 @@ class Supervisor:
 
     async def _collect(self) -> None:
         results = await asyncio.gather(*(self._renew(m) for m in self._crew_members()))
-        for events in results:
-            self._collected.extend(events)
-        self._collected.extend(self._events.take())
-
-    async def _renew(self, member: Member) -> list[Any]:
+        events = [*chain.from_iterable(results), *self._events.take()]
+        self._collected.extend(events)
         try:
-            return await member.ask("renew", timeout_s=self._setup.config.orphan_s / 5)
-        except Exception:  # whatever it is, the others' events are not to be lost with it
-            return []
+            self._measure(events)
+        except Exception:  # a run does not end for its metrics
+            _log.exception("the run's metrics are not up to date")
+
+    def _measure(self, events: list[JSON]) -> None:
+        for event in events:
+            self._totals.saw(event)
+        engines = self._engines
+        behind = [engines.commands.weights.behind(e.weight_version) for e in engines.by_id.values() if e.health.serves]
+        self._totals.fleet = {
+            **{(ENGINES, state): n for state, n in Counter(e.health.state.value for e in engines.by_id.values()).items()},
+            (SESSIONS_ACTIVE,): self._sessions.held().total(), (STALENESS,): max(behind, default=0),
+        }  # fmt: skip
+        self._publisher.publish(self._totals)
+
+    async def _renew(self, member: Member) -> list[JSON]:
+        events: list[JSON] = []
+        readings: Readings | None = None
+        with contextlib.suppress(Exception):  # whatever it is, the others' events are not to be lost with it
+            events, readings = await member.ask("renew", timeout_s=self._setup.config.orphan_s / 5)
+        self._totals.take(member.role, member.incarnation, readings)
+        return events
 
     def _crew_members(self) -> list[Member]:
         engines = [e.member for e in self._engines.by_id.values() if e.member is not None]
@@ -231,8 +256,9 @@ class Supervisor:
         await self.start()
         self._engines.doubted(engine_id, incarnation, reason)
 
-    async def engine_lost(self, engine_id: str, incarnation: int, reason: str) -> None:
+    async def engine_lost(self, engine_id: str, incarnation: int, reason: str, readings: Readings) -> None:
         await self.start()
+        self._totals.take(engine_id, incarnation, readings)
         self._engines.lost(engine_id, incarnation, reason)
 
     # -- called by the gateways' routes ---------------------------------------------------------------------------
@@ -311,6 +337,7 @@ class Supervisor:
             "warnings": [*([self._stores.warning] if self._stores.warning else []), *self._engines.commands.warnings()],
             "nodes": {self._crew.name("supervisor", 1): node_id(), **{m.name: self._crew.node_of(m) for m in self._crew_members()}},
             "gateways": [m.name for m in self._gateways.members()], "sessions": held.total(),
+            "metrics": self._totals.flat(),
         }  # fmt: skip
 
     async def pids(self) -> dict[str, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from typing import Any
+from collections.abc import Callable
 
 from rollout_ft.fleet.crew import Setup
 from rollout_ft.fleet.lease import Lease, live
@@ -20,6 +20,7 @@ from rollout_ft.gateway.keys import Keys
 from rollout_ft.gateway.owners import Owners
 from rollout_ft.line import token_of
 from rollout_ft.rayapi import ray
+from rollout_ft.telemetry.metrics import Readings
 from rollout_ft.testing.faults import fault_points
 from rollout_ft.types import JSON
 
@@ -46,6 +47,7 @@ class GatewayActor:
         self._setup, self._port = setup, port
         self._lease = Lease(setup.config.orphan_s)
         self._started: asyncio.Task[JSON] | None = None
+        self._readings: Callable[[], Readings] = Readings
 
     async def start(self) -> JSON:
         """Listens and serves. Idempotent: an answer that was lost on the way is asked for again."""
@@ -61,6 +63,7 @@ class GatewayActor:
         owners = self._owners = Owners(supervisor, token_of(keys.internal), config.ping_s)
         faults = fault_points(setup)
         gateway = Gateway(config, keys, supervisor, owners, base_url(setup, self._port), faults, setup.config.model)
+        self._readings = gateway.readings
         server = Server(gateway.handle, bind(config.host, self._port), config)
         await server.ready()
         settle()
@@ -72,9 +75,10 @@ class GatewayActor:
             "incarnations": self._owners.incarnations(),
         }  # fmt: skip
 
-    async def renew(self) -> list[Any]:
+    async def renew(self) -> tuple[list[JSON], Readings]:
+        """The run lives; hands over all that was counted."""
         self._lease.renew()
-        return []
+        return [], self._readings()
 
     async def stop(self) -> None:
         ray.actor.exit_actor()

@@ -39,6 +39,8 @@ class Exchange:
     receive: Receive
     send: Send
     started: bool = False
+    status: int = 0
+    """What was answered; 0 while nothing was."""
 
     @property
     def method(self) -> str:
@@ -88,10 +90,14 @@ class Exchange:
         while (await self.receive())["type"] != "http.disconnect":
             pass
 
+    def began(self, status: int) -> None:
+        """A reply leaves from here on: there is no other any more."""
+        self.started, self.status = True, status
+
     async def reply(
         self, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]] = (), content: bytes = b"application/json"
     ) -> None:
-        self.started = True
+        self.began(status)
         length = [] if status == 204 else [(b"content-type", content), (b"content-length", str(len(body)).encode())]
         await self.send({"type": "http.response.start", "status": status, "headers": [*length, *headers]})
         await self.send({"type": "http.response.body", "body": body})

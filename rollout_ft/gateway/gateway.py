@@ -31,6 +31,7 @@ from rollout_ft.gateway.keys import Keys, session_of
 from rollout_ft.gateway.openapi import document
 from rollout_ft.gateway.owners import MAX_LOSSES, Owner, OwnerLost, Owners
 from rollout_ft.gateway.session_server import NoSession, SessionServer
+from rollout_ft.telemetry.metrics import NO_ENGINE, REQUESTS, TURNS_PARKED, Counts, Readings
 from rollout_ft.types import Raw, split_session_id
 
 _log = logging.getLogger("rollout_ft")
@@ -51,7 +52,7 @@ class Supervisor(Control, Protocol):
 class Gateway:
     def __init__(
         self, config: GatewayConfig, keys: Keys, supervisor: Supervisor, owners: Owners, base: str, faults: FaultPoints,
-        model: ModelConfig | None = None,
+        model: ModelConfig | None = None, counts: Counts | None = None,
     ):  # fmt: skip
         self._config, self._keys, self._owners, self._faults = config, keys, owners, faults
         self._bodies = Bodies(config.kept_body_bytes)
@@ -59,6 +60,7 @@ class Gateway:
         self._control = ControlRoutes(supervisor, keys, base, config)
         self._open = SessionServer(config, keys, supervisor, self._control, owners)
         self._document = orjson.dumps(document(base))
+        self.counts = counts or Counts()
         self.in_flight = 0
         self._by_session: Counter[str] = Counter()
 
@@ -79,6 +81,12 @@ class Gateway:
             if not x.started:
                 message = "the gateway failed in a way that nobody expected; its log says where"
                 await x.reply(500, error_body(message, "internal_error", 500), _RETRY[503])
+        finally:
+            self.counts.add(REQUESTS, f"{x.status // 100}xx" if x.status else "gone")
+
+    def readings(self) -> Readings:
+        """What was counted here, and what waits here."""
+        return Readings(dict(self.counts.values), {(TURNS_PARKED, NO_ENGINE): self._owners.waiting})
 
     async def _route(self, x: Exchange) -> None:
         parts = x.path.strip("/").split("/")
@@ -104,7 +112,7 @@ class Gateway:
                 self._session(x, self._named_session(x))
                 await x.reply(200, models_body(self._model.name, self._model.context_tokens))
             case ("POST", ["sessions", sid, "steps"]):
-                await self._step(x, self._session(x, sid))
+                await self._step(x, self._of_operator(x, sid))
             case ("POST", ["sessions", sid, "checkpoint"]):
                 await self._ask_owner(x, f"/begin/{sid}", self._session(x, sid), b"")
             case ("GET", ["sessions", sid] | ["sessions", sid, "trajectory" | "checkpoint"]):
@@ -131,6 +139,14 @@ class Gateway:
             raise NoSession(sid)
         if not self._keys.opens_session(key, sid) or split_session_id(sid) is None:
             raise BadRequest("the API key does not open this session; use the `api_key` that came with it", 401, "invalid_api_key")
+        return sid
+
+    def _of_operator(self, x: Exchange, sid: str) -> str:
+        """The session's id, for whoever runs its trial. An agent that could say what its tools did would be believed."""
+        if not self._keys.is_operator(_bearer(x.headers())):
+            raise BadRequest("this route needs the operator's key", 401, "invalid_api_key")
+        if split_session_id(sid) is None:
+            raise BadRequest(f"{sid} is no session id", 404, "unknown_session")
         return sid
 
     def _named_session(self, x: Exchange) -> str:
@@ -197,7 +213,7 @@ class Gateway:
             message = "still generating; repeat the same request and it is answered when it is done"
             return await x.reply(503, call.dialect.error(message, "still_generating", 503), _come_again(call.still_s))
         headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
-        x.started = True
+        x.began(200)
         every_s = min(self._config.keepalive_s, _hold_s(x.headers(), self._config))  # the client's patience is with each read
         await x.send({"type": "http.response.start", "status": 200, "headers": headers})
         while not answer.done() and not gone.done():
@@ -343,6 +359,6 @@ def _outward(name: str) -> bool:
 
 async def _cut(x: Exchange, body: bytes) -> None:
     """Breaks the connection in the middle of the reply, as a proxy that dies does."""
-    x.started = True
+    x.began(200)
     await x.send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(len(body)).encode())]})
     await x.send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True})

@@ -86,7 +86,7 @@ def _paths() -> JSON:
             "get": _agents("What the attempt goes on from.", "Checkpoint", parameters=[_SESSION]),
             "post": _agents("The agent goes on from it, and will not replay it.", "Checkpoint", parameters=[_SESSION]),
         },
-        "/sessions/{session_id}/steps": {"post": _agents("A step of the environment, recorded.", "Stepped", "StepBody", [_SESSION])},
+        "/sessions/{session_id}/steps": {"post": _control("A step of the environment, recorded.", "Stepped", "StepBody", [_SESSION])},
         "/sessions/{session_id}/samples": {"post": _collected()},
         "/sessions/{session_id}/generate": {"post": _agents("A turn in tokens.", "Generated", "GenerateBody", [_SESSION, _IDEMPOTENCY])},
     }

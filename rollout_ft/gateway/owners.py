@@ -70,6 +70,8 @@ class Owners:
         self._kept: dict[bytes, asyncio.Task[None]] = {}
         self._known: dict[tuple[str, int], Owner] = {}
         self._latest: dict[str, int] = {}
+        self.waiting = 0
+        """Requests for sessions that nobody can serve just now."""
         self._watch = asyncio.create_task(self._watch_owners())
 
     async def of(self, sid: str, failed: Owner | None = None) -> Owner:
@@ -92,7 +94,11 @@ class Owners:
                 if len(self._by_session) > MAX_CACHED:
                     del self._by_session[next(iter(self._by_session))]
                 return owner
-            await asyncio.sleep(LOCATE_PAUSE_S)
+            self.waiting += 1
+            try:
+                await asyncio.sleep(LOCATE_PAUSE_S)
+            finally:
+                self.waiting -= 1
 
     def incarnations(self) -> dict[str, int]:
         """The latest incarnation of each engine that was named here: none of these may come again as another engine."""

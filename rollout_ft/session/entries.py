@@ -15,6 +15,7 @@ FAULT = "fault:"
 """Before the reason, in an `Answered.failed`: what failed is the attempt, not one request."""
 
 _TYPES = {"open": Opened, "turn": Turn, "answer": Answered, "outcome": Ended, "step": Step}
+KINDS = tuple(_TYPES)
 
 
 def encode_entry(entry: SessionEntry) -> tuple[str, bytes]:

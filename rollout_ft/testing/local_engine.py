@@ -35,12 +35,13 @@ from rollout_ft.fleet.weights import Command, Weights
 from rollout_ft.samples.summary import summary
 from rollout_ft.session.render import Renderer
 from rollout_ft.telemetry.events import Events
+from rollout_ft.telemetry.metrics import Counts
 from rollout_ft.types import JSON, Ended, SessionSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What all engines of a run share: `mirror` makes one of the stores, `lost` tells the supervisor."""
+    """What all engines of a run share: `mirror` makes one of the stores, `lost` tells the supervisor, `counts` is that of all."""
 
     config: Config
     renderer: Renderer
@@ -49,6 +50,7 @@ class Means:
     directory: Path
     mirror: Callable[[], Mirror]
     lost: Callable[[str, int, str], None]
+    counts: Counts
 
 
 class LocalEngine:
@@ -64,7 +66,7 @@ class LocalEngine:
         self._closing.append(self.unit.aclose)
         engine = SGLang(self.engine_id, self.unit.url)
         self._closing.append(engine.aclose)
-        self.driver, mirror = Driver(engine, config.engine, m.events), m.mirror()
+        self.driver, mirror = Driver(engine, config.engine, m.events, counts=m.counts), m.mirror()
         capacity = await engine.capacity()
         if capacity:
             self.driver.admission.limit.start(capacity)

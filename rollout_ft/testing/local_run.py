@@ -39,6 +39,7 @@ from rollout_ft.gateway.owners import Owners
 from rollout_ft.line import token_of
 from rollout_ft.session.drift import load_renderer
 from rollout_ft.telemetry.events import Events
+from rollout_ft.telemetry.metrics import Counts
 from rollout_ft.testing.local_engine import LocalEngine, Means
 from rollout_ft.trial.agents import InlineAgent
 from rollout_ft.trial.client import Client
@@ -178,6 +179,8 @@ class LocalRun:
     crew: LocalCrew
     engines: Engines
     events: Events
+    counts: Counts
+    """Of everything here, also of what is lost meanwhile."""
 
     async def run_trials(
         self, tasks: Sequence[JSON], agent: Callable[..., Any], *, prefix: str, config: TrialConfig, on_result: OnResult,
@@ -197,7 +200,7 @@ class LocalRun:
 @contextlib.asynccontextmanager
 async def local_run(config: Config, gateways: int = 1) -> AsyncGenerator[LocalRun]:
     """A run that is up, with so many gateways on its port; nothing of it is left afterwards."""
-    keys, events = Keys(secrets.token_hex(16)), Events("run")
+    keys, events, counts = Keys(secrets.token_hex(16)), Events("run"), Counts()
     token = token_of(keys.internal)
     view = View(1, tuple(f"store-{i}" for i in range(config.store.replicas)), config.store.min_replicas)
     stores = {name: Store(name, view) for name in view.members}
@@ -215,7 +218,7 @@ async def local_run(config: Config, gateways: int = 1) -> AsyncGenerator[LocalRu
         engines.lost(engine_id, incarnation, reason)
 
     with tempfile.TemporaryDirectory(prefix="rft-local-") as directory:
-        means = Means(config, load_renderer(config), events, token, Path(directory), mirror, lost)
+        means = Means(config, load_renderer(config), events, token, Path(directory), mirror, lost, counts)
         crew = LocalCrew(Setup(config, "local", "", loopback=True), means)
         engines = Engines(crew, Pulse(config.fleet.ping_s), events, lambda: view)
         supervisor = LocalSupervisor(config.fleet, engines, LocalStores(stores, view), events)
@@ -226,14 +229,14 @@ async def local_run(config: Config, gateways: int = 1) -> AsyncGenerator[LocalRu
         socks = [sock, *(socket.create_server(("127.0.0.1", port), backlog=4096, reuse_port=True) for _ in range(gateways - 1))]
         owners = [Owners(supervisor, token, config.gateway.ping_s) for _ in socks]
         servers = [
-            Server(Gateway(config.gateway, keys, supervisor, mine, url, Inert(), config.model).handle, bound, config.gateway)
+            Server(Gateway(config.gateway, keys, supervisor, mine, url, Inert(), config.model, counts).handle, bound, config.gateway)
             for mine, bound in zip(owners, socks, strict=True)
         ]
         try:
             await engines.start([], {})
             for server in servers:
                 await server.ready()
-            yield LocalRun(config, url, servers, client, keys, crew, engines, events)
+            yield LocalRun(config, url, servers, client, keys, crew, engines, events, counts)
         finally:
             for engine in engines.by_id.values():
                 engines.retire(engine.engine_id)

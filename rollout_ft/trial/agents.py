@@ -22,6 +22,8 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any, Protocol, cast
 
+import msgspec
+
 from rollout_ft.errors import ConfigError
 from rollout_ft.trial.client import Session
 from rollout_ft.trial.policy import AttemptEnd, Blame, End
@@ -30,13 +32,14 @@ from rollout_ft.types import JSON
 _TERMINATED = {-signal.SIGTERM, 128 + signal.SIGTERM, 255}
 """Exit codes of a process that was asked to end: by itself, below a shell, and when the one it was forked from was asked as well."""
 _END_S = 1.0
+_END_BYTES = 65_536
 BLAME: dict[Blame, set[str]] = {
     Blame.INFRA: {"APIConnectionError", "APITimeoutError", "InternalServerError", "ServiceUnavailableError", "Timeout"},
     Blame.ENVIRONMENT: {"EnvironmentLost"},
     Blame.DATA: {"BadTask"},
 }
 """By the names of what is raised; infrastructure: by the openai, anthropic and litellm clients after their own retries."""
-_LIMITS = ("maximum context length", "(session.max_turns)", "(session.max_tokens)")
+_LIMITS = ("maximum context length", "(session.max_turns)", "(session.max_tokens)", "(session.max_steps)")
 """In what a client raises when a conversation may not go on."""
 
 
@@ -53,6 +56,11 @@ class InlineAgent:
     async def run(self, task: JSON, session: Session) -> AttemptEnd:
         try:
             return AttemptEnd(End.RETURNED, reward_of(await self._function(task, session)))
+        except asyncio.CancelledError as e:
+            task_of_ours = asyncio.current_task()
+            if task_of_ours is not None and task_of_ours.cancelling():
+                raise
+            return raised(e)  # of something that the agent itself has cancelled
         except Exception as e:
             return raised(e)
 
@@ -78,11 +86,13 @@ class ProcessAgent:
         send.close()
         self._running[session.trial_id] = process
         try:
-            await _readable(receive.fileno())
-            return receive.recv()
-        except EOFError:
+            said = await _line(receive.fileno())
+            if said:
+                return msgspec.json.decode(said, type=AttemptEnd)
             await asyncio.to_thread(process.join)
             return await died(process.exitcode)
+        except msgspec.DecodeError as e:
+            return AttemptEnd(End.RAISED, cause=f"what the agent's process said of its end is nothing that one says: {e}")
         finally:
             self._running.pop(session.trial_id, None)
             process.kill()
@@ -181,7 +191,8 @@ def _main(send: Connection, entrypoint: str, task: JSON, env: dict[str, str]) ->
         if os.environ.get("ROLLOUT_FT_AGENT_TRACEBACK"):
             traceback.print_exc(file=sys.stderr)
         end = raised(e)
-    send.send(end)
+    with open(send.fileno(), "wb", closefd=False) as told:
+        told.write(msgspec.json.encode(end) + b"\n")
     send.close()
 
 
@@ -197,11 +208,26 @@ async def _awaited(value: Awaitable[Any]) -> Any:
     return await value
 
 
-async def _readable(fd: int) -> None:
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(fd, lambda: ready.done() or ready.set_result(None))
+async def _line(fd: int) -> bytes:
+    """What is written to a pipe before a newline; nothing where it ends without one. Whoever writes may be hostile: no part of it
+    is waited for with the loop, and no more is taken than an end has."""
+    loop, said = asyncio.get_running_loop(), bytearray()
+    ended: asyncio.Future[None] = loop.create_future()
+
+    def read() -> None:
+        try:
+            chunk = os.read(fd, _END_BYTES)
+        except BlockingIOError:
+            return
+        said.extend(chunk)
+        if (not chunk or b"\n" in chunk or len(said) > _END_BYTES) and not ended.done():
+            ended.set_result(None)
+
+    os.set_blocking(fd, False)
+    loop.add_reader(fd, read)
     try:
-        await ready
+        await ended
     finally:
         loop.remove_reader(fd)
+    line, newline, _ = said.partition(b"\n")
+    return bytes(line) if newline else b""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
+import logging
 import tempfile
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
@@ -16,15 +16,18 @@ from pathlib import Path
 
 from rollout_ft.clock import monotonic
 from rollout_ft.config import TrialConfig
-from rollout_ft.trial.agents import Agent, resolve
+from rollout_ft.disk import remove_tree
+from rollout_ft.trial.agents import Agent, raised, resolve
 from rollout_ft.trial.client import Client, Session
 from rollout_ft.trial.deadlines import Seen, judge, look_in_s
 from rollout_ft.trial.environment import Factory
-from rollout_ft.trial.policy import AttemptEnd, Blame, End
+from rollout_ft.trial.policy import AttemptEnd, Blame
 from rollout_ft.trial.steps import recorded_of
 from rollout_ft.trial.tool_server import ToolServer
 from rollout_ft.trial.tools import Rules, Tools
 from rollout_ft.types import JSON
+
+_log = logging.getLogger("rollout_ft")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +48,13 @@ def factory_of(config: TrialConfig) -> Factory | None:
 @contextlib.asynccontextmanager
 async def workshop(config: TrialConfig, factory: Factory | None, directory: Path | None) -> AsyncGenerator[Workshop | None]:
     """The one of a run: `factory`, else what `trial.environment` names, if anything. It ends with the block; a directory that was
-    not given does as well."""
+    not given does as well. Two runs must not be given the same: their trials may have the same names."""
     made = factory or factory_of(config)
     if made is None:
         yield None
         return
     server = ToolServer()
-    where = Path(config.sandbox_dir) if config.sandbox_dir else directory
-    with contextlib.nullcontext(where) if where is not None else tempfile.TemporaryDirectory(prefix="rollout-ft-") as kept:
+    with contextlib.nullcontext(directory) if directory is not None else tempfile.TemporaryDirectory(prefix="rollout-ft-") as kept:
         await server.start()
         try:
             yield Workshop(made, Path(kept), server)
@@ -70,22 +72,28 @@ class Attempts:
         """How the attempt ended; `lost` environments were replaced before it. Nothing of it is left but snapshots."""
         if self._workshop is None:
             return await self._timely(task, session), None
-        tools = await self._tools(self._workshop, task, session, lost)
+        try:
+            tools = await self._tools(self._workshop, task, session, lost)
+        except Exception as e:  # of this task's environment, whose factory may be anybody's
+            _log.warning("trial %s: its environment cannot be made", session.trial_id, exc_info=True)
+            ended = raised(e)
+            return (replace(ended, blame=Blame.ENVIRONMENT) if ended.blame is Blame.AGENT else ended), None
         try:
             with self._workshop.server.serving(session.api_key, tools) as url:
                 ended = await self._timely(task, replace(session, environment=tools, environment_url=url))
         finally:
             await asyncio.shield(asyncio.ensure_future(tools.close()))
-        if tools.lost:
-            ended = AttemptEnd(End.RAISED, cause=tools.lost, blame=Blame.ENVIRONMENT)
-        return ended, tools
+        return tools.failed or ended, tools
 
     async def over(self, trial_id: str, tools: Tools | None) -> None:
         """The trial is over: nothing is left of its environments."""
         if tools is not None:
             await tools.forget()
         if self._workshop is not None:
-            await asyncio.to_thread(shutil.rmtree, self._workshop.directory / trial_id, ignore_errors=True)
+            try:
+                await asyncio.to_thread(remove_tree, self._workshop.directory / trial_id)
+            except OSError as e:
+                _log.warning("trial %s: something of its environments is left: %s", trial_id, e)
 
     async def _tools(self, workshop: Workshop, task: JSON, session: Session, lost: int) -> Tools:
         config, directory = self._config, workshop.directory / session.trial_id
@@ -112,6 +120,8 @@ class Attempts:
             activity: JSON = (await self._client.trial(session.trial_id)).get("activity") or {}
             still = await self._client.still_s() - still_s
             tools = session.environment
+            if tools is not None and "quiet_s" in activity:
+                activity["quiet_s"] = min(activity["quiet_s"], tools.quiet_s)
             seen = Seen(monotonic() - began, still, tool=tools is not None and tools.busy, **activity)
             late = judge(seen, self._config)
             if late is not None:

@@ -62,7 +62,7 @@ class Session:
     async def record_step(self, number: int, action: JSON, result: JSON, snapshot: str = "") -> Recorded:
         """What is recorded as this step of the attempt's environment: this, or what was before it. Raises BadRequest."""
         body = {"number": number, "action": action, "result": result, "snapshot": snapshot}
-        return recorded_of(await self.client.request("POST", f"/sessions/{self.session_id}/steps", body, key=self.api_key))
+        return recorded_of(await self.client.request("POST", f"/sessions/{self.session_id}/steps", body))
 
     async def trajectory(self) -> JSON:
         """Token-exact paths: `GET /sessions/{id}/trajectory`. `samples.routed.array_of` reads their `routed_experts`."""

@@ -31,6 +31,7 @@ from typing import Any, cast
 import orjson
 
 from rollout_ft.config import TrialConfig
+from rollout_ft.disk import remove_tree
 from rollout_ft.engine.process import EngineProcess
 from rollout_ft.errors import ConfigError
 from rollout_ft.trial.agents import BLAME, ProcessAgent, died, ended_by, reward_of, variables
@@ -116,13 +117,7 @@ class Files:
         self.task.write_bytes(orjson.dumps(task))
 
     def remove(self) -> None:
-        """All of it, directories included that may not be written: module caches are made so."""
-        for path, names, _ in os.walk(self._path):
-            for name in names:
-                if not os.path.islink(f"{path}/{name}"):
-                    os.chmod(f"{path}/{name}", 0o700)
-        if self._path.exists():
-            shutil.rmtree(self._path)
+        remove_tree(self._path)
 
     def environment(self, session: Session) -> dict[str, str]:
         files = {"ROLLOUT_FT_TASK": str(self.task), "ROLLOUT_FT_RESULT": str(self.result), "ROLLOUT_FT_DIR": str(self._own)}

@@ -121,7 +121,7 @@ def _again(cause: str, budget: str, spent: Spent, config: TrialConfig) -> Finish
     if config.recovery is Recovery.ABANDON:
         return Finish(over, None, cause)
     if restarts >= getattr(config, key):
-        return Finish(over, None, f"{cause}; {restarts} restarts (trial.{key})" if restarts else cause)
+        return Finish(over, None, f"{cause}; {restarts} restarts (trial.{key})")
     return Restart(config.recovery is Recovery.RESUME, cause, budget)
 
 

@@ -131,7 +131,9 @@ class TrialRunner:
         """A trial whose run does not answer any more is an outcome, not the end of the others."""
         try:
             return await self.trial(task, trial_id)
-        except BadRequest as e:
+        except Exception as e:  # whatever it is, the others go on
+            if not isinstance(e, BadRequest):
+                _log.exception("trial.unrecorded trial=%s", trial_id)
             outcome = Outcome.INFRA_EXHAUSTED.value
             lost = TrialResult(trial_id, str(task["task_id"]), outcome, None, str(e), 0, 0, 0, 0, 0, 0, 0.0)
             return lost, {"trial_id": trial_id, "paths": []}
@@ -167,6 +169,7 @@ class TrialRunner:
             return trial
         decision = resumed(Recovery(trial["recovery"]))
         if isinstance(decision, Finish):
+            await self._attempts.over(trial["trial_id"], None)
             return await self._end(trial["trial_id"], trial["attempt"], decision)
         return await self._play(task, await self._client.restart(trial["trial_id"], trial["attempt"], decision.checkpoint))
 
@@ -183,10 +186,13 @@ class TrialRunner:
             ended = replace(ended, tainted=bool(trial["tainted"]), cause=ended.cause or trial["fault"], fault=trial["fault"])
             decision = decide(ended, spent, self._config)
             if isinstance(decision, Finish):
+                over = await self._end(session.trial_id, session.attempt, decision)
                 await self._attempts.over(session.trial_id, tools)
-                return await self._end(session.trial_id, session.attempt, decision)
+                return over
             if decision.spends == "agent":
                 _log.warning("trial.agent_failed trial=%s attempt=%d: %s", session.trial_id, session.attempt, ended.cause)
+            if tools is not None and not decision.checkpoint:
+                await tools.forget()
             spent = spent.and_one(decision.spends)
             session = await self._client.restart(session.trial_id, session.attempt, decision.checkpoint)
 

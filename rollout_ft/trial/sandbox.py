@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
+import re
 import socket
 import subprocess
 import sys
@@ -20,14 +20,17 @@ from pathlib import Path
 
 import orjson
 
+from rollout_ft.disk import remove_tree
 from rollout_ft.engine.process import EngineProcess
 from rollout_ft.errors import BadTask
 from rollout_ft.trial.environment import Ability, EnvironmentLost
 from rollout_ft.types import JSON
 
 INIT = str(Path(__file__).with_name("sandbox_init.py"))
-TIMEOUT_S = 60.0
+TIMEOUT_S, MAX_TIMEOUT_S = 60.0, 540.0
+"""Of a command that names none, and at most: less than `trial.tool_timeout_s`, behind which the sandbox itself counts as lost."""
 MAX_OUTPUT_BYTES = 65_536
+_SNAPSHOT = re.compile(r"snapshot-[0-9a-f]{12}")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -44,8 +47,10 @@ class LocalSandbox:
 
     ability = Ability.EXPORT_RESTORE
 
-    def __init__(self, directory: Path, files: Mapping[str, str], env: Mapping[str, str] | None = None):
-        self._directory, self._files, self._env = directory, files, dict(env or {})
+    def __init__(
+        self, directory: Path, files: Mapping[str, str], env: Mapping[str, str] | None = None, max_timeout_s: float = MAX_TIMEOUT_S
+    ):
+        self._directory, self._files, self._env, self._max_timeout_s = directory, files, dict(env or {}), max_timeout_s
         self._live = directory / f"live-{uuid.uuid4().hex[:8]}"
         self._process: EngineProcess | None = None
         self._reader: asyncio.StreamReader | None = None
@@ -64,7 +69,7 @@ class LocalSandbox:
         await self._begin()
 
     async def restore(self, snapshot: str) -> None:
-        saved = self._directory / snapshot
+        saved = self._saved(snapshot)
         if not saved.is_dir():
             raise EnvironmentLost(f"the snapshot {saved} is not there")
         await asyncio.to_thread(self._make, saved)
@@ -76,16 +81,22 @@ class LocalSandbox:
         return name
 
     async def forget(self, snapshot: str) -> None:
-        await asyncio.to_thread(shutil.rmtree, self._directory / snapshot, ignore_errors=True)
+        await asyncio.to_thread(remove_tree, self._saved(snapshot))
         await asyncio.to_thread(_remove_if_empty, self._directory)
 
+    def _saved(self, snapshot: str) -> Path:
+        """Names come back from the checkpoint: none leads out of the directory."""
+        if not _SNAPSHOT.fullmatch(snapshot):
+            raise EnvironmentLost(f"{snapshot!r} is no snapshot of a local sandbox")
+        return self._directory / snapshot
+
     async def step(self, action: JSON, key: str) -> JSON:
-        command = action.get("command")
-        if not isinstance(command, str):
-            return {"error": "an action of this sandbox is an object with a command"}
+        command, timeout_s = action.get("command"), action.get("timeout_s", TIMEOUT_S)
+        if not isinstance(command, str) or not isinstance(timeout_s, int | float) or not 0 < timeout_s <= self._max_timeout_s:
+            return {"error": f"an action of this sandbox is an object with a command, and a timeout_s of at most {self._max_timeout_s:g}"}
         request = {
-            "command": command, "directory": str(self.path), "env": self._environment(key),
-            "timeout_s": float(action.get("timeout_s") or TIMEOUT_S), "max_bytes": MAX_OUTPUT_BYTES,
+            "command": command, "directory": str(self.path), "env": self._environment(key), "timeout_s": timeout_s,
+            "max_bytes": MAX_OUTPUT_BYTES,
         }  # fmt: skip
         assert self._writer is not None
         with contextlib.suppress(OSError):  # it cannot be heard either
@@ -107,7 +118,7 @@ class LocalSandbox:
             self._writer.close()
         if self._process is not None:
             await self._process.aclose()
-        await asyncio.to_thread(shutil.rmtree, self._live, ignore_errors=True)
+        await asyncio.to_thread(remove_tree, self._live)
         await asyncio.to_thread(_remove_if_empty, self._directory)
 
     def _environment(self, key: str) -> dict[str, str]:
@@ -117,7 +128,7 @@ class LocalSandbox:
     def _make(self, saved: Path | None) -> None:
         """The directory; what sandboxes of dead attempts have left is removed first."""
         for old in self._directory.glob("live-*"):
-            shutil.rmtree(old, ignore_errors=True)
+            remove_tree(old)
         self._live.mkdir(parents=True)
         if saved is not None:
             return _copy(saved, self.path)
@@ -142,11 +153,11 @@ class LocalSandbox:
 def _copy(source: Path, target: Path) -> None:
     """Whole or not at all."""
     temporary = target.with_name(target.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    remove_tree(temporary)
     try:
         subprocess.run(["cp", "-a", "--reflink=auto", str(source), str(temporary)], check=True, capture_output=True)
     except subprocess.CalledProcessError as e:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_tree(temporary)
         raise OSError(f"{source} could not be copied: {e.stderr.decode(errors='replace').strip()[:500]}") from None
     os.replace(temporary, target)
 

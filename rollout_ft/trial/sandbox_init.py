@@ -23,16 +23,26 @@ def main() -> None:
     channel.set_inheritable(False)
     channel.sendall(b"{}\n")  # it is up
     for line in channel.makefile("r"):
-        channel.sendall(json.dumps(run(**json.loads(line))).encode() + b"\n")
+        try:
+            said = run(**json.loads(line))
+        except (OSError, ValueError, OverflowError) as e:  # of what a command says nothing ends the sandbox
+            said = {"error": f"the command cannot be run: {e}"}
+        channel.sendall(json.dumps(said).encode() + b"\n")
 
 
 def run(command: str, directory: str, env: dict[str, str], timeout_s: float, max_bytes: int) -> dict[str, Any]:
     """Runs a shell command; ends when its shell does, whatever it left in the background."""
+    os.makedirs(directory, exist_ok=True)  # a command may have removed it
     read, write = os.pipe()
-    process = subprocess.Popen(
-        ["bash", "-c", command], cwd=directory, env=env, stdin=subprocess.DEVNULL, stdout=write, stderr=write, start_new_session=True
-    )
-    os.close(write)
+    try:
+        process = subprocess.Popen(
+            ["bash", "-c", command], cwd=directory, env=env, stdin=subprocess.DEVNULL, stdout=write, stderr=write, start_new_session=True
+        )
+    except BaseException:
+        os.close(read)
+        raise
+    finally:
+        os.close(write)
     until, output, total, timed_out, open_ends = time.monotonic() + timeout_s, bytearray(), 0, False, [read]
     ended = os.pidfd_open(process.pid)
     while True:

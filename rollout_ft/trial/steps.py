@@ -18,6 +18,9 @@ import orjson
 from rollout_ft.trial.environment import Ability
 from rollout_ft.types import JSON
 
+MAX_BYTES, MAX_DEPTH = 2**23, 32
+"""Of an action, and of its result: what the gateway takes of both together, and less deep than that."""
+
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
@@ -47,6 +50,25 @@ def canonical(said: Any) -> bytes:
         return orjson.dumps(said, option=orjson.OPT_SORT_KEYS)
     except TypeError as e:
         raise ValueError(f"an action and its result have to be JSON: {e}") from None
+
+
+def fitting(said: Any) -> bytes:
+    """The same, of what the checkpoint takes. Raises ValueError for what is larger or deeper."""
+    data = canonical(said)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"an action and its result have at most {MAX_BYTES} bytes each, and this has {len(data)}")
+    level: list[Any] = [said]
+    for _ in range(MAX_DEPTH):
+        level = [inner for each in level for inner in _inside(each)]
+        if not level:
+            return data
+    raise ValueError(f"an action and its result have at most {MAX_DEPTH} levels")
+
+
+def _inside(value: Any) -> list[Any]:
+    """The containers in a container."""
+    inner: list[Any] = list(value.values()) if isinstance(value, dict) else value  # pyright: ignore
+    return [each for each in inner if isinstance(each, (dict, list)) and each]
 
 
 def recorded_of(body: JSON) -> Recorded:

@@ -61,16 +61,20 @@ class ToolServer:
 
     async def _begin(self, request: web.Request) -> web.Response:
         tools, body = await self._asked(request)
-        tools.begin_at(int(body["steps"]))
+        steps = body.get("steps")
+        if not isinstance(steps, int) or steps < 0:
+            return _reply({"error": "steps is how many steps lie behind the agent"}, 400)
+        tools.begin_at(steps)
         return _reply({})
 
     async def _asked(self, request: web.Request) -> tuple[Tools, JSON]:
-        tools = self._tools.get(request.headers.get("authorization", "").removeprefix("Bearer "))
+        key, data = request.headers.get("authorization", "").removeprefix("Bearer "), await request.read()
+        tools = self._tools.get(key)
         if tools is None:
             raise web.HTTPUnauthorized(text='{"error": "the key opens no environment: its attempt is over, or it was never one"}')
         try:
-            return tools, dict(orjson.loads(await request.read()))
-        except ValueError:
+            return tools, dict(orjson.loads(data))
+        except (ValueError, TypeError):
             raise web.HTTPBadRequest(text='{"error": "the body is no JSON object"}') from None
 
     async def aclose(self) -> None:

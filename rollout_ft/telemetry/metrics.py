@@ -1,0 +1,111 @@
+"""What is counted of a run, and the counting.
+
+Owns every metric's name, labels and sentence, and a process's counts. Pure. Counting is an addition in a dict: turns pass
+here, and a record in Ray costs as much as all that is counted of one. No id is ever a label. A count never goes down, so
+that whoever adds counts up may be told the same twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import product
+
+from rollout_ft.engine.gate import Closed
+from rollout_ft.fleet.health import State
+from rollout_ft.session.entries import KINDS
+from rollout_ft.types import Outcome, Served, SessionSpec
+
+Series = tuple[str, ...]
+"""A metric's name and the values of its labels, in their order."""
+MODES, POOL, OTHER = ("train", "eval"), "default", "other"
+MAX_POOLS = 32
+"""A pool is whatever a caller says: those beyond so many are counted as one."""
+LOSSES = ("process", "actor", "silent", "stalled", "requests", "probes", "connection", "start", OTHER)
+ADMISSION, NO_ENGINE = "admission", "no_engine"
+RECOVERY_BOUNDS_S = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0, 300.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """`labels`: each with the values that are known before anything happened, which begin at zero."""
+
+    name: str
+    sentence: str
+    labels: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+
+    def seeds(self) -> list[Series]:
+        return [(self.name, *values) for values in product(*self.labels.values())]
+
+
+def _metrics(*declared: tuple[str, str, dict[str, Iterable[str]]]) -> dict[str, Metric]:
+    return {name: Metric(name, text, {k: tuple(map(str, v)) for k, v in labels.items()}) for name, text, labels in declared}
+
+
+_WHOSE: dict[str, Iterable[str]] = {"mode": MODES, "pool": (POOL,)}
+COUNTERS = _metrics(
+    ("requests", "Requests to the gateways, by the class of their status; `gone`: the client left.", {
+        "status": ("2xx", "4xx", "5xx", "gone")}),
+    ("turns_served", "Replies to requests for a turn, by how they were had.", {"outcome": Served, **_WHOSE}),
+    ("turns_committed", "Turns that the store took.", _WHOSE),
+    ("turns_acknowledged", "Turns of which the store was told that a client has the reply.", _WHOSE),
+    ("generations", "Calls to engines, by how they ended.", {
+        "outcome": ("finished", "aborted", "refused", "lost", "cancelled", "mixed")}),
+    ("tokens_generated", "Tokens sampled for committed turns, and for what a restart from nothing gave up.", _WHOSE),
+    ("tokens_reused", "Tokens that a turn went on from, sampled by an engine that was lost.", _WHOSE),
+    ("tokens_wasted", "Sampled tokens of ended trials that are in no trajectory: known when a trial ends.", _WHOSE),
+    ("commits", "Entries that the store took, by kind.", {"kind": KINDS}),
+    ("commits_refused", "Commits that ended the ownership of their session, by why.", {
+        "reason": ("stale_attempt", "stale_owner", "stale_view", "unavailable", "refused")}),
+    ("engines_lost", "Starts of engines that were lost, by what was seen.", {"reason": LOSSES}),
+    ("trials_finished", "Trials that ended.", {"outcome": Outcome}),
+    ("attempts_restarted", "Attempts after the first, by where they began.", {"start": ("checkpoint", "scratch")}),
+    ("sessions_moved", "Sessions that went to another owner.", {}),
+)  # fmt: skip
+GAUGES = _metrics(
+    ("engines", "Engines by state.", {"state": State}),
+    ("sessions_active", "Sessions of trials that have not ended.", {}),
+    ("turns_parked", "Calls that wait to be sent, by cause; `no_engine`: at a gateway.", {"cause": (*Closed, ADMISSION, NO_ENGINE)}),
+    ("staleness", "Updates of the weights that the serving engine furthest behind has missed.", {}),
+)  # fmt: skip
+RECOVERY_SECONDS = Metric(
+    "recovery_seconds", "From a session's takeover by another engine, which is when somebody asked for it, to its next new token."
+)
+(
+    REQUESTS, TURNS_SERVED, TURNS_COMMITTED, TURNS_ACKNOWLEDGED, GENERATIONS, TOKENS_GENERATED, TOKENS_REUSED, TOKENS_WASTED, COMMITS,
+    COMMITS_REFUSED, ENGINES_LOST, TRIALS_FINISHED, ATTEMPTS_RESTARTED, SESSIONS_MOVED,
+) = COUNTERS  # fmt: skip
+ENGINES, SESSIONS_ACTIVE, TURNS_PARKED, STALENESS = GAUGES
+
+
+class Counts:
+    def __init__(self) -> None:
+        self.values: dict[Series, int] = {}
+        self._pools: set[str] = set()
+
+    def add(self, name: str, *labels: str, by: int = 1) -> None:
+        series = (name, *labels)
+        if series in self.values:
+            self.values[series] += by
+        elif by:
+            self._add_first(series, by)
+
+    def _add_first(self, series: Series, by: int) -> None:
+        if "pool" in COUNTERS[series[0]].labels:  # the last one, wherever there is one
+            if len(self._pools) >= MAX_POOLS and series[-1] not in self._pools:
+                series = (*series[:-1], OTHER)
+            self._pools.add(series[-1])
+        self.values[series] = self.values.get(series, 0) + by
+
+
+def whose(spec: SessionSpec) -> tuple[str, str]:
+    """`mode` and `pool`."""
+    return spec.mode, spec.pool or POOL
+
+
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """What an actor has counted since it began, and what is so just now."""
+
+    counts: dict[Series, int] = field(default_factory=dict[Series, int])
+    gauges: dict[Series, int] = field(default_factory=dict[Series, int])
