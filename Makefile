@@ -74,8 +74,9 @@ test-clients: $(VENV)/.installed $(CLIENTS:%=$(VENVS)/%/.installed)
 test-integrations: $(VENV)/.installed $(INTEGRATIONS:%=$(VENVS)/%/.installed)
 	$(BIN)/python -m pytest tests/integrations $(ARGS)
 
-# Harbor needs Python 3.12.
-$(VENVS)/harbor/.installed: PYTHON := $(shell command -v python3.12 || command -v python3)
+# Harbor needs Python 3.12, also where another is meant for the rest.
+PYTHON312 ?= $(shell for p in python3.12 python3.13 $(HOME)/.pyenv/versions/3.12*/bin/python; do $$p -c '' 2>/dev/null && echo $$p && break; done)
+$(VENVS)/harbor/.installed: PYTHON = $(or $(PYTHON312),$(error Harbor needs Python 3.12: make PYTHON312=/path/to/python3.12))
 
 $(VENVS)/%/.installed: tests/clients/requirements/%.txt
 	$(frozen_environment)

@@ -22,7 +22,7 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any, Protocol, cast
 
-import msgspec
+import orjson
 
 from rollout_ft.errors import ConfigError
 from rollout_ft.trial.client import Session
@@ -88,11 +88,9 @@ class ProcessAgent:
         try:
             said = await _line(receive.fileno())
             if said:
-                return msgspec.json.decode(said, type=AttemptEnd)
+                return _told(said)
             await asyncio.to_thread(process.join)
             return await died(process.exitcode)
-        except msgspec.DecodeError as e:
-            return AttemptEnd(End.RAISED, cause=f"what the agent's process said of its end is nothing that one says: {e}")
         finally:
             self._running.pop(session.trial_id, None)
             process.kill()
@@ -192,7 +190,7 @@ def _main(send: Connection, entrypoint: str, task: JSON, env: dict[str, str]) ->
             traceback.print_exc(file=sys.stderr)
         end = raised(e)
     with open(send.fileno(), "wb", closefd=False) as told:
-        told.write(msgspec.json.encode(end) + b"\n")
+        told.write(orjson.dumps(end) + b"\n")
     send.close()
 
 
@@ -206,6 +204,15 @@ def _end_with_reader(fd: int) -> None:
 
 async def _awaited(value: Awaitable[Any]) -> Any:
     return await value
+
+
+def _told(line: bytes) -> AttemptEnd:
+    """The end that an agent's process tells of, if it is one."""
+    try:
+        told: JSON = orjson.loads(line)
+        return AttemptEnd(End(told["end"]), reward_of(told), str(told["cause"]), Blame(told["blame"]))
+    except (ValueError, TypeError, KeyError) as e:
+        return AttemptEnd(End.RAISED, cause=f"what the agent's process said of its end is nothing that one says: {e!r}"[:500])
 
 
 async def _line(fd: int) -> bytes:
