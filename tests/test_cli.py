@@ -130,9 +130,15 @@ def test_a_run_that_is_stopped_keeps_what_it_finished_and_leaves_nothing_running
     while not (output / "trials.jsonl").exists() or not (output / "trials.jsonl").read_text():
         assert process.poll() is None
         os.sched_yield()
+    looking = command("status", str(output), "--json")
+    seen = json.loads(looking.communicate(timeout=60)[0])
+    assert seen["run"] == "local"
+    assert seen["serves"]
+    assert seen["trials"]["released"] >= 1
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 1
+    assert "rollout-ft trial list" in refused("status", str(output))
     trials = trial_files(output)
     assert 0 < len(trials) < 48
     assert json.loads((output / "summary.json").read_text())["trials"] == len(trials)

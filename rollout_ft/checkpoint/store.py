@@ -380,6 +380,7 @@ def create_store_actor(
     `max_restarts=0` is not an option: a restarted store would be empty, open, and accept anything.
     """
     import ray
+
     from rollout_ft.fleet.node import node_id, node_ip, settle
 
     api = cast("Any", ray)

@@ -98,7 +98,7 @@ def reopen(path: Path, config: Config) -> Directory:
     warnings = [f"{key} is not what the run was started with: both have to sample alike" for key in changed if _within(key, DOUBTFUL)]
     if changed:
         _write(path / "config.json", _dump(config))
-    return Directory(path, config, tasks, _secret(path), resumed=True, warnings=tuple(warnings))
+    return Directory(path, config, tasks, secret_of(path), resumed=True, warnings=tuple(warnings))
 
 
 def differences(one: Config, other: Config) -> list[str]:
@@ -112,7 +112,8 @@ def _within(key: str, prefixes: tuple[str, ...]) -> bool:
     return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
 
 
-def _secret(path: Path) -> str:
+def secret_of(path: Path) -> str:
+    """What the keys of the run in `path` are derived from. Raises ConfigError."""
     file = path / "secret"
     try:
         if file.stat().st_mode & 0o077:

@@ -211,6 +211,32 @@ def report(
         Console().print(table)
 
 
+@app.command()
+def status(
+    directory: Annotated[Path | None, typer.Argument(help="what `run` writes to: says where its gateway is, and has the key")] = None,
+    gateway_url: Annotated[str, typer.Option(help="what `serve` printed (else ROLLOUT_FT_GATEWAY_URL)")] = "",
+    operator_key_file: Annotated[Path | None, typer.Option(help="has the operator's key (else ROLLOUT_FT_OPERATOR_KEY)")] = None,
+    watch: Annotated[float, typer.Option(min=0, help="look again every so many seconds, until it is stopped; 0: once")] = 0,
+    json: AsJson = False,
+) -> None:
+    """What a run that goes on does just now: engines, trials, the store, and what waits for what."""
+    from rollout_ft.cli import status as command
+
+    where = command.where(directory, gateway_url, operator_key_file)
+    _run(command.follow(where, watch, json, Console()))
+
+
+@app.command()
+def explain(
+    code: Annotated[str, typer.Argument(help="an error's code, an outcome, an engine's state, or the reason why it was lost")] = "",
+    json: AsJson = False,
+) -> None:
+    """What a code means, what usually causes it, and what to do; without one, all of them."""
+    from rollout_ft.cli.explain import said_of
+
+    print(said_of(code, json))
+
+
 @config_app.command("show")
 def config_show(config: ConfigFile = None, overrides: Overrides = None) -> None:
     """The whole config, with what the file and the overrides set."""

@@ -97,6 +97,7 @@ async def _play_out(directory: Directory, output: Output) -> None:
             output.event({"time": wall(), "event": "run.resumed", "source": "run", "trials": output.owed})
         last_view = output.last_view() if resumed else 0
         async with runtime.start(config, secret=directory.secret, resume=resumed, last_view=last_view) as started:
+            output.event({"time": wall(), "event": "run.started", "source": "run", "gateway_url": started.gateway_url})
             started.on_event = output.event
             warn(started)
             sandboxes = directory.path / "sandboxes"

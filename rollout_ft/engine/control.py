@@ -43,7 +43,7 @@ class HTTPControl:
             async with self._http.post(self._url + path, data=orjson.dumps(body), headers=headers) as response:
                 content = await response.read()
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError) as e:
-            raise EngineLost(self._engine_id, f"{path}: {type(e).__name__}") from e
+            raise EngineLost(self._engine_id, f"connection: {path}: {type(e).__name__}") from e
         if response.status != 200:
             raise EngineRefused(response.status, f"{path}: {_said(content)}")
         return _parsed(content)

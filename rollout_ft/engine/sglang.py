@@ -108,7 +108,7 @@ class SGLang:
             async with self._http.get(f"{self.url}/server_info", timeout=_CONTROL_TIMEOUT_S) as response:
                 await response.read()
         except (*_LOST, TimeoutError) as e:
-            raise EngineLost(self.engine_id, f"/server_info: {type(e).__name__}") from e
+            raise EngineLost(self.engine_id, f"connection: /server_info: {type(e).__name__}") from e
         if response.status != 200:
             raise EngineRefused(response.status, "/server_info")
 
@@ -127,7 +127,7 @@ class SGLang:
             async with self._http.get(f"{self.url}/model_info", timeout=_CONTROL_TIMEOUT_S) as response:
                 data: Any = orjson.loads(await response.read())
         except (*_LOST, TimeoutError, orjson.JSONDecodeError) as e:
-            raise EngineLost(self.engine_id, f"/model_info: {type(e).__name__}") from e
+            raise EngineLost(self.engine_id, f"connection: /model_info: {type(e).__name__}") from e
         return EngineInfo(str(data.get("weight_version", "")), str(data.get("model_path", "")))
 
     async def ranks(self) -> int:
@@ -157,7 +157,7 @@ class SGLang:
         except TimeoutError:
             raise EngineRefused(504, f"{path} took longer than {_CONTROL_TIMEOUT_S.total:g} s") from None
         except _LOST as e:
-            raise EngineLost(self.engine_id, f"{path}: {type(e).__name__}") from e
+            raise EngineLost(self.engine_id, f"connection: {path}: {type(e).__name__}") from e
         if response.status != 200:
             raise EngineRefused(response.status, data[:500].decode(errors="replace"))
         return _parsed(data)

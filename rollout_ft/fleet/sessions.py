@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import orjson
@@ -56,8 +57,23 @@ class Sessions:
                 if epoch > epochs.get(sid, 0):
                     epochs[sid], self._places[sid] = epoch, Place(engine_id, incarnation)
 
-    def known(self) -> list[str]:
-        return list(self._places)
+    def held(self) -> Counter[str]:
+        """How many sessions each engine has; those of an engine that is lost are there until somebody asks for them."""
+        return Counter(at.engine_id for at in self._places.values())
+
+    def listed(self, heads: Mapping[str, Head]) -> list[JSON]:
+        """Of each trial `{trial_id, attempt, entries, state}`: `idle` is one that no engine has, and that is not known to have ended."""
+        return [
+            {"trial_id": trial_id, "attempt": head.attempt, "entries": head.length, "state": self._state(trial_id, head)}
+            for trial_id, head in sorted(heads.items())
+        ]
+
+    def _state(self, trial_id: str, head: Head) -> str:
+        if head.released or head.damaged:
+            return "released" if head.released else "damaged"
+        if session_id(trial_id, head.attempt) in self._places:
+            return "held"
+        return "ended" if trial_id in self._ended else "idle"
 
     async def locate(self, sid: str, failed: tuple[str, int] | None = None) -> JSON:
         """`{state: owned, url, engine_id, incarnation}`, `{state: closed, message}` or `{state: unavailable, message}`."""

@@ -184,7 +184,7 @@ class Supervisor:
         behind = [engines.commands.weights.behind(e.weight_version) for e in engines.by_id.values() if e.health.serves]
         self._totals.fleet = {
             **{(ENGINES, state): n for state, n in Counter(e.health.state.value for e in engines.by_id.values()).items()},
-            (SESSIONS_ACTIVE,): len(self._sessions.known()), (STALENESS,): max(behind, default=0),
+            (SESSIONS_ACTIVE,): self._sessions.held().total(), (STALENESS,): max(behind, default=0),
         }  # fmt: skip
         self._publisher.publish(self._totals)
 
@@ -284,10 +284,9 @@ class Supervisor:
         return await self._sessions.read(trial_id)
 
     async def trials(self) -> list[JSON]:
-        """Every trial that the store knows, as `{trial_id, attempt, entries}`."""
+        """Every trial that the store knows, as `{trial_id, attempt, entries, state}`."""
         await self.start()
-        heads = await self._stores.port().heads()
-        return [{"trial_id": t, "attempt": h.attempt, "entries": h.length} for t, h in sorted(heads.items())]
+        return self._sessions.listed(await self._stores.port().heads())
 
     async def command(self, command: Command) -> JSON:
         """What a trainer asks of all engines."""
@@ -329,15 +328,15 @@ class Supervisor:
 
     async def fleet(self) -> JSON:
         await self.start()
-        engines = [e.describe() for e in self._engines.by_id.values()]
-        view = self._stores.view
+        held, view = self._sessions.held(), self._stores.view
+        engines = [e.describe() | {"sessions": held[e.engine_id]} for e in self._engines.by_id.values()]
         return {
             "run": self._setup.config.run, "serves": any(e.health.serves for e in self._engines.by_id.values()),
-            "engines": engines, "view": {"number": view.number, "members": list(view.members)},
+            "engines": engines, "view": {"number": view.number, "members": list(view.members), "min_replicas": view.min_replicas},
             "weights": self._engines.commands.weights.describe(wall()),
             "warnings": [*([self._stores.warning] if self._stores.warning else []), *self._engines.commands.warnings()],
             "nodes": {self._crew.name("supervisor", 1): node_id(), **{m.name: self._crew.node_of(m) for m in self._crew_members()}},
-            "gateways": [m.name for m in self._gateways.members()], "sessions": len(self._sessions.known()),
+            "gateways": [m.name for m in self._gateways.members()], "sessions": held.total(),
             "metrics": self._totals.flat(),
         }  # fmt: skip
 

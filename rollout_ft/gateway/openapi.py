@@ -69,7 +69,7 @@ def _paths() -> JSON:
         "/ready": {"get": _operation("It can serve.", _OBJECT, security=[], own={"503": _json("Nothing can serve.", _OBJECT)})},
         "/openapi.json": {"get": _operation("This document.", _OBJECT, security=[])},
         "/sessions": {"post": _control("Opens a session.", "Opened", "OpenBody", parameters=[_IDEMPOTENCY])},
-        "/trials": {"get": _control("All trials.", {"type": "array", "items": _ref("Trial")})},
+        "/trials": {"get": _control("All trials.", {"type": "array", "items": _ref("Listed")})},
         "/trials/{trial_id}": {"get": _control("One trial.", "Trial", parameters=[_TRIAL])},
         "/trials/{trial_id}/restart": {"post": _control("The next attempt.", "Opened", "RestartBody", parameters=[_TRIAL])},
         "/trials/{trial_id}/outcome": {"post": _control("How the trial ended.", "Trial", "OutcomeBody", parameters=[_TRIAL])},
@@ -172,6 +172,9 @@ def _schemas() -> JSON:
         **{model.__name__: _model(model) for model in BODIES.values()},
         "Ordered": _has(ok={"const": True}, engines=_OBJECT, weights=_OBJECT),
         "Trial": _has(trial_id=_TEXT, session_id=_TEXT, attempt=integer, state={"enum": ["running", "ended", "released"]}, turns=integer),
+        "Listed": _has(
+            trial_id=_TEXT, attempt=integer, entries=integer, state={"enum": ["held", "idle", "ended", "released", "damaged"]}
+        ),
         "Records": _has(session_id=_TEXT, records={"type": "array", "items": _OBJECT}, metadata=_OBJECT),
         "Checkpoint": _has(
             messages={"type": "array", "items": _OBJECT}, steps={"type": "array", "items": _ref("Stepped")}, steps_before=integer

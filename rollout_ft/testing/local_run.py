@@ -97,6 +97,9 @@ class LocalStores(Stores):
     async def lookup(self, trial_id: str) -> Head | None:
         return await next(iter(self._all.values())).lookup(trial_id)
 
+    async def heads(self) -> dict[str, Head]:
+        return await next(iter(self._all.values())).heads()
+
     async def check(self) -> View:
         return self.view
 
@@ -111,8 +114,9 @@ class LocalStores(Stores):
 class LocalSupervisor:
     """What the gateway asks."""
 
-    def __init__(self, config: FleetConfig, engines: Engines, sessions: Sessions):
-        self.config, self.engines, self.sessions = config, engines, sessions
+    def __init__(self, config: FleetConfig, engines: Engines, stores: LocalStores, events: Events):
+        self.config, self.engines, self.stores = config, engines, stores
+        self.sessions = Sessions(engines, stores, events)
 
     async def locate(self, sid: str, failed: tuple[str, int] | None) -> JSON:
         return await self.sessions.locate(sid, failed)
@@ -136,12 +140,17 @@ class LocalSupervisor:
         return await self.sessions.read(trial_id)
 
     async def trials(self) -> list[JSON]:
-        return []
+        return self.sessions.listed(await self.stores.heads())
 
     async def fleet(self) -> JSON:
-        engines = [e.describe() for e in self.engines.by_id.values()]
-        weights = self.engines.commands.weights.describe(wall())
-        return {"serves": any(e.health.serves for e in self.engines.by_id.values()), "engines": engines, "weights": weights}
+        held, view = self.sessions.held(), self.stores.view
+        engines = [e.describe() | {"sessions": held[e.engine_id]} for e in self.engines.by_id.values()]
+        return {
+            "run": "local", "serves": any(e.health.serves for e in self.engines.by_id.values()), "engines": engines,
+            "view": {"number": view.number, "members": list(view.members), "min_replicas": view.min_replicas},
+            "weights": self.engines.commands.weights.describe(wall()), "warnings": self.engines.commands.warnings(),
+            "nodes": {}, "gateways": [], "sessions": held.total(),
+        }  # fmt: skip
 
     async def command(self, command: Command) -> JSON:
         return await self.engines.commands.carry_out(command)
@@ -212,7 +221,7 @@ async def local_run(config: Config, gateways: int = 1) -> AsyncGenerator[LocalRu
         means = Means(config, load_renderer(config), events, token, Path(directory), mirror, lost, counts)
         crew = LocalCrew(Setup(config, "local", "", loopback=True), means)
         engines = Engines(crew, Pulse(config.fleet.ping_s), events, lambda: view)
-        supervisor = LocalSupervisor(config.fleet, engines, Sessions(engines, LocalStores(stores, view), events))
+        supervisor = LocalSupervisor(config.fleet, engines, LocalStores(stores, view), events)
         sock = socket.create_server(("127.0.0.1", config.gateway.port), backlog=4096, reuse_port=True)
         port = sock.getsockname()[1]
         url = f"http://127.0.0.1:{port}"

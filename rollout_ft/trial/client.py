@@ -73,8 +73,8 @@ class Session:
 
 
 class Client:
-    def __init__(self, gateway_url: str, operator_key: str, *, verify: bool = True):
-        self._url, self._key = gateway_url, operator_key
+    def __init__(self, gateway_url: str, operator_key: str, *, verify: bool = True, patience_s: float = PATIENCE_S):
+        self._url, self._key, self._patience_s = gateway_url, operator_key, patience_s
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=15, ssl=verify)
         self._http = aiohttp.ClientSession(connector=connector)
 
@@ -117,7 +117,7 @@ class Client:
         if idempotency_key:
             headers["idempotency-key"] = idempotency_key
         data = orjson.dumps(body) if body is not None else None
-        until, pause_s = monotonic() + PATIENCE_S, 0.1
+        until, pause_s = monotonic() + self._patience_s, 0.1
         timeout = aiohttp.ClientTimeout(total=answer_s)
         while True:
             try:
@@ -129,7 +129,7 @@ class Client:
                         raise _error(response.status, content)
             except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError) as e:
                 if monotonic() > until:
-                    raise BadRequest(f"the gateway at {self._url} does not answer: {e}", 503, "unreachable") from e
+                    raise BadRequest(f"the gateway at {self._url} does not answer: {str(e) or type(e).__name__}", 503, "unreachable") from e
             await asyncio.sleep(pause_s)
             pause_s = min(MAX_PAUSE_S, pause_s * 1.5)
 
