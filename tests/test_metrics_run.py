@@ -75,6 +75,7 @@ async def test_after_an_engines_death_counters_go_on_and_agree_with_the_trials_t
     await shows(stage, 1, "rollout_ft_engines_lost_total", reason="process")
     await shows(stage, before["rollout_ft/turns_committed"] + 2, "rollout_ft_turns_committed_total", **mine)
     await shows(stage, 1, "rollout_ft_recovery_seconds_count")
+    await shows(stage, 2, "rollout_ft_engines", state="healthy")
     now = await stage.run.metrics()
     gained = {key: value - before[key] for key, value in now.items()}
     assert (gained["rollout_ft/turns_served/continued"], gained["rollout_ft/sessions_moved"]) == (1, 1)

@@ -162,8 +162,11 @@ async def test_what_left_the_group_and_its_parent_goes_when_the_engine_crashes(f
 
 async def test_a_crash_that_was_there_first_is_not_called_our_doing(family: Family, tmp_path: Path):
     process = await start(family, "single", tmp_path)
-    os.kill((await family.arrive(1))[0], signal.SIGSEGV)
-    await family.gone()
+    [pid] = await family.arrive(1)
+    crashed = os.pidfd_open(pid)
+    os.kill(pid, signal.SIGSEGV)
+    await exited(crashed)  # its files are closed before that
+    os.close(crashed)
     process.kill()
     assert await ended(process) == Exit(-11)
 
