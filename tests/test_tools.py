@@ -427,3 +427,15 @@ async def test_what_the_checkpoint_does_not_take_is_refused_before_the_tool_runs
     with pytest.raises(ValueError, match="an action and its result have at most"):
         await tools_with(world, Environment).step(inner)
     assert not world.done
+
+
+async def test_an_agent_begins_behind_recorded_steps_alone_and_before_its_first():
+    world = World(Ability.EXPORT_RESTORE)
+    await play(world)
+    tools = tools_of(world)
+    tools.begin_at(10**12)
+    await tools.step({"do": "more"})
+    assert world.recorded[-1].number == STEPS + 1
+    with pytest.raises(ValueError, match="before its first step"):
+        tools.begin_at(1)
+    await tools.close()

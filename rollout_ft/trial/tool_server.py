@@ -64,7 +64,10 @@ class ToolServer:
         steps = body.get("steps")
         if not isinstance(steps, int) or steps < 0:
             return _reply({"error": "steps is how many steps lie behind the agent"}, 400)
-        tools.begin_at(steps)
+        try:
+            tools.begin_at(steps)
+        except ValueError as e:
+            return _reply({"error": str(e)}, 400)
         return _reply({})
 
     async def _asked(self, request: web.Request) -> tuple[Tools, JSON]:

@@ -94,8 +94,11 @@ class Tools:
         return monotonic() - self._changed
 
     def begin_at(self, number: int) -> None:
-        """The first `number` recorded steps lie behind the agent already: it starts from the checkpoint's messages."""
-        self._steps = Steps(self._trial_id, self.ability, self._recorded, number)
+        """The first `number` recorded steps lie behind the agent already: it starts from the checkpoint's messages. Raises
+        ValueError once it has taken a step: the environment is where that left it."""
+        if self._running or self.counts.taken or self.counts.served:
+            raise ValueError("an agent starts from the checkpoint's messages before its first step, or not at all")
+        self._steps = Steps(self._trial_id, self.ability, self._recorded, min(number, len(self._recorded)))
 
     async def step(self, action: JSON) -> JSON:
         """What the action does to the environment, or did. Raises ValueError for what is no action, EnvironmentLost when there is no
