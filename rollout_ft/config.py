@@ -502,6 +502,11 @@ class TrialConfig(Settings):
         return self
 
 
+class TelemetryConfig(Settings):
+    metrics: bool = True
+    """Turns are counted and timed, for Ray's Prometheus endpoint and `run.metrics()`; without, both are empty."""
+
+
 class Config(Settings):
     run: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
     """Name of the run: the first part of every actor's name."""
@@ -518,6 +523,7 @@ class Config(Settings):
     sampling: SamplingConfig = SamplingConfig()
     samples: SamplesConfig = SamplesConfig()
     trial: TrialConfig = TrialConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:

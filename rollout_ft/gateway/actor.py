@@ -20,7 +20,7 @@ from rollout_ft.gateway.keys import Keys
 from rollout_ft.gateway.owners import Owners
 from rollout_ft.line import token_of
 from rollout_ft.rayapi import ray
-from rollout_ft.telemetry.metrics import Readings
+from rollout_ft.telemetry.metrics import Readings, counting
 from rollout_ft.testing.faults import fault_points
 from rollout_ft.types import JSON
 
@@ -62,7 +62,8 @@ class GatewayActor:
         supervisor = RemoteSupervisor(setup.config.run, setup.namespace)
         owners = self._owners = Owners(supervisor, token_of(keys.internal), config.ping_s)
         faults = fault_points(setup)
-        gateway = Gateway(config, keys, supervisor, owners, base_url(setup, self._port), faults, setup.config.model)
+        counts = counting(setup.config.telemetry.metrics)
+        gateway = Gateway(config, keys, supervisor, owners, base_url(setup, self._port), faults, setup.config.model, counts)
         self._readings = gateway.readings
         server = Server(gateway.handle, bind(config.host, self._port), config)
         await server.ready()
