@@ -74,8 +74,9 @@ async def watched(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Wa
     boards, directory, began = tmp_path_factory.mktemp("boards"), tmp_path_factory.mktemp("prometheus"), time.time()
     shutil.copy(BOARD, boards)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_metrics_report_interval_ms", "1000")
+        patch.setenv("RAY_metrics_report_interval_ms", "3000")  # gauges are forgotten after twice as long
         patch.setenv("RAY_METRICS_GRAFANA_DASHBOARD_OUTPUT_DIR", str(boards))
+        patch.setattr(ray._private.ray_constants, "RAY_DASHBOARD_STARTUP_TIMEOUT_S", 240)
         async with staged("ray.dashboard=true") as stage:
             session = Path(ray._private.worker._global_node.get_session_dir_path())
             discovery = session / "prom_metrics_service_discovery.json"
