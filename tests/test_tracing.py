@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.sdk.trace.export import SpanExportResult
+from opentelemetry.trace import SpanKind
 from spans import Kept, Spans, until
 from stack import KEYS, Stack, stack
 from test_gateway import Owner, lost
@@ -24,6 +25,7 @@ from rollout_ft.config import Config
 from rollout_ft.gateway.asgi import Exchange
 from rollout_ft.telemetry import conventions as c
 from rollout_ft.telemetry.contexts import MAX_TRACESTATE_CHARS, Ids, of, sent
+from rollout_ft.telemetry.making import Maker
 from rollout_ft.telemetry.otel import OTel
 from rollout_ft.telemetry.sending import Sending
 from rollout_ft.telemetry.tracing import EXTRA, OFF, Tracing, wanted
@@ -377,11 +379,11 @@ def test_a_collector_that_is_gone_is_one_warning_and_a_count(caplog: pytest.LogC
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "600000")
     answers = [SpanExportResult.FAILURE, SpanExportResult.FAILURE, SpanExportResult.SUCCESS]
     sending = Sending(Kept(answer=lambda: answers.pop(0)))
-    tracing = tracing_to(Kept())
-    tracing._provider.add_span_processor(sending)  # pyright: ignore[reportPrivateUsage]
+    maker = Maker({}, sending)
     with caplog.at_level(logging.WARNING, "rollout_ft"):
         for expected in (5, 10, 10):
-            ended_spans(tracing, 5)
+            for _ in range(5):
+                maker.end(maker.begin("a span", None, SpanKind.INTERNAL, {}))
             sending.force_flush()
             assert (sending.dropped, sending.failing) == (expected, bool(answers))
     said = [r.getMessage() for r in caplog.records if r.name == "rollout_ft"]

@@ -10,7 +10,6 @@ from collections.abc import Generator, Iterable
 from hashlib import blake2b, sha256
 
 from opentelemetry.context import Context, attach, detach
-from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import NonRecordingSpan, SpanContext, get_current_span, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -20,12 +19,11 @@ _PROPAGATOR, _TRACEPARENT, _TRACESTATE = TraceContextTextMapPropagator(), "trace
 _NAMES = {b"traceparent": _TRACEPARENT, b"tracestate": _TRACESTATE}
 
 
-class Ids(RandomIdGenerator):
+class Ids:
     """Of trials and attempts, made of their names and the run's secret: whoever holds that makes the same, and nobody else can."""
 
     def __init__(self, secret: str):
         self._key = sha256(secret.encode()).digest()
-        self._trace = self._span = 0
 
     def trace(self, trial_id: str) -> int:
         return self._made("trace", trial_id, 16)
@@ -36,18 +34,6 @@ class Ids(RandomIdGenerator):
 
     def _made(self, purpose: str, name: str, size: int) -> int:
         return int.from_bytes(blake2b(f"{purpose}:{name}".encode(), key=self._key, digest_size=size).digest(), "big") or 1
-
-    def give(self, span: int, trace: int = 0) -> None:
-        """To the span that is started next."""
-        self._span, self._trace = span, trace
-
-    def generate_trace_id(self) -> int:
-        given, self._trace = self._trace, 0
-        return given or super().generate_trace_id()
-
-    def generate_span_id(self) -> int:
-        given, self._span = self._span, 0
-        return given or super().generate_span_id()
 
 
 def sent(headers: Iterable[tuple[bytes, bytes]]) -> Context:
@@ -73,9 +59,9 @@ def below(parent: SpanContext) -> Context:
 
 
 def headers_of(context: SpanContext) -> dict[str, str]:
-    carrier: dict[str, str] = {}
-    _PROPAGATOR.inject(carrier, below(context))
-    return carrier
+    """What says that a request is made in this span."""
+    state = {_TRACESTATE: context.trace_state.to_header()} if context.trace_state else {}
+    return {_TRACEPARENT: f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}", **state}
 
 
 @contextlib.contextmanager
