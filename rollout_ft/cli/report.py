@@ -28,6 +28,7 @@ from rollout_ft.telemetry.lines import read_lines
 from rollout_ft.telemetry.plots import duration
 from rollout_ft.telemetry.report import Reported, report
 from rollout_ft.telemetry.timeline import merged, of_events, of_paths
+from rollout_ft.telemetry.words import printable
 from rollout_ft.trial.groups import GroupResult
 from rollout_ft.trial.runner import TrialResult
 from rollout_ft.types import JSON
@@ -107,7 +108,7 @@ def _replays(name: str, met: list[JSON]) -> Table:
         *DIVERGED, title=f"{name}: where replays first left their record", caption="texts may be made equal by session.normalizers"
     )
     for row in rows_diverged(met):
-        made.add_row(*(escape(cell) for cell in row))
+        made.add_row(*(escape(printable(cell)) for cell in row))
     return made
 
 
