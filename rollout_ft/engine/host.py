@@ -42,6 +42,7 @@ from rollout_ft.session.tree import Node
 from rollout_ft.telemetry.events import Events
 from rollout_ft.telemetry.losses import Loss
 from rollout_ft.telemetry.metrics import FIRST_TOKEN_SECONDS, TOKENS_GENERATED, TOKENS_WASTED, TURNS_SERVED, whose
+from rollout_ft.telemetry.tracing import Tracing
 from rollout_ft.types import JSON, Answered, Divergence, Ended, Opened, Partial, RoutedExperts, Served, SessionSpec, Step, split_session_id
 
 DELIVERED_S = 0.2
@@ -96,6 +97,8 @@ class SessionHost:
         if session.attempt != attempt or first is None:
             opened = Opened(spec, attempt, resume, int(wall()), 0 if resume else session.tokens + session.tokens_unfinished)
             await held.commit(f"open/{attempt}", opened)
+            if first is not None:
+                self.tracing.attempt_ended(session)
             if not resume:  # what is in no turn was counted nowhere
                 self._counts.add(TOKENS_GENERATED, *whose(spec), by=session.tokens_unfinished)
             # A turn that failed ends its attempt; the next may try as often again.
@@ -179,8 +182,10 @@ class SessionHost:
             await held.save_evidence()
             await held.commit("end", ended)
             held.session.ended = ended
-            wasted: int = metadata(held.session)["tokens_wasted"]
-            self._counts.add(TOKENS_WASTED, *whose(held.session.spec), by=wasted)
+            counted = metadata(held.session)
+            self._counts.add(TOKENS_WASTED, *whose(held.session.spec), by=counted["tokens_wasted"])
+            self.tracing.attempt_ended(held.session)
+            self.tracing.trial_ended(held.session, counted)
         held.let_go()
         return held.session
 
@@ -214,6 +219,10 @@ class SessionHost:
     def sessions(self) -> dict[str, int]:
         """Session id → owner epoch of everything held here."""
         return {sid: held.epoch for sid, held in self._held.items()}
+
+    @property
+    def tracing(self) -> Tracing:
+        return self._driver.tracing
 
     def still_s(self) -> float:
         """How long nothing has been generated here, on purpose."""

@@ -33,6 +33,7 @@ from rollout_ft.session.freshness import advice, code_of
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.session import Session
 from rollout_ft.telemetry.metrics import whose
+from rollout_ft.telemetry.tracing import TRACEPARENT, USAGE
 from rollout_ft.types import JSON, Raw, Served, Step, split_session_id
 
 OWNER, REQUEST, RESENT, DEPTH, STILL = b"x-rft-owner", b"x-request-id", b"x-rft-resent", b"x-rft-depth", b"x-rft-still"
@@ -121,7 +122,8 @@ class OwnerHTTP:
             del body  # it is parsed: several times its size is in hand already
             spoken = self._spoken_by(self._host.session(sid))
             read = spoken.reading.name  # of this body: others may be read while it waits
-            reply = await self._host.serve(sid, request.turn)
+            with self._host.tracing.under(headers):
+                reply = await self._host.serve(sid, request.turn)
         except NotRead:
             return await x.reply(503, b"", [(WHOLE, b"1")])
         except BadRequest as e:
@@ -149,7 +151,7 @@ class OwnerHTTP:
             if request is not None:
                 await self._host.failed(sid, request.turn)
             return await x.reply(500, error_body("the engine's actor failed; its log says where", "internal_error", 500), RETRY)
-        await self._send(x, reply, request, read, spoken.whose)
+        await self._send(x, reply, request, read, spoken.whose, traced=TRACEPARENT in headers)
 
     async def _count(self, x: Exchange, sid: str) -> None:
         """The tokens that a turn of this body would have before its output. Nothing is marked or begun."""
@@ -206,8 +208,8 @@ class OwnerHTTP:
             spoken = self._spoken[session] = _Spoken(sampling, Reading(self._config.gateway.max_json_depth), mine)
         return spoken
 
-    async def _send(self, x: Exchange, reply: Reply, request: Asked, read: str, mine: bytes) -> None:
-        turn = reply.node.turn
+    async def _send(self, x: Exchange, reply: Reply, request: Asked, read: str, mine: bytes, *, traced: bool) -> None:
+        turn, sampled = reply.node.turn, len(reply.node.turn.output_ids) // 4
         content = b"text/event-stream" if request.stream else b"application/json"
         headers = [
             (b"x-rollout-ft-outcome", reply.served.value.encode()),
@@ -217,6 +219,7 @@ class OwnerHTTP:
             (DEPTH, str(turn.depth).encode()),
             *([(WHOSE, mine)] if reply.served is not Served.REPLAYED else []),
             *([(READ, read.encode())] if read else []),
+            *([(USAGE, b"%d %d %d" % (reply.node.tokens - sampled, sampled, turn.tokens_reused))] if traced else []),
         ]
         await x.reply(200, request.reply(reply.node, self._renderer), headers, content)
 
