@@ -22,13 +22,14 @@ SHORT_CHARACTERS = 500
 
 
 def transcript(entries: Sequence[SessionEntry]) -> list[JSON]:
-    """`{attempt, resume, created, turns: [{turn, how, …}]}` of each attempt."""
+    """`{attempt, resume, created, reason, cause, turns: [{turn, how, …}]}` of each attempt."""
     attempts: list[JSON] = []
     numbers: dict[str, int] = {}
     for entry in entries:
         match entry:
             case Opened():
-                attempts.append({"attempt": entry.attempt, "resume": entry.resume, "created": entry.created, "turns": []})
+                why = asdict(entry.why)
+                attempts.append({"attempt": entry.attempt, "resume": entry.resume, "created": entry.created, **why, "turns": []})
                 if not entry.resume:
                     numbers = {}
             case Turn():

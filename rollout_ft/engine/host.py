@@ -31,7 +31,7 @@ from rollout_ft.faultpoints import FaultPoints
 from rollout_ft.fleet.weights import Weights
 from rollout_ft.samples.checkpoint import checkpoint_of
 from rollout_ft.samples.summary import summary
-from rollout_ft.samples.trajectory import Assembly, metadata, records_of, routed_of, trajectory_of
+from rollout_ft.samples.trajectory import Assembly, records_of, routed_of, trajectory_of
 from rollout_ft.session.entries import FAULT, SessionEntry, decode_entry
 from rollout_ft.session.flight import Flight
 from rollout_ft.session.freshness import verdict, versions_of
@@ -40,8 +40,22 @@ from rollout_ft.session.request import TurnRequest
 from rollout_ft.session.session import Attach, Begin, Diverged, Replay, Session
 from rollout_ft.session.tree import Node
 from rollout_ft.telemetry.events import Events
-from rollout_ft.telemetry.metrics import TOKENS_GENERATED, TOKENS_WASTED, TURNS_SERVED, whose
-from rollout_ft.types import JSON, Answered, Divergence, Ended, Opened, Partial, RoutedExperts, Served, SessionSpec, Step, split_session_id
+from rollout_ft.telemetry.metrics import TOKENS_GENERATED, TURNS_SERVED, whose
+from rollout_ft.types import (
+    JSON,
+    UNSAID,
+    Answered,
+    Divergence,
+    Ended,
+    Opened,
+    Partial,
+    RoutedExperts,
+    Served,
+    SessionSpec,
+    Step,
+    Why,
+    split_session_id,
+)  # fmt: skip
 
 DELIVERED_S = 0.2
 """How long after a turn its reply is on its way, in all likelihood."""
@@ -74,7 +88,7 @@ class SessionHost:
 
     # -- lifecycle of a session -----------------------------------------------------------------------------------
 
-    async def open(self, trial_id: str, attempt: int, epoch: int, spec: SessionSpec | None, resume: bool) -> Session:
+    async def open(self, trial_id: str, attempt: int, epoch: int, spec: SessionSpec | None, resume: bool, why: Why = UNSAID) -> Session:
         """Fences whoever had the trial, adopts its checkpoint, and records that this attempt began. Idempotent.
 
         Raises Fenced when a newer attempt or owner exists, SessionClosed when the trial is over or unknown.
@@ -92,7 +106,8 @@ class SessionHost:
         if session.ended is not None:
             raise SessionClosed(f"trial {trial_id} has ended ({session.ended.outcome})")
         if session.attempt != attempt or first is None:
-            opened = Opened(spec, attempt, resume, int(wall()), 0 if resume else session.tokens + session.tokens_unfinished)
+            dropped = (0, 0) if resume else (session.tokens + session.tokens_unfinished, session.tokens_reused)
+            opened = Opened(spec, attempt, resume, int(wall()), *dropped, why)
             await held.commit(f"open/{attempt}", opened)
             if not resume:  # what is in no turn was counted nowhere
                 self._counts.add(TOKENS_GENERATED, *whose(spec), by=session.tokens_unfinished)
@@ -177,8 +192,6 @@ class SessionHost:
             await held.save_evidence()
             await held.commit("end", ended)
             held.session.ended = ended
-            wasted: int = metadata(held.session)["tokens_wasted"]
-            self._counts.add(TOKENS_WASTED, *whose(held.session.spec), by=wasted)
         held.let_go()
         return held.session
 
