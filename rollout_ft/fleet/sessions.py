@@ -94,7 +94,10 @@ class Sessions:
             if head is not None and (head.length or head.damaged):
                 return await self._known_trial(spec, resume, head.attempt)
             opened = await self._start_attempt(spec.trial_id, 1, spec, UNSAID, resume=False, prefer="")
-            self._events.emit("trial.opened", trial=spec.trial_id, task=spec.task_id, group=spec.group_id, mode=spec.mode, pool=spec.pool)
+            self._events.emit(
+                "trial.opened", trial=spec.trial_id, task=spec.task_id, group=spec.group_id, mode=spec.mode, pool=spec.pool,
+                engine=self._places[opened["session_id"]].engine_id,
+            )  # fmt: skip
             return opened
 
     async def _known_trial(self, spec: SessionSpec, resume: bool, attempt: int) -> JSON:
@@ -135,7 +138,7 @@ class Sessions:
         opened = await self._start_attempt(trial_id, attempt + 1, None, why, resume, engine.engine_id if engine else "")
         self._events.emit(
             "trial.restarted", trial=trial_id, attempt=attempt + 1, checkpoint=resume, turns=opened["turns"],
-            reason=why.reason, cause=why.cause,
+            engine=self._places[opened["session_id"]].engine_id, reason=why.reason, cause=why.cause,
         )  # fmt: skip
         return opened
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, cast
 
 from rollout_ft.telemetry.feed import MAX_SOURCES
 from rollout_ft.telemetry.totals import loss_of
@@ -144,7 +144,7 @@ def account(events: Iterable[JSON]) -> Account:
 
 
 def _plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, Counter) else value  # pyright: ignore[reportUnknownArgumentType]
+    return dict(cast("Counter[str]", value)) if isinstance(value, Counter) else value  # `asdict` makes another count of it
 
 
 def _restored(told: JSON) -> Account:
