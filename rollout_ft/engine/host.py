@@ -31,7 +31,7 @@ from rollout_ft.faultpoints import FaultPoints
 from rollout_ft.fleet.weights import Weights
 from rollout_ft.samples.checkpoint import checkpoint_of
 from rollout_ft.samples.summary import summary
-from rollout_ft.samples.trajectory import Assembly, records_of, routed_of, trajectory_of
+from rollout_ft.samples.trajectory import Assembly, metadata, records_of, routed_of, trajectory_of
 from rollout_ft.session.entries import FAULT, SessionEntry, decode_entry
 from rollout_ft.session.flight import Flight
 from rollout_ft.session.freshness import verdict, versions_of
@@ -41,6 +41,7 @@ from rollout_ft.session.session import Attach, Begin, Diverged, Replay, Session
 from rollout_ft.session.tree import Node
 from rollout_ft.telemetry.events import Events
 from rollout_ft.telemetry.metrics import TOKENS_GENERATED, TURNS_SERVED, whose
+from rollout_ft.telemetry.tracing import Tracing
 from rollout_ft.types import (
     JSON,
     UNSAID,
@@ -109,6 +110,8 @@ class SessionHost:
             dropped = (0, 0) if resume else (session.tokens + session.tokens_unfinished, session.tokens_reused)
             opened = Opened(spec, attempt, resume, int(wall()), *dropped, why)
             await held.commit(f"open/{attempt}", opened)
+            if first is not None:
+                self.tracing.attempt_ended(session)
             if not resume:  # what is in no turn was counted nowhere
                 self._counts.add(TOKENS_GENERATED, *whose(spec), by=session.tokens_unfinished)
             # A turn that failed ends its attempt; the next may try as often again.
@@ -192,6 +195,8 @@ class SessionHost:
             await held.save_evidence()
             await held.commit("end", ended)
             held.session.ended = ended
+            self.tracing.attempt_ended(held.session)
+            self.tracing.trial_ended(held.session, metadata(held.session))
         held.let_go()
         return held.session
 
@@ -225,6 +230,10 @@ class SessionHost:
     def sessions(self) -> dict[str, int]:
         """Session id → owner epoch of everything held here."""
         return {sid: held.epoch for sid, held in self._held.items()}
+
+    @property
+    def tracing(self) -> Tracing:
+        return self._driver.tracing
 
     def still_s(self) -> float:
         """How long nothing has been generated here, on purpose."""

@@ -21,6 +21,7 @@ from rollout_ft.gateway.asgi import Exchange
 from rollout_ft.gateway.body import check_id, load_json
 from rollout_ft.gateway.dialects.sampling import check_sampling
 from rollout_ft.gateway.keys import Keys
+from rollout_ft.telemetry.tracing import OFF, Tracing
 from rollout_ft.types import JSON, MAX_CAUSE_CHARS, TRIAL_ID, Outcome, Recovery, SessionSpec, Why, split_session_id
 
 
@@ -109,8 +110,8 @@ class DrainBody(_Body):
 
 
 class ControlRoutes:
-    def __init__(self, supervisor: Control, keys: Keys, base: str, limits: GatewayConfig):
-        self._supervisor, self._keys, self._base, self._limits = supervisor, keys, base, limits
+    def __init__(self, supervisor: Control, keys: Keys, base: str, limits: GatewayConfig, tracing: Tracing = OFF):
+        self._supervisor, self._keys, self._base, self._limits, self._tracing = supervisor, keys, base, limits, tracing
 
     async def route(self, x: Exchange, parts: list[str], key: str) -> None:
         """Everything that needs the operator's key. Raises BadRequest."""
@@ -211,7 +212,9 @@ class ControlRoutes:
 
     def _session(self, opened: JSON) -> JSON:
         sid = opened["session_id"]
-        return {**opened, "base_url": f"{self._base}/sessions/{sid}/v1", "api_key": self._keys.session(sid)}
+        traceparent = self._tracing.traceparent(sid)
+        traced = {"traceparent": traceparent} if traceparent else {}
+        return {**opened, **traced, "base_url": f"{self._base}/sessions/{sid}/v1", "api_key": self._keys.session(sid)}
 
     async def parse(self, x: Exchange, model: type[B]) -> B:
         """The body; one that is not there is an empty object. Raises BadRequest naming the field."""
