@@ -290,13 +290,13 @@ class Store:
             self._lease = Lease(lease_s)
             self._living = asyncio.create_task(live(self._lease))
 
-    async def renew(self) -> tuple[list[dict[str, Any]], Readings]:
-        """The run lives; hands over the events since the last call, and what is kept here. What is committed is counted by those
+    async def renew(self, heard: int) -> tuple[list[dict[str, Any]], Readings]:
+        """The run lives; hands over the events after number `heard`, and what is kept here. What is committed is counted by those
         who commit."""
         if self._lease is not None:
             self._lease.renew()
         kept = {(CHECKPOINT_BYTES, "entries"): self._memory.used, (CHECKPOINT_BYTES, "routed_experts"): self._shelf.used}
-        return self._events.take(), Readings(gauges=kept)
+        return self._events.unheard(heard), Readings(gauges=kept)
 
     def close(self) -> None:
         """Give the journal to whoever opens it next."""

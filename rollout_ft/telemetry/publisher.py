@@ -38,8 +38,8 @@ class Publisher:
 
     def publish(self, totals: Totals) -> None:
         """Tells Ray what was counted since the last call, and every gauge."""
-        for series, count in totals.counts.values.items():
-            new = count - self._published.get(series, 0) if series[0] in COUNTERS else 0
+        for series, count in totals.counted().items():
+            new = count - self._published.get(series, 0)
             if new:
                 self._published[series] = count
                 self._counters[series[0]].inc(new, _tags(COUNTERS, series))
