@@ -17,17 +17,24 @@ from rollout_ft.cli.report import read, write
 from rollout_ft.clock import monotonic
 from rollout_ft.config import Config, TrialConfig
 from rollout_ft.testing.impatient import Impatient, Patience
+from rollout_ft.testing.local_engine import LocalEngine
 from rollout_ft.testing.local_run import LocalRun, local_run
 from rollout_ft.trial.board import Board
 from rollout_ft.trial.siblings import plays
+from rollout_ft.types import Partial
 
 TRIALS, TURNS, TOKENS = 6, 3, 60
+
+
+def flying(engine: LocalEngine) -> list[Partial]:
+    held: Any = engine.host
+    return [partial for each in held._held.values() for *_, partial in each.partials()]
 
 
 async def lose_an_engine(run: LocalRun) -> None:
     """In the middle of a generation."""
     ends, engine = monotonic() + 40, run.crew.engines["engine-0"]
-    while not any(turn["tokens"] >= 8 for turn in (await engine.in_flight(TRIALS))["turns"]):
+    while not any(len(partial.output_ids) >= 8 * 4 for partial in flying(engine)):
         assert monotonic() < ends
         await asyncio.sleep(0.01)
     engine.unit.kill()
