@@ -44,7 +44,7 @@ from rollout_ft.testing.local_engine import LocalEngine, Means
 from rollout_ft.trial.agents import InlineAgent
 from rollout_ft.trial.client import Client
 from rollout_ft.trial.runner import OnGroup, OnResult, TrialResult, TrialRunner
-from rollout_ft.types import JSON, Outcome, SessionSpec
+from rollout_ft.types import JSON, Outcome, SessionSpec, Why
 
 ENDS_S = 10.0
 
@@ -127,8 +127,8 @@ class LocalSupervisor:
     async def open_session(self, spec: SessionSpec, resume: bool) -> JSON:
         return await self.sessions.open(spec, resume)
 
-    async def restart_trial(self, trial_id: str, from_attempt: int, resume: bool) -> JSON:
-        return await self.sessions.restart(trial_id, from_attempt, resume)
+    async def restart_trial(self, trial_id: str, from_attempt: int, resume: bool, why: Why) -> JSON:
+        return await self.sessions.restart(trial_id, from_attempt, resume, why)
 
     async def end_trial(self, trial_id: str, attempt: int | None, outcome: Outcome, reward: float | None, cause: str) -> JSON:
         return await self.sessions.end(trial_id, attempt, outcome, reward, cause)
