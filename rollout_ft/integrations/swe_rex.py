@@ -27,7 +27,7 @@ from typing import Any, TypeVar, get_args
 
 import aiohttp
 import orjson
-import pexpect  # pyright: ignore[reportMissingImports]
+import pexpect  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
 from pydantic import ValidationError
 from swerex.deployment.config import DeploymentConfig, LocalDeploymentConfig  # pyright: ignore[reportMissingImports]
 from swerex.deployment.hooks.abstract import DeploymentHook  # pyright: ignore[reportMissingImports]
@@ -220,7 +220,7 @@ async def _nothing() -> None:
     return None
 
 
-class _Hook(DeploymentHook):
+class _Hook(DeploymentHook):  # pyright: ignore[reportUntypedBaseClass]
     def __init__(self, sandbox: SweRex):
         self._sandbox = sandbox
 
