@@ -102,7 +102,7 @@ class Turn:
     sampling: bytes
     finish_reason: str
     reply: bytes
-    created: int
+    created: float
     generations: int
     tokens_wasted: int = 0
     tokens_reused: int = 0
@@ -118,6 +118,10 @@ class Turn:
     order: int = 0
     """Which of the session's requests asked for it: the order of asking, which is not the order of commits."""
     routed: RoutedExperts | None = None
+    engine: str = ""
+    """Which engine ended it."""
+    seconds: float = 0.0
+    """From when that engine's owner began with it."""
 
 
 @dataclass(frozen=True, slots=True)

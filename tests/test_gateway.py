@@ -18,6 +18,7 @@ from rollout_ft.config import GatewayConfig
 from rollout_ft.engine.wire import Call, decode_delivered, received
 from rollout_ft.errors import BadRequest, SessionClosed
 from rollout_ft.faultpoints import Inert
+from rollout_ft.fleet.listing import Query
 from rollout_ft.gateway.asgi import Exchange, Headers, Server
 from rollout_ft.gateway.gateway import Gateway
 from rollout_ft.gateway.keys import Keys
@@ -146,6 +147,7 @@ class Supervisor:
     asked: list[Any] = field(default_factory=list[Any])
     suspected: list[str] = field(default_factory=list[str])
     error: Exception | None = None
+    queries: list[Query] = field(default_factory=list[Query])
 
     async def locate(self, sid: str, failed: tuple[str, int] | None) -> JSON:
         self.asked.append((sid, failed))
@@ -186,8 +188,19 @@ class Supervisor:
     async def trial(self, trial_id: str) -> JSON:
         return self._did("trial", trial_id)
 
-    async def trials(self) -> list[JSON]:
-        return [self._did("trials")]
+    async def trials(self, query: Query) -> JSON:
+        self.queries.append(query)
+        return {"trials": [self._did("trials")], "total": 7, "next": "0~t1" if query.limit else ""}
+
+    async def timeline(self, trial_id: str) -> JSON:
+        return self._did("timeline", trial_id)
+
+    async def overview(self, query: Query, since: str, events: int, turns: int) -> bytes:
+        self.queries.append(query)
+        return orjson.dumps(self._did("overview", since, events, turns))
+
+    async def events(self, since: str, limit: int) -> JSON:
+        return self._did("events", since, limit)
 
     async def fleet(self) -> JSON:
         return {**self._did("fleet"), "serves": bool(self.owners)}

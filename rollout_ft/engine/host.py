@@ -390,7 +390,7 @@ class SessionHost:
                 raise EngineRefused(500, f"the trial's budget of {most} retries is spent (engine.retry.max_retries_per_trial)")
             message = await self._generate(held, flight, generation)
             routed = await self._keep_routed(held, flight, generation)
-            turn = turn_of(held.session, flight, generation, message, routed)
+            turn = turn_of(held.session, flight, generation, message, routed, self._engine_id)
             self._check_versions(held.session, held.session.versions | versions_of(generation.spans), more=False)
             try:
                 await held.commit(held.session.entry_key(turn.key), turn)

@@ -10,7 +10,7 @@ import logging
 
 import orjson
 
-from rollout_ft.clock import wall
+from rollout_ft.clock import monotonic, wall
 from rollout_ft.engine.capture import Capture, Shape
 from rollout_ft.engine.generation import Generation, Order, logprob_bytes
 from rollout_ft.engine.parsers import Parser
@@ -68,7 +68,9 @@ async def message_of(session: Session, flight: Flight, g: Generation, renderer: 
     return message
 
 
-def turn_of(session: Session, flight: Flight, g: Generation, message: JSON, routed: RoutedExperts | None = None) -> Turn:
+def turn_of(
+    session: Session, flight: Flight, g: Generation, message: JSON, routed: RoutedExperts | None = None, engine_id: str = ""
+) -> Turn:  # fmt: skip
     """The turn, with the evidence that waits for a commit."""
     request = flight.request
     new = b"" if request.input_ids is not None else compact(orjson.dumps(request.messages[flight.new_from :]))
@@ -79,9 +81,10 @@ def turn_of(session: Session, flight: Flight, g: Generation, message: JSON, rout
         tools=b"" if flight.parent else request.tools, prompt_ids=flight.prompt_ids, output_ids=ids_bytes(g.ids),
         logprobs=logprob_bytes(g.logprobs), version_spans=g.spans,
         sampling=compact(orjson.dumps(request.sampling, option=orjson.OPT_SORT_KEYS)), finish_reason=g.finish,
-        reply=compact(orjson.dumps(message)), created=int(wall()), generations=g.calls, tokens_wasted=g.wasted,
+        reply=compact(orjson.dumps(message)), created=wall(), generations=g.calls, tokens_wasted=g.wasted,
         tokens_reused=g.reused, idempotency_key=request.idempotency_key, acknowledged=acks, delivered=deliveries,
         unheard=not flight.callers, trim=flight.trim, order=flight.order, routed=routed,
+        engine=engine_id, seconds=round(monotonic() - g.began, 3),
         also=tuple((rid, key) for rid, key in flight.joined.items() if key and rid != request.request_id)[:MAX_ALSO],
     )  # fmt: skip
 

@@ -86,7 +86,8 @@ class Sessions:
                 return await self._known_trial(spec, resume, head.attempt)
             opened = await self._start_attempt(spec.trial_id, 1, spec, resume=False, prefer="")
             self.register.opened(spec)
-            self._events.emit("trial.opened", trial=spec.trial_id, task=spec.task_id)
+            at = self._places[opened["session_id"]]
+            self._events.emit("trial.opened", trial=spec.trial_id, task=spec.task_id, engine=at.engine_id)
             return opened
 
     async def _known_trial(self, spec: SessionSpec, resume: bool, attempt: int) -> JSON:
@@ -126,7 +127,10 @@ class Sessions:
                 engine = None
         opened = await self._start_attempt(trial_id, attempt + 1, None, resume, engine.engine_id if engine else "")
         self.register.restarted(trial_id, attempt + 1)
-        self._events.emit("trial.restarted", trial=trial_id, attempt=attempt + 1, checkpoint=resume, turns=opened["turns"])
+        self._events.emit(
+            "trial.restarted", trial=trial_id, attempt=attempt + 1, checkpoint=resume, turns=opened["turns"],
+            engine=self._places[opened["session_id"]].engine_id,
+        )  # fmt: skip
         return opened
 
     async def end(self, trial_id: str, attempt: int | None, outcome: Outcome, reward: float | None, cause: str) -> JSON:

@@ -105,7 +105,8 @@ def _turn(session: Session, node: Node, start: int, end: int) -> JSON:
     turn = node.turn
     return {
         "turn": turn.key, "start": start, "end": end, "evidence": evidence(session, node), "finish_reason": turn.finish_reason,
-        "sampling": orjson.loads(turn.sampling), "generations": turn.generations,
+        "sampling": orjson.loads(turn.sampling), "generations": turn.generations, "created": turn.created, "engine": turn.engine,
+        "seconds": turn.seconds, "tokens_reused": turn.tokens_reused, "tokens_wasted": turn.tokens_wasted,
     }  # fmt: skip
 
 
@@ -191,7 +192,7 @@ def _completion(node: Node, message: JSON) -> JSON:
     """The reply as a chat completion, with what SGLang says of a generation: miles' driver reads its samples off that."""
     prompt, completion = usage(node)
     meta = meta_info(node, {"type": node.turn.finish_reason}) | {"output_token_logprobs": logprob_triples(node)}
-    about = {"id": f"chatcmpl-{node.turn.key}", "object": "chat.completion", "created": node.turn.created}
+    about = {"id": f"chatcmpl-{node.turn.key}", "object": "chat.completion", "created": int(node.turn.created)}
     choice = {"index": 0, "message": message, "finish_reason": finish_reason(node, message), "meta_info": meta}
     counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
     return {**about, "choices": [choice], "usage": counts}

@@ -69,7 +69,7 @@ def reply_events(node: Node, request: ChatRequest, renderer: Renderer) -> bytes:
 
 
 def _envelope(node: Node, request: ChatRequest, kind: str) -> JSON:
-    return {"id": f"chatcmpl-{node.turn.key}", "object": kind, "created": node.turn.created, "model": request.model}
+    return {"id": f"chatcmpl-{node.turn.key}", "object": kind, "created": int(node.turn.created), "model": request.model}
 
 
 def _usage(node: Node) -> JSON:
