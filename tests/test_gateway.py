@@ -305,7 +305,8 @@ async def test_every_route_of_a_session_takes_its_own_key_only():
 
 OPERATORS = [
     ("POST", "/sessions"), ("POST", "/trials/t1/restart"), ("POST", "/trials/t1/outcome"), ("GET", "/trials"), ("GET", "/trials/t1"),
-    ("POST", f"/sessions/{SID}/steps"), ("GET", "/fleet"), ("GET", "/no/such/route"),
+    ("POST", f"/sessions/{SID}/steps"), ("GET", "/fleet"), ("GET", "/overview"), ("GET", "/events"), ("GET", "/trials/t1/timeline"),
+    ("GET", "/no/such/route"),
 ]  # fmt: skip
 
 
@@ -358,7 +359,7 @@ async def test_a_body_that_does_not_say_its_length_has_the_same_limit():
 
 async def test_an_unknown_route_is_a_404_in_openais_shape():
     async with stage() as s:
-        for method, path in [("GET", "/no/such/route"), ("POST", "/fleet"), ("PUT", "/sessions"), ("GET", "/"), ("GET", "/sessions/")]:
+        for method, path in [("GET", "/no/such/route"), ("POST", "/fleet"), ("PUT", "/sessions"), ("GET", "/sessions/")]:
             answer = await s.operate(method, path)
             assert (answer.status, answer.error["code"], shape(answer)) == (404, "unknown_route", OPENAI), path
 

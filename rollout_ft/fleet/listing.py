@@ -29,10 +29,10 @@ class Rank(IntEnum):
     DAMAGED = 0
     STUCK = 1
     WAITS = 2
-    HOMELESS = 3
-    LOST = 4
-    RESTARTED = 5
-    FAILED = 6
+    LOST = 3
+    RESTARTED = 4
+    FAILED = 5
+    HOMELESS = 6
     IDLE = 7
     RUNS = 8
     DONE = 9

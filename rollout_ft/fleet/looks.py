@@ -65,7 +65,7 @@ class Looks:
         recoveries = self._recoveries.describe()
         return orjson.dumps({
             "now": now, "fleet": fleet, "problems": problems(fleet, now, recoveries), "recoveries": recoveries,
-            "turns": {**flying, "turns": flying["turns"][:turns]}, "events": self._recent.since(since, events),
+            "turns": {**flying, "turns": flying["turns"][:turns]}, "events": self._recent.since(since, events, newest=True),
             "trials": counts(self._sessions.register.rows.values(), around) | self._page(query, around), "store_silent": silent,
         })  # fmt: skip
 

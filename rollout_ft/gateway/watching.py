@@ -68,7 +68,7 @@ class OverviewQuery(TrialsQuery):
     order: Literal["trial_id", "attention"] = "attention"
     limit: int | None = Field(default=50, ge=1, le=500)
     since: str | None = Field(default=None, pattern=rf"^{CURSOR.pattern}$")
-    """`events.next` of the answer before."""
+    """`events.next` of the answer before; where there are more than `events` since then, the newest are told."""
     events: int = Field(default=100, ge=1, le=500)
     turns: int = Field(default=50, ge=0, le=200)
 

@@ -11,7 +11,6 @@ import re
 from collections import deque
 from collections.abc import Iterable
 from heapq import merge
-from itertools import islice
 
 from rollout_ft.types import JSON
 
@@ -37,18 +36,18 @@ class Recent:
                 self._forgotten = max(self._forgotten, kept[0][0])
             kept.append((self._last, event))
 
-    def since(self, cursor: str, limit: int) -> JSON:
+    def since(self, cursor: str, limit: int, *, newest: bool = False) -> JSON:
         """`{events, next, missed}`: those behind the cursor, the oldest first; without one, the newest.
 
-        `missed`: some between the cursor and these are not kept any more, or never were here."""
+        `missed`: some between the cursor and these are not kept any more, or never were here; with `newest`, or are left out."""
         name, _, number = cursor.partition("-")
         mine = name == self._name
         behind = int(number) if mine else 0
-        found = list(islice((each for each in merge(self._run, self._trials, key=_number) if each[0] > behind), limit if mine else None))
-        found = found[-limit:]
-        last = found[-1][0] if found else max(behind, self._last) if not mine else behind
-        missed = self._forgotten > behind if mine else bool(cursor)
-        return {"events": [event for _, event in found], "next": f"{self._name}-{last}", "missed": missed}
+        waiting = [each for each in merge(self._run, self._trials, key=_number) if each[0] > behind]
+        told = waiting[-limit:] if newest or not mine else waiting[:limit]
+        missed = self._forgotten > behind or (newest and len(told) < len(waiting)) if mine else bool(cursor)
+        last = told[-1][0] if told else behind if mine else self._last
+        return {"events": [event for _, event in told], "next": f"{self._name}-{last}", "missed": missed}
 
     def all(self) -> list[JSON]:
         """Whatever is kept, the oldest first."""

@@ -14,6 +14,11 @@ export function el(tag, { text, cls, title, href, label } = {}, ...children) {
   return made;
 }
 
+// Text in which `this` is code.
+export function prose(text) {
+  return text.split("`").map((part, at) => (at % 2 ? el("code", { text: part }) : part));
+}
+
 export function say(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
@@ -35,7 +40,7 @@ function fill(td, cell) {
     return;
   }
   const first = wanted.href ? el("a", wanted) : wanted.cls ? el("span", wanted) : document.createTextNode(wanted.text);
-  td.replaceChildren(first, ...(wanted.second ? [el("span", { text: wanted.second, cls: "second" })] : []));
+  td.replaceChildren(first, ...(wanted.second ? [el("span", { cls: "second" }, ...prose(wanted.second))] : []));
   td.title = wanted.title || "";
 }
 

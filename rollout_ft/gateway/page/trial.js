@@ -1,6 +1,6 @@
 // One trial: what is known of it, and its moments in order.
 
-import { bar, byId, clock, el, length, moment, number, say, show, tiles } from "./dom.js";
+import { bar, byId, clock, el, length, moment, number, plural, say, show, tiles } from "./dom.js";
 
 const FAULTS = new Set(["fault", "moved", "resumed", "restarted", "diverged", "ended", "around", "opened"]);
 let drawn = "", last = null;
@@ -33,7 +33,7 @@ function facts(trial) {
   const about = trial.metadata || {};
   const what = trial.outcome ? `${trial.outcome}${trial.cause ? `: ${trial.cause}` : ""}` : trial.fault ? `tainted: ${trial.fault}` : "";
   const doing = trial.activity;
-  const now = doing ? (doing.waiting ? `${number(doing.waiting)} requests wait, the oldest turn for ${length(doing.turn_s)}` : `its agent has asked for nothing for ${length(doing.quiet_s)}`) : "";
+  const now = doing ? (doing.waiting ? `${plural(doing.waiting, "request")} in flight, the oldest for ${length(doing.turn_s)}` : `its agent has asked for nothing for ${length(doing.quiet_s)}`) : "";
   byId("one-what").replaceChildren(...[what, now].filter(Boolean).map((text) => el("p", { text })));
   tiles(byId("one-facts"), [
     ["state", trial.state, trial.outcome === "infra_exhausted" || trial.outcome === "env_failed" ? "bad" : ""],

@@ -1,9 +1,10 @@
 // The whole run on one page: what needs somebody, trials, engines, turns in flight, recoveries, events. Every list is bounded, by the
 // gateway or here.
 
-import { bar, byId, clock, el, length, moment, number, plural, say, show, Table, tiles } from "./dom.js";
+import { bar, byId, clock, el, length, moment, number, plural, prose, say, show, Table, tiles } from "./dom.js";
 
-const ENGINES = 25, EVENTS = 200, TURNS = 25;
+const ENGINES = 10, EVENTS = 100, TURNS = 15, TRIALS = 25;
+const OF_TRIALS = /^(trial|session)\./;
 const STATES = ["held", "idle", "ended", "released", "damaged"];
 const OUTCOMES = ["completed", "truncated", "agent_failed", "env_failed", "infra_exhausted", "cancelled"];
 const NEEDS = {
@@ -13,6 +14,8 @@ const NEEDS = {
 };
 const HEALTH = { healthy: "good", suspect: "warn", stale: "warn", restarting: "warn", offloaded: "warn", dead: "bad", retired: "dim" };
 const GRAVITY = ["dead", "suspect", "stale", "restarting", "offloaded", "healthy", "retired"];
+const BAD = /dead|lost|failed|damaged|torn|refused|exposed|orphaned|overdue|spared/;
+const WARN = /restarted|moved|resumed|doubt|diverged|warning|closed|draining/;
 const PARKED = "rollout_ft/turns_parked/";
 
 export class Whole {
@@ -23,16 +26,16 @@ export class Whole {
     this.events = [];
     this.all = false;
     this.trials = new Table(byId("trials"), "Trials", [
-      ["trial", "id"], ["", "badge"], ["what is the matter, and what to do", "why"], ["state", ""], ["attempt", "n"], ["engine", ""], ["reward", "n"],
+      ["trial", "id"], ["", "badge"], ["what is the matter, and what to do", "why"], ["state", "w"], ["attempt", "n"], ["engine", "w"], ["reward", "n"],
     ]);
     this.engines = new Table(byId("engines"), "Engines", [
-      ["engine", "id"], ["state", "badge"], ["sessions", "n"], ["start", "n"], ["version", ""], ["why", "why"],
+      ["engine", "id"], ["state", "badge"], ["sessions", "n"], ["start", "n"], ["version", "w"], ["why", "why"],
     ], "No engine is known.");
     this.turns = new Table(byId("turns"), "Turns in flight", [
-      ["trial", "id"], ["turn", "n"], ["waits for", "why"], ["no token for", "n"], ["age", "n"], ["tokens", "n"], ["engine", ""],
+      ["trial", "id"], ["turn", "n"], ["waits for", "why"], ["no token for", "n"], ["age", "n"], ["tokens", "n"], ["engine", "w"],
     ], "No turn is in flight.");
     this.recoveries = new Table(byId("recoveries"), "Recoveries", [
-      ["lost at", ""], ["engine", "id"], ["why", "why"], ["sessions moved", "n"], ["go on", "n"], ["slowest", "n"], ["replaced", ""],
+      ["lost at", "w"], ["engine", "id"], ["why", "why"], ["sessions moved", "n"], ["go on", "n"], ["slowest", "n"], ["replaced", "w"],
     ], "No engine was lost.");
     for (const each of STATES) byId("state").append(el("option", { text: each }));
     for (const each of OUTCOMES) byId("outcome").append(el("option", { text: each }));
@@ -43,12 +46,13 @@ export class Whole {
     for (const id of ["state", "outcome", "order"]) byId(id).addEventListener("change", again);
     byId("on").addEventListener("click", () => { if (this.next) { this.cursors.push(this.next); changed(); } });
     byId("back").addEventListener("click", () => { if (this.cursors.length > 1) { this.cursors.pop(); changed(); } });
+    byId("run-only").addEventListener("change", () => this.listEvents());
     byId("all-engines").addEventListener("click", () => { this.all = !this.all; this.drawEngines(this.fleet); });
   }
 
   parameters() {
     const chosen = Object.fromEntries(["search", "state", "outcome", "order"].map((id) => [id, byId(id).value.trim()]));
-    return { ...chosen, after: this.cursors.at(-1), since: this.since, turns: String(TURNS), limit: "50" };
+    return { ...chosen, after: this.cursors.at(-1), since: this.since, turns: String(TURNS), limit: String(TRIALS) };
   }
 
   draw(told) {
@@ -70,7 +74,7 @@ export class Whole {
     byId("problems").replaceChildren(...(all.length ? all : [{ level: "good", what: "Nothing is wrong.", why: "", remedy: "" }]).map((each) => el("li", { cls: each.level },
       el("strong", { text: each.what }),
       ...(each.why ? [el("span", { cls: "why", text: each.why })] : []),
-      ...(each.remedy ? [el("span", { cls: "do" }, el("b", { text: "Do: " }), each.remedy)] : []))));
+      ...(each.remedy ? [el("span", { cls: "do" }, el("b", { text: "Do: " }), ...prose(each.remedy))] : []))));
   }
 
   drawTotals({ fleet, trials, turns }) {
@@ -107,7 +111,7 @@ export class Whole {
       t.outcome ? `${t.outcome}${t.state === "released" ? ", collected" : ""}` : t.state,
       String(t.attempt), t.engine_id, t.reward === null ? "" : String(Math.round(t.reward * 1000) / 1000),
     ]]), total ? "No trial on this page." : "No trial matches.");
-    const from = (this.cursors.length - 1) * 50;
+    const from = (this.cursors.length - 1) * TRIALS;
     say(byId("place"), trials.length ? `${number(from + 1)} to ${number(from + trials.length)} of ${number(total)}` : "none");
     byId("on").disabled = !next;
     byId("back").disabled = this.cursors.length === 1;
@@ -147,17 +151,24 @@ export class Whole {
   }
 
   drawEvents({ events, next, missed }) {
-    if (missed) this.events = [];
-    if (this.since === next && !missed) return;
     this.since = next;
-    this.events = [...this.events, ...events].slice(-EVENTS);
-    say(byId("events-note"), `The newest first${missed ? "; some before them were not kept" : ""}. DIR/events.jsonl of a run has all.`);
-    byId("events").replaceChildren(...[...this.events].reverse().map((e) => {
+    if (!events.length && !missed) return;
+    const all = [...this.events, ...events];
+    const kept = (ours) => all.filter((e) => OF_TRIALS.test(e.event) === ours).slice(-EVENTS);
+    const both = new Set([...kept(true), ...kept(false)]);
+    this.events = all.filter((e) => both.has(e));
+    this.missed ||= missed;
+    this.listEvents();
+  }
+
+  listEvents() {
+    const shown = byId("run-only").checked ? this.events.filter((e) => !OF_TRIALS.test(e.event)) : this.events;
+    say(byId("events-note"), `The newest first${this.missed ? "; not all were kept" : ""}. A run's DIR/events.jsonl has all.`);
+    byId("events").replaceChildren(...[...shown].reverse().map((e) => {
       const { time, event, source, ...fields } = e;
-      const bad = /dead|lost|failed|damaged|torn|refused|exposed|orphaned|overdue|spared/.test(event) ? "bad" : /restarted|moved|resumed|doubt|diverged|warning|closed|draining/.test(event) ? "warn" : "";
-      const said = Object.entries(fields).filter(([, value]) => value !== "" && value !== null).map(([name, value]) => `${name} ${typeof value === "object" ? JSON.stringify(value) : value}`).join("  ");
+      const said = Object.entries(fields).filter(([, value]) => value !== "" && value !== null).map(([name, value]) => `${name} ${typeof value === "object" ? JSON.stringify(value) : value}`).join(" · ");
       const when = el("time", { text: clock(time), title: `${moment(time)}, ${source}` });
-      return el("li", { cls: bad }, when, el("b", { text: event }), el("span", { text: said }));
+      return el("li", { cls: BAD.test(event) ? "bad" : WARN.test(event) ? "warn" : "" }, when, el("b", { text: event }), el("span", { text: said }));
     }));
   }
 }
