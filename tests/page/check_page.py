@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,7 @@ def test_it_is_legible_reachable_and_as_wide_as_its_window(run: Stage, page: Pag
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 800})
         shoot(page, f"{view}-{scheme}-{width}")
+        shoot(page, f"{view}-{scheme}-{width}-top", whole=False)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         wanted = {"runOnly": ["wcag2a", "wcag2aa", "wcag21aa", "best-practice"]}
         found = page.evaluate("async (wanted) => (await axe.run(document, wanted)).violations", wanted)
@@ -239,9 +241,8 @@ def test_a_hidden_tab_and_one_that_is_held_still_ask_for_nothing(run: Stage, pag
     assert seen.looks == looks
     page.get_by_role("button", name="Go on").click()
     page.wait_for_timeout(500)
-    page.evaluate(
-        "Object.defineProperty(document, 'hidden', {value: true, configurable: true}); document.dispatchEvent(new Event('visibilitychange'))"
-    )
+    page.evaluate("Object.defineProperty(document, 'hidden', {value: true, configurable: true})")
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     page.wait_for_load_state("networkidle")
     looks = seen.looks
     page.wait_for_timeout(6000)
@@ -266,7 +267,7 @@ def test_a_run_that_does_not_answer_is_told_of_and_asked_less_and_less(run: Stag
     deadline = time.monotonic() + PATIENCE_MS / 1000
     while len(tries) < 4 and time.monotonic() < deadline:
         page.wait_for_timeout(100)
-    pauses = [b - a for a, b in zip(tries, tries[1:], strict=False)]
+    pauses = [later - earlier for earlier, later in pairwise(tries)]
     assert pauses[-1] > 1.5 * pauses[0]
     shoot(page, "silent")
     page.unroute("**/overview*")

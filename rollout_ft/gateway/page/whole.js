@@ -26,7 +26,7 @@ export class Whole {
     this.events = [];
     this.all = false;
     this.trials = new Table(byId("trials"), "Trials", [
-      ["trial", "id"], ["", "badge"], ["what is the matter, and what to do", "why"], ["state", "w"], ["attempt", "n"], ["engine", "w"], ["reward", "n"],
+      ["trial", "id"], ["needs", "badge"], ["what is the matter, and what to do", "why"], ["state", "w"], ["attempt", "n"], ["engine", "w"], ["reward", "n"],
     ]);
     this.engines = new Table(byId("engines"), "Engines", [
       ["engine", "id"], ["state", "badge"], ["sessions", "n"], ["start", "n"], ["version", "w"], ["why", "why"],
