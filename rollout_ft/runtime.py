@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from rollout_ft.gateway.keys import Keys
 from rollout_ft.session import normalizers
 from rollout_ft.session.drift import load_renderer
 from rollout_ft.session.matcher import load as load_matcher
+from rollout_ft.telemetry.tracing import wanted
 from rollout_ft.trial.agents import Agent, InlineAgent
 from rollout_ft.trial.attempt import workshop
 from rollout_ft.trial.client import Client, Session
@@ -110,10 +112,13 @@ async def start(
     loaded = config if isinstance(config, Config) else configs.load(config, overrides)
     check(loaded)
     await installed.check(loaded, here=False)
+    otel, untraced = wanted(loaded.telemetry.tracing, os.environ)
+    if untraced and loaded.telemetry.tracing == "on":
+        raise ConfigError(f"telemetry.tracing on: {untraced}")
     cluster = await asyncio.to_thread(connect, loaded.ray)
     restore_signals()
     secret, alone = secret or secrets.token_hex(32), bool(cluster.temp_dir)
-    setup = Setup(loaded, loaded.ray.namespace, secret, faults, loopback=alone, home=node_id(), last_view=last_view)
+    setup = Setup(loaded, loaded.ray.namespace, secret, faults, loopback=alone, home=node_id(), last_view=last_view, otel=otel)
     try:
         supervisor = await predecessor.supervisor(setup, resume=resume)
         try:
@@ -122,7 +127,8 @@ async def start(
 
                 create_plan(setup)
             started = await supervisor.ask("start")
-            run = Run(loaded, setup, cluster, supervisor, started["gateway_url"], tuple(started["warnings"]))
+            warnings = [*started["warnings"], *([f"nothing is traced (telemetry.tracing): {untraced}"] if untraced else [])]
+            run = Run(loaded, setup, cluster, supervisor, started["gateway_url"], tuple(warnings))
             renewing = asyncio.create_task(_renew(run))
             try:
                 yield run

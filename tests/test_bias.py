@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from rollout_ft.cli.main import app
-from rollout_ft.cli.report import figures
+from rollout_ft.cli.report import read, write
 from rollout_ft.errors import ConfigError
 from rollout_ft.telemetry.bias import HEAD, QUANTITIES, between, grouped, rows_between, rows_within, within
-from rollout_ft.telemetry.report import report
 from rollout_ft.trial.groups import GroupResult
 from rollout_ft.trial.runner import TrialResult
 
@@ -130,20 +129,19 @@ def test_what_dropping_groups_takes_from_the_batch_is_measured(tmp_path: Path):
     assert json.loads(CliRunner().invoke(app, ["report", str(directory), "--json"]).output)["groups"] == {str(directory): found}
     shown = CliRunner().invoke(app, ["report", str(directory)], env={"COLUMNS": "160"})
     assert "group dropped" in shown.output
-    page = report({"trials": 8}, results, (), groups)
-    assert "<td>long</td><td>dropped</td><td>0</td><td>t0</td>" in page
+    page = write(read([directory])).read_text()
+    assert '<td class="text">long</td><td>dropped</td><td>0</td><td>t0</td>' in page
 
 
 def test_a_directory_without_results_is_named(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"none/trials\.jsonl is not there"):
-        figures([tmp_path / "none"])
+        read([tmp_path / "none"])
     with pytest.raises(ConfigError, match="has no result yet"):
-        figures([written(tmp_path / "empty", [])])
+        read([written(tmp_path / "empty", [])])
     with pytest.raises(ConfigError, match="named twice"):
-        figures([tmp_path, tmp_path])
+        read([tmp_path, tmp_path])
 
 
-def test_the_page_of_a_run_has_the_comparison():
-    page = report({"trials": 2}, [result(0, survived=1), result(1)])
-    assert "met a fault" in page
-    assert page.count("<table>") == 2
+def test_the_page_of_a_run_has_the_comparison(tmp_path: Path):
+    page = write(read([written(tmp_path / "run", [result(0, survived=1), result(1)])])).read_text()
+    assert '<td class="text">met a fault</td><td>1</td>' in page

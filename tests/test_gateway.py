@@ -24,6 +24,7 @@ from rollout_ft.gateway.gateway import Gateway
 from rollout_ft.gateway.keys import Keys
 from rollout_ft.gateway.owners import Owners
 from rollout_ft.line import token_of
+from rollout_ft.telemetry.tracing import OFF, Tracing
 from rollout_ft.types import JSON, Outcome, SessionSpec
 
 KEYS = Keys("secret")
@@ -249,14 +250,14 @@ async def serve(handle: Callable[[Exchange], Awaitable[None]]) -> tuple[str, Ser
 
 
 @contextlib.asynccontextmanager
-async def stage(owners: int = 1, ping_s: float = 60, **config: Any) -> AsyncIterator[Stage]:
+async def stage(owners: int = 1, ping_s: float = 60, tracing: Tracing = OFF, **config: Any) -> AsyncIterator[Stage]:
     played = [Owner(f"e{i}") for i in range(owners)]
     for owner in played:
         await owner.start()
     supervisor = Supervisor(list(played))
     settings = GatewayConfig(**config)
     reached = Owners(supervisor, token_of(KEYS.internal), ping_s)
-    gateway = Gateway(settings, KEYS, supervisor, reached, "http://advertised", Inert())
+    gateway = Gateway(settings, KEYS, supervisor, reached, "http://advertised", Inert(), tracing=tracing)
     url, server = await serve(gateway.handle)
     async with aiohttp.ClientSession() as http:
         try:

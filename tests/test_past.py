@@ -20,6 +20,7 @@ from rollout_ft.checkpoint.log import Append, Entry
 from rollout_ft.checkpoint.store import Store
 from rollout_ft.checkpoint.view import View
 from rollout_ft.cli.directory import create, with_journal
+from rollout_ft.cli.transcript import BEGAN_ANEW, PHANTOM
 from rollout_ft.cli.trials import Past, lines
 from rollout_ft.config import Config
 from rollout_ft.errors import ConfigError
@@ -165,6 +166,42 @@ def test_a_transcript_says_what_was_generated_replayed_and_continued(tmp_path: P
     assert "2 of them from before" in words
     assert "user: hello" in words
     assert "assistant: bye" in words
+
+
+def test_a_transcript_says_where_a_turn_was_made_and_what_is_dropped(tmp_path: Path):
+    disk, (first, second) = Disk(tmp_path, "a", "b"), conversation()
+    made = replace(first, engine="engine-1", seconds=0.5)
+    disk.trial("a", made, replace(second, unheard=True, acknowledged=()), END)
+    disk.trial("b", made, attempt=1)
+    disk.write("b", Opened(SessionSpec("b"), 2, False, 101), first, second, END, attempt=2)
+    past = disk.closed()
+    phantom, anew = past.shown("a"), past.shown("b")
+    assert [turn["dropped"] for turn in phantom["attempts_made"][0]["turns"]] == ["", PHANTOM]
+    assert [turn["dropped"] for each in anew["attempts_made"] for turn in each["turns"]] == [BEGAN_ANEW, "", ""]
+    words = "\n".join(lines(phantom))
+    assert f"{len(first.output_ids) // 4} tokens in 0.5 s at engine-1, weights v0, stop" in words
+    assert f"dropped: {PHANTOM}" in words
+    assert [moment["kind"] for moment in anew["timeline"]] == ["opened", "turn", "restarted", "turn", "turn", "ended"]
+
+
+def test_what_befell_a_trial_is_told_before_its_transcript(tmp_path: Path):
+    disk = Disk(tmp_path, "a")
+    disk.trial("a", *conversation(), END)
+    told = [
+        {"time": 100.5, "event": "trial.opened", "trial": "a", "engine": "engine-0"},
+        {"time": 102.0, "event": "engine.dead", "engine": "engine-0", "reason": "exited: 1"},
+    ]
+    (tmp_path / "events.jsonl").write_bytes(b"".join(orjson.dumps(each) + b"\n" for each in told))
+    shown = lines(disk.closed().shown("a"))
+    assert shown[1].split() == ["+", "0.00", "s", "opened", "opened", "at", "engine-0"]
+    assert "its engine engine-0 was lost: exited: 1" in shown[2] + shown[3]
+
+
+def test_nothing_that_was_said_moves_the_cursor(tmp_path: Path):
+    disk, (first, _) = Disk(tmp_path, "a"), conversation()
+    disk.trial("a", replace(first, reply=orjson.dumps(assistant("\x1b]0;title\x07\x9b2J"))), END)
+    words = "\n".join(lines(disk.closed().shown("a")))
+    assert "assistant: \\x1b]0;title\\x07\\x9b2J" in words
 
 
 def test_a_collected_trial_is_shown_from_what_the_run_wrote(tmp_path: Path):

@@ -10,7 +10,7 @@ import pytest
 from conftest import ask, assistant, user
 from test_host import Asked, World, played
 
-from rollout_ft.cli.report import figures, tables
+from rollout_ft.cli.report import figures, read, tables, write
 from rollout_ft.cli.transcript import text, transcript
 from rollout_ft.engine.host import Reply
 from rollout_ft.engine.http import OwnerHTTP
@@ -19,7 +19,6 @@ from rollout_ft.samples.summary import summary
 from rollout_ft.samples.trajectory import metadata, trajectory
 from rollout_ft.session.entries import decode_entry
 from rollout_ft.telemetry.divergences import divergences, rows_diverged
-from rollout_ft.telemetry.report import report
 from rollout_ft.testing.plain import PlainTemplate
 from rollout_ft.types import JSON, Served
 
@@ -155,19 +154,20 @@ def test_the_report_has_the_first_divergence_of_each_attempt_and_counts_the_othe
         ["q1", "3", "3", "", "tools", "[at] <b>1</b>", "2"],
     ]
     assert rows_diverged(met * 11)[-1][0] == "and 2 more attempts"
-    page = report({}, [], met)
-    assert "&lt;b&gt;1" in page
-    assert "left their record" not in report({}, [], [])
 
 
 def test_rollout_ft_report_reads_them_from_the_events(tmp_path: Any):
     line = {"trial_id": "q1", "task_id": "q1", "outcome": "completed", "reward": 1.0, "cause": "", "attempts": 2, "turns": 4}
     line |= {"faults_survived": 1, "tokens_generated": 9, "tokens_reused": 0, "tokens_wasted": 0, "seconds": 1.0}
     (tmp_path / "trials.jsonl").write_bytes(orjson.dumps(line) + b"\n")
-    assert len(tables(figures([tmp_path]))) == 1
+    before = tables(figures(read([tmp_path])))
+    assert "left their record" not in write(read([tmp_path])).read_text()
     (tmp_path / "events.jsonl").write_bytes(orjson.dumps(EVENT) + b"\n")
-    found = figures([tmp_path])
+    found = figures(read([tmp_path]))
     assert found["diverged"][str(tmp_path)][0]["where"] == "content"
     made = tables(found)
-    assert len(made) == 2
-    assert list(made[1].columns[5].cells) == ["\\[at] <b>1</b>"]
+    assert len(made) == len(before) + 1
+    assert list(made[-1].columns[5].cells) == ["\\[at] <b>1</b>"]
+    page = write(read([tmp_path])).read_text()
+    assert "left their record" in page
+    assert "&lt;b&gt;1" in page

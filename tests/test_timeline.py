@@ -55,7 +55,7 @@ def kinds(moments: list[Moment]) -> list[str]:
 
 def test_a_trial_met_what_befell_its_engine_while_its_session_was_there_and_nothing_else():
     told = of_events(["a", "b"], FAULTY)
-    assert kinds(told["a"]) == ["opened", "other", "fault", "moved", "resumed", "restarted", "around", "ended"]
+    assert kinds(told["a"]) == ["opened", "doubted", "fault", "moved", "resumed", "restarted", "around", "ended"]
     assert kinds(told["b"]) == ["opened", "around", "fault"]
     assert [moment.time for moment in told["b"] if moment.kind is Kind.FAULT] == [8.0]
 
@@ -72,7 +72,8 @@ def test_a_moment_says_in_a_sentence_what_came():
 def test_turns_stand_among_the_events_of_their_time_and_what_both_know_is_there_once():
     moments = timeline("a", FAULTY, of_entries(ENTRIES))
     assert kinds(moments) == [
-        "opened", "turn", "other", "fault", "moved", "resumed", "turn", "restarted", "replayed", "step", "around", "turn", "fault", "ended",
+        "opened", "turn", "doubted", "fault", "moved", "resumed", "turn", "restarted", "replayed", "step", "around",
+        "turn", "fault", "ended",
     ]  # fmt: skip
     assert [moment.text for moment in moments if moment.kind in (Kind.TURN, Kind.REPLAYED)] == [
         "turn 1: 10 tokens in 0.5 s at engine-0, stop",

@@ -198,17 +198,22 @@ def trial_export(
 @app.command()
 def report(
     directories: Annotated[list[Path], typer.Argument(help="directories that `run` wrote to; the others are compared with the first")],
+    output: Annotated[Path | None, typer.Option(help="where the page is written")] = None,
     json: AsJson = False,
 ) -> None:
-    """Length, duration and reward of trials that met faults beside those that did not, and of runs of the same trials."""
-    from rollout_ft.cli.report import figures, tables
+    """What became of a run, on one page (report.html, or compared.html of several) and in tables: trials and faults over time,
+    recoveries, tokens, the worst trials, and how trials that met faults differ. With --json a page is written where --output says."""
+    from rollout_ft.cli import report as command
 
-    found = figures(directories)
+    runs = command.read(directories)
+    found = command.figures(runs)
     if json:
         print(orjson.dumps(found).decode())
-        return
-    for table in tables(found):
-        Console().print(table)
+    else:
+        for table in command.tables(found):
+            Console().print(table)
+    if output or not json:
+        Console(stderr=True).print(f"written: {command.write(runs, output)}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -1,6 +1,6 @@
 """What a run writes for people and trainers.
 
-Owns `DIR/trials.jsonl`, `DIR/groups.jsonl`, `DIR/events.jsonl`, `DIR/trajectories/`, `DIR/summary.json` and `DIR/report.html`.
+Owns `DIR/trials.jsonl`, `DIR/groups.jsonl`, `DIR/events.jsonl`, `DIR/trajectories/` and `DIR/summary.json`.
 Decides nothing. All of it is derived from outcomes that the store has: a trial whose line or trajectory is not there whole is
 owed, and asked for again; a trajectory is written before its line, and a group's line is made of those of its trials.
 """
@@ -15,9 +15,8 @@ from pathlib import Path
 import orjson
 
 from rollout_ft.samples.export import write_trajectory
-from rollout_ft.telemetry.divergences import divergences
+from rollout_ft.telemetry.figures import totals
 from rollout_ft.telemetry.lines import Lines, read_lines
-from rollout_ft.telemetry.report import report
 from rollout_ft.trial.board import Board
 from rollout_ft.trial.groups import GroupResult, Status
 from rollout_ft.trial.runner import TrialResult
@@ -76,18 +75,12 @@ class Output:
 
     def summary(self, seconds: float) -> JSON:
         """Writes and returns the totals of all trials; `seconds` are added to those of earlier processes."""
-        results = list(self.results.values())
         made: JSON = {
-            "trials": len(results), "unfinished": self.owed, "outcomes": dict(Counter(r.outcome for r in results)),
-            "attempts": sum(r.attempts for r in results), "turns": sum(r.turns for r in results),
-            "tokens_generated": sum(r.tokens_generated for r in results), "tokens_reused": sum(r.tokens_reused for r in results),
-            "tokens_wasted": sum(r.tokens_wasted for r in results), "seconds": round(self._seconds() + seconds, 1),
+            **totals(list(self.results.values())), "unfinished": self.owed, "seconds": round(self._seconds() + seconds, 1)
         }  # fmt: skip
         if self._board.has_groups:
             made["groups"] = dict(Counter(group.status for group in self._board.decided)) | {"undecided": self._board.undecided}
         _replace(self._directory / "summary.json", orjson.dumps(made, option=orjson.OPT_INDENT_2))
-        diverged = divergences(read_lines(self._directory / "events.jsonl"))
-        _replace(self._directory / "report.html", report(made, results, diverged, self._board.decided).encode())
         return made
 
     def _decided(self) -> Lines:

@@ -13,6 +13,7 @@ import orjson
 from rich.console import Console
 
 from rollout_ft import runtime
+from rollout_ft.cli import report
 from rollout_ft.cli.directory import Directory, create, has_run, reopen, saved_config
 from rollout_ft.cli.output import Output
 from rollout_ft.cli.serve import warn
@@ -67,6 +68,7 @@ async def _finish(directory: Directory, console: Console) -> int:
     finally:
         summary = output.summary(monotonic() - began)
         output.close()
+        _report(directory.path, console)
         console.print(orjson.dumps(summary).decode(), highlight=False, soft_wrap=True)
     for lost in output.lost:
         console.print(f"{lost.trial_id} has no outcome yet: {lost.cause}", highlight=False, soft_wrap=True)
@@ -106,6 +108,14 @@ async def _play_out(directory: Directory, output: Output) -> None:
             )  # fmt: skip
     finally:
         agent.close()
+
+
+def _report(path: Path, console: Console) -> None:
+    """What a run has is on disk by now: it does not fail for want of a page about it."""
+    try:
+        report.write([report.reported(path)])
+    except Exception as e:
+        console.print(f"{path}/report.html was not written ({e}); rollout-ft report {path} does it", highlight=False, soft_wrap=True)
 
 
 def _code(output: Output, directory: Directory) -> int:

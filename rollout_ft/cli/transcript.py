@@ -1,7 +1,7 @@
-"""What an agent and a model said in a trial, attempt by attempt, and where each reply came from.
+"""What an agent and a model said in a trial, attempt by attempt, where each reply came from, and what became of it.
 
 Owns the shape of it, as an object and as text. Pure. A turn is shown where it was generated; an attempt that went on from
-the checkpoint shows by its number which turns it was only given again.
+the checkpoint shows by its number which turns it was only given again. What is dropped is what no trajectory has.
 """
 
 from __future__ import annotations
@@ -13,19 +13,27 @@ from typing import Any
 
 import orjson
 
+from rollout_ft.samples.selection import Selection
 from rollout_ft.session.divergence import words
 from rollout_ft.session.entries import SessionEntry
+from rollout_ft.telemetry.words import counted, shortened
 from rollout_ft.types import JSON, Answered, Ended, Opened, Step, Turn
 
 SHORT_CHARACTERS = 500
 """Of a step's result, for people: the request that follows has it whole."""
 
 
-def transcript(entries: Sequence[SessionEntry]) -> list[JSON]:
-    """`{attempt, resume, created, turns: [{turn, how, …}]}` of each attempt."""
+BEGAN_ANEW = "a later attempt began from nothing"
+PHANTOM, RESAMPLED = "no client is known to have received it", "it was thrown away, and asked for again"
+
+
+def transcript(entries: Sequence[SessionEntry], chosen: Selection | None = None) -> list[JSON]:
+    """`{attempt, resume, created, turns: [{turn, how, …}]}` of each attempt. `chosen` says what the trajectory has by now; without
+    it nothing is known of what is dropped, but for what attempts that began anew left behind."""
     attempts: list[JSON] = []
     numbers: dict[str, int] = {}
-    for entry in entries:
+    left = max((i for i, entry in enumerate(entries) if isinstance(entry, Opened) and not entry.resume), default=0)
+    for i, entry in enumerate(entries):
         match entry:
             case Opened():
                 attempts.append({"attempt": entry.attempt, "resume": entry.resume, "created": entry.created, "turns": []})
@@ -33,7 +41,8 @@ def transcript(entries: Sequence[SessionEntry]) -> list[JSON]:
                     numbers = {}
             case Turn():
                 number = numbers[entry.key] = len(numbers) + 1
-                attempts[-1]["turns"].append(_turn(entry, number, numbers.get(entry.parent, 0)))
+                dropped = BEGAN_ANEW if i < left else _dropped(entry.key, chosen)
+                attempts[-1]["turns"].append(_turn(entry, number, numbers.get(entry.parent, 0), dropped))
             case Answered() if entry.turn_key:
                 attempts[-1]["turns"].append({"turn": numbers[entry.turn_key], "how": "replayed"})
             case Answered() if entry.diverged:
@@ -48,13 +57,21 @@ def transcript(entries: Sequence[SessionEntry]) -> list[JSON]:
     return attempts
 
 
-def _turn(turn: Turn, number: int, after: int) -> JSON:
+def _dropped(key: str, chosen: Selection | None) -> str:
+    if chosen is None or key in chosen.keys:
+        return ""
+    return RESAMPLED if key in chosen.resampled else PHANTOM
+
+
+def _turn(turn: Turn, number: int, after: int, dropped: str) -> JSON:
     how = "continued" if turn.tokens_reused else "regenerated" if turn.generations > 1 else "generated"
     return {
         "turn": number, "how": how, "after": after, "key": turn.key, "sample": turn.sample, "created": turn.created,
         "messages": orjson.loads(turn.messages or b"[]"), "reply": orjson.loads(turn.reply), "finish_reason": turn.finish_reason,
         "prompt_tokens": len(turn.prompt_ids) // 4, "tokens": len(turn.output_ids) // 4, "tokens_reused": turn.tokens_reused,
         "tokens_wasted": turn.tokens_wasted, "generations": turn.generations, "phantom": turn.unheard,
+        "engine": turn.engine, "seconds": turn.seconds, "versions": list(dict.fromkeys(span.version for span in turn.version_spans)),
+        "dropped": dropped,
     }  # fmt: skip
 
 
@@ -77,7 +94,7 @@ def text(attempts: Sequence[JSON]) -> Iterator[str]:
                 continue
             elif turn["how"] == "step":
                 yield f"  step {turn['number']} of the environment: {_words(turn['action'])}{', saved' if turn['snapshot'] else ''}"
-                yield f"    {_short(_words(turn['result']))}"
+                yield f"    {shortened(_words(turn['result']), SHORT_CHARACTERS)}"
                 continue
             elif turn["how"] == "replayed":
                 yield f"  turn {turn['turn']}: replayed"
@@ -87,14 +104,29 @@ def text(attempts: Sequence[JSON]) -> Iterator[str]:
 
 
 def _shown(turn: JSON, previous: int) -> Iterator[str]:
-    reused = f", {turn['tokens_reused']} of them from before" if turn["tokens_reused"] else ""
-    branch = f", after turn {turn['after']}" if turn["after"] != previous else ""
-    nobody = ", nobody waited for it" if turn["phantom"] else ""
-    yield f"  turn {turn['turn']}: {turn['how']}, {turn['tokens']} tokens{reused}, {turn['finish_reason']}{branch}{nobody}"
+    branch = f"after turn {turn['after']}" if turn["after"] != previous else ""
+    nobody = "nobody waited for it" if turn["phantom"] else ""
+    yield f"  turn {turn['turn']}: {', '.join(filter(None, (turn['how'], made(turn), branch, nobody)))}"
+    if turn["dropped"]:
+        yield f"    dropped: {turn['dropped']}"
     if not turn["messages"]:
         yield f"    {turn['prompt_tokens']} tokens"
     for message in (*turn["messages"], turn["reply"]):
         yield from _message(message)
+
+
+def made(turn: JSON) -> str:
+    """How a turn was made: its tokens, where, with which weights, and what that took beside."""
+    where = f" in {turn['seconds']:.3g} s at {turn['engine']}" if turn["engine"] else ""
+    said = (
+        counted(turn["tokens"], "token") + where,
+        f"{turn['tokens_reused']} of them from before" if turn["tokens_reused"] else "",
+        f"weights {' and '.join(turn['versions'])}" if any(turn["versions"]) else "",
+        turn["finish_reason"],
+        counted(turn["generations"], "generation") if turn["generations"] > 1 else "",
+        f"{counted(turn['tokens_wasted'], 'token')} in vain" if turn["tokens_wasted"] else "",
+    )
+    return ", ".join(filter(None, said))
 
 
 def _message(message: JSON) -> Iterator[str]:
@@ -103,10 +135,6 @@ def _message(message: JSON) -> Iterator[str]:
     first, *others = "\n".join(parts).splitlines() or [""]
     yield f"    {message['role']}: {first}"
     yield from (f"      {line}" for line in others)
-
-
-def _short(words: str) -> str:
-    return words if len(words) <= SHORT_CHARACTERS else words[: SHORT_CHARACTERS - 1] + "…"
 
 
 def _words(content: Any) -> str:

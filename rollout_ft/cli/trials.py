@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,17 +17,20 @@ from safetensors import safe_open
 from rollout_ft.cli.directory import saved_config, with_journal
 from rollout_ft.cli.journals import Journals, PastTrial
 from rollout_ft.cli.output import trajectory_path
-from rollout_ft.cli.transcript import text, transcript
+from rollout_ft.cli.transcript import made, text, transcript
 from rollout_ft.config import Config, TrialConfig, journalled
 from rollout_ft.errors import ConfigError
 from rollout_ft.samples.export import read_trajectory, write_trajectory
 from rollout_ft.samples.parquet import write_parquet
 from rollout_ft.samples.rows import rows_of
+from rollout_ft.samples.selection import Selection, select
 from rollout_ft.samples.trajectory import trajectory
 from rollout_ft.session.drift import load_renderer
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.session import Session
 from rollout_ft.telemetry.lines import read_lines
+from rollout_ft.telemetry.timeline import Kind, of_entries, of_paths, timeline
+from rollout_ft.telemetry.words import printable
 from rollout_ft.trial.board import Board
 from rollout_ft.trial.groups import LOST
 from rollout_ft.trial.siblings import plays
@@ -58,13 +61,22 @@ class Past:
         return {"trials": [rows[trial_id] for trial_id in sorted(rows)], "unreadable": self._journals.unreadable}
 
     def shown(self, trial_id: str) -> JSON:
-        """A trial's row, with `attempts_made` where the journal still has its turns, else with `paths` as text."""
+        """A trial's row and its `timeline`, with `attempts_made` where the journal still has its turns, else with `paths` as text."""
         trial = self._find(trial_id)
         if trial.damaged:
             return self._row(trial)
-        if trial.released:
-            return self._row(trial) | {"paths": self._decoded(trial_id)}
-        return self._row(trial) | {"attempts_made": transcript(trial.entries)}
+        paths, turns = self._decoded(trial_id) if trial.released else ([], [])
+        made = of_paths(turns) if trial.released else of_entries(trial.entries)
+        moments = timeline(trial_id, read_lines(self.directory / "events.jsonl"), made)
+        row = self._row(trial) | {"timeline": [moment.line() for moment in moments]}
+        return row | ({"paths": paths} if trial.released else {"attempts_made": transcript(trial.entries, self._chosen(trial))})
+
+    def _chosen(self, trial: PastTrial) -> Selection | None:
+        """What the trajectory has by now; None where it has not begun, or its model is not on this machine."""
+        try:
+            return select(_session(trial, self.config, load_renderer(self.config))) if trial.entries else None
+        except ConfigError:
+            return None
 
     def export(self, output: Path, chosen: list[str], *, unfinished: bool) -> JSON:
         """Writes trajectories as `run` does; `{exported: [trial_id], skipped: {trial_id: why}}`."""
@@ -131,14 +143,15 @@ class Past:
             return _of_line(self._lines[trial.trial_id])
         return trial.row()
 
-    def _decoded(self, trial_id: str) -> list[list[JSON]]:
+    def _decoded(self, trial_id: str) -> tuple[list[list[JSON]], list[JSON]]:
+        """The paths of a collected trial as text, and as what is said of their turns."""
         file = trajectory_path(self.directory, trial_id)
         if not file.exists():
-            return []
+            return [], []
         renderer = load_renderer(self.config)
         with cast(Any, safe_open)(file, "np") as opened:
             paths = json.loads(opened.metadata()["trial"])["paths"]
-            return [_pieces(renderer, opened.get_tensor(f"{i}.token_ids").tolist(), path["turns"]) for i, path in enumerate(paths)]
+            return [_pieces(renderer, opened.get_tensor(f"{i}.token_ids").tolist(), path) for i, path in enumerate(paths)], paths
 
 
 def _board(config: TrialConfig, tasks: list[JSON], lines: Iterable[JSON]) -> Board:
@@ -161,29 +174,43 @@ def _session(trial: PastTrial, config: Config, renderer: Renderer) -> Session:
     return session
 
 
-def _pieces(renderer: Renderer, ids: list[int], turns: list[JSON]) -> list[JSON]:
+def _pieces(renderer: Renderer, ids: list[int], path: JSON) -> list[JSON]:
     """A path's turns as text: what the model was given and what it said, special tokens and all."""
     pieces: list[JSON] = []
     at = 0
-    for turn in turns:
+    for turn in path["turns"]:
         given, said = ids[at : turn["start"]], ids[turn["start"] : turn["end"]]
-        about = {key: turn[key] for key in ("finish_reason", "generations", "evidence")}
+        about = {key: turn[key] for key in ("finish_reason", "generations", "evidence")} | {"tokens": len(said)}
+        about |= {key: turn.get(key, nothing) for key, nothing in _SINCE.items()}
+        spans = (span["version"] for span in path["version_spans"] if span["start"] < turn["end"] and span["end"] > turn["start"])
+        about["versions"] = list(dict.fromkeys(spans))
         pieces.append(about | {"prompt": renderer.text(given, keep_special=True), "output": renderer.text(said, keep_special=True)})
         at = turn["end"]
     return pieces
+
+
+_SINCE: JSON = {"engine": "", "seconds": 0.0, "tokens_reused": 0, "tokens_wasted": 0}
+"""What older trajectories do not say of a turn."""
+_IN_THE_TRANSCRIPT = {Kind.TURN, Kind.REPLAYED, Kind.STEP, Kind.DIVERGED}
 
 
 def lines(shown: JSON) -> list[str]:
     """A shown trial for people."""
     head = f"trial {shown['trial_id']}: {shown['state']}"
     head += f", {shown['outcome']}, reward {shown['reward']}" if shown["outcome"] else ""
-    made = [head, *([shown["cause"]] if shown["cause"] else []), *text(shown.get("attempts_made", ()))]
+    told = [head, *([shown["cause"]] if shown["cause"] else []), *_befell(shown.get("timeline", ())), *text(shown.get("attempts_made", ()))]
     for number, path in enumerate(shown.get("paths", ()), start=1):
-        made.append(f"path {number}, as it is trained on")
+        told.append(f"path {number}, as it is trained on")
         for piece in path:
-            again = f", {piece['generations']} generations" if piece["generations"] > 1 else ""
-            made += [*_indented(piece["prompt"], "  > "), *_indented(piece["output"], "  < "), f"    {piece['finish_reason']}{again}"]
-    return made
+            told += [*_indented(piece["prompt"], "  > "), *_indented(piece["output"], "  < "), f"    {made(piece)}, {piece['evidence']}"]
+    return [printable(line) for line in told]
+
+
+def _befell(moments: Sequence[JSON]) -> list[str]:
+    """What the transcript does not tell."""
+    rows = [moment for moment in moments if moment["kind"] not in _IN_THE_TRANSCRIPT]
+    began = moments[0]["time"] if moments else 0
+    return [f"  +{moment['time'] - began:8.2f} s  {moment['kind']:<9}  {moment['text']}" for moment in rows]
 
 
 def _indented(words: str, mark: str) -> list[str]:

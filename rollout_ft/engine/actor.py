@@ -48,6 +48,7 @@ from rollout_ft.session.render import ChatTemplate
 from rollout_ft.telemetry.events import Events
 from rollout_ft.telemetry.metrics import Readings
 from rollout_ft.telemetry.timeline import Moment, of_entries
+from rollout_ft.telemetry.tracing import LAST_FLUSH_S, LOST_FLUSH_S, tracing_of
 from rollout_ft.testing.faults import fault_points
 from rollout_ft.types import JSON, Ended, SessionSpec
 
@@ -91,6 +92,7 @@ class EngineActor:
         )  # fmt: skip
         faults = fault_points(self._setup, self._unit)
         self._driver = Driver(self._engine, config.engine, self._events)
+        self._driver.tracing = tracing_of(self._setup, self._name)
         self._readings = self._driver.readings
         self._driver.ranks = await self._engine.ranks()
         self._driver.overseer = Overseer(self._supervisor, self._engine_id, self._incarnation)
@@ -181,6 +183,7 @@ class EngineActor:
     async def _lose_engine(self, reason: str) -> None:
         self._unit.kill()
         self._events.emit("engine.lost", engine=self._engine_id, incarnation=self._incarnation, reason=reason)
+        await self._driver.tracing.flush(LOST_FLUSH_S)  # who is told next ends this process
         await self._supervisor.engine_lost(self._engine_id, self._incarnation, reason, self._readings())
 
     # -- sessions: called by the supervisor -----------------------------------------------------------------------
@@ -263,6 +266,7 @@ class EngineActor:
     async def stop(self) -> None:
         """Ends the engine and then this process."""
         await self._unit.aclose()
+        await self._driver.tracing.flush(LAST_FLUSH_S)
         ray.actor.exit_actor()
 
     @ray.method(concurrency_group="health")

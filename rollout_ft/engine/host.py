@@ -42,6 +42,7 @@ from rollout_ft.session.session import Attach, Begin, Diverged, Replay, Session
 from rollout_ft.session.tree import Node
 from rollout_ft.telemetry.events import Events
 from rollout_ft.telemetry.metrics import TOKENS_GENERATED, TOKENS_WASTED, TURNS_SERVED, whose
+from rollout_ft.telemetry.tracing import Tracing
 from rollout_ft.types import JSON, Answered, Divergence, Ended, Opened, Partial, RoutedExperts, Served, SessionSpec, Step, split_session_id
 
 DELIVERED_S = 0.2
@@ -95,6 +96,8 @@ class SessionHost:
         if session.attempt != attempt or first is None:
             opened = Opened(spec, attempt, resume, int(wall()), 0 if resume else session.tokens + session.tokens_unfinished)
             await held.commit(f"open/{attempt}", opened)
+            if first is not None:
+                self.tracing.attempt_ended(session)
             if not resume:  # what is in no turn was counted nowhere
                 self._counts.add(TOKENS_GENERATED, *whose(spec), by=session.tokens_unfinished)
             # A turn that failed ends its attempt; the next may try as often again.
@@ -178,8 +181,10 @@ class SessionHost:
             await held.save_evidence()
             await held.commit("end", ended)
             held.session.ended = ended
-            wasted: int = metadata(held.session)["tokens_wasted"]
-            self._counts.add(TOKENS_WASTED, *whose(held.session.spec), by=wasted)
+            counted = metadata(held.session)
+            self._counts.add(TOKENS_WASTED, *whose(held.session.spec), by=counted["tokens_wasted"])
+            self.tracing.attempt_ended(held.session)
+            self.tracing.trial_ended(held.session, counted)
         held.let_go()
         return held.session
 
@@ -221,6 +226,10 @@ class SessionHost:
         """The turns that are being generated here: see `engine.flights`."""
         driver = self._driver
         return in_flight(self._held.values(), driver.gate.closed, driver.admission.waiting > 0, monotonic(), limit)
+
+    @property
+    def tracing(self) -> Tracing:
+        return self._driver.tracing
 
     def still_s(self) -> float:
         """How long nothing has been generated here, on purpose."""

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -46,6 +46,8 @@ class Setup:
     """The node of who started the run."""
     last_view: int = 0
     """The highest view that is known to have been open: what the journals have must not be older."""
+    otel: dict[str, str] | None = field(default=None, repr=False)
+    """The environment of OpenTelemetry's exporter; None where nothing is traced. Keys of a collector may be in it."""
 
 
 def actor_name(run: str, role: str, incarnation: int) -> str:

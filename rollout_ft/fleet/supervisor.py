@@ -223,6 +223,8 @@ class Supervisor:
         for engine in self._engines.by_id.values():
             self._engines.retire(engine.engine_id)
         await asyncio.gather(*(self._stop(m) for m in engines))
+        if self._setup.otel is not None:  # what they trace ends with what they answer
+            await asyncio.gather(*(self._stop(m) for m in self._gateways.members()))
         await asyncio.gather(*(asyncio.to_thread(member.kill) for member in await self._crew.existing()))
         await self._crew.disband()
 

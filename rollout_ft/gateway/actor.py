@@ -21,6 +21,7 @@ from rollout_ft.gateway.owners import Owners
 from rollout_ft.line import token_of
 from rollout_ft.rayapi import ray
 from rollout_ft.telemetry.metrics import Readings
+from rollout_ft.telemetry.tracing import LAST_FLUSH_S, OFF, tracing_of
 from rollout_ft.testing.faults import fault_points
 from rollout_ft.types import JSON
 
@@ -46,6 +47,7 @@ class GatewayActor:
     def __init__(self, setup: Setup, port: int):
         self._setup, self._port = setup, port
         self._lease = Lease(setup.config.orphan_s)
+        self._tracing = OFF
         self._started: asyncio.Task[JSON] | None = None
         self._readings: Callable[[], Readings] = Readings
 
@@ -62,7 +64,8 @@ class GatewayActor:
         supervisor = RemoteSupervisor(setup.config.run, setup.namespace)
         owners = self._owners = Owners(supervisor, token_of(keys.internal), config.ping_s)
         faults = fault_points(setup)
-        gateway = Gateway(config, keys, supervisor, owners, base_url(setup, self._port), faults, setup.config.model)
+        tracing = self._tracing = tracing_of(setup, str(ray.get_runtime_context().get_actor_name()))
+        gateway = Gateway(config, keys, supervisor, owners, base_url(setup, self._port), faults, setup.config.model, tracing=tracing)
         self._readings = gateway.readings
         server = Server(gateway.handle, bind(config.host, self._port), config)
         await server.ready()
@@ -81,6 +84,7 @@ class GatewayActor:
         return [], self._readings()
 
     async def stop(self) -> None:
+        await self._tracing.flush(LAST_FLUSH_S)
         ray.actor.exit_actor()
 
     @ray.method(concurrency_group="health")

@@ -23,6 +23,7 @@ from rollout_ft.gateway.body import check_id, load_json
 from rollout_ft.gateway.dialects.sampling import check_sampling
 from rollout_ft.gateway.keys import Keys
 from rollout_ft.gateway.watching import EventsQuery, OverviewQuery, TrialsQuery, asked
+from rollout_ft.telemetry.tracing import OFF, Tracing
 from rollout_ft.types import JSON, TRIAL_ID, Outcome, Recovery, SessionSpec, split_session_id
 
 
@@ -110,8 +111,8 @@ class DrainBody(_Body):
 
 
 class ControlRoutes:
-    def __init__(self, supervisor: Control, keys: Keys, base: str, limits: GatewayConfig):
-        self._supervisor, self._keys, self._base, self._limits = supervisor, keys, base, limits
+    def __init__(self, supervisor: Control, keys: Keys, base: str, limits: GatewayConfig, tracing: Tracing = OFF):
+        self._supervisor, self._keys, self._base, self._limits, self._tracing = supervisor, keys, base, limits, tracing
 
     async def route(self, x: Exchange, parts: list[str], key: str) -> None:
         """Everything that needs the operator's key. Raises BadRequest."""
@@ -234,7 +235,9 @@ class ControlRoutes:
 
     def _session(self, opened: JSON) -> JSON:
         sid = opened["session_id"]
-        return {**opened, "base_url": f"{self._base}/sessions/{sid}/v1", "api_key": self._keys.session(sid)}
+        traceparent = self._tracing.traceparent(sid)
+        traced = {"traceparent": traceparent} if traceparent else {}
+        return {**opened, **traced, "base_url": f"{self._base}/sessions/{sid}/v1", "api_key": self._keys.session(sid)}
 
     async def parse(self, x: Exchange, model: type[B]) -> B:
         """The body; one that is not there is an empty object. Raises BadRequest naming the field."""

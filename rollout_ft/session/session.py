@@ -98,6 +98,8 @@ class Session:
         """Of the weights that sampled its tokens."""
         self.began = 0
         """When the first attempt was opened, on the clock that people read."""
+        self.attempt_began = 0
+        """When the last one was."""
         self.retries = 0
         """Generations beyond the first of each turn, over all attempts."""
         self.tokens_dropped = self.version_restarts = 0
@@ -130,7 +132,7 @@ class Session:
                     self.tokens_dropped += entry.tokens_dropped
                     self.version_restarts += self.fault.startswith(SCRATCH)
                     self.spec, self.attempt, self.evidence, self.fault = entry.spec, entry.attempt, Evidence(), ""
-                    self.began = self.began or entry.created
+                    self.began, self.attempt_began = self.began or entry.created, entry.created
                     self.known = Known()  # an agent that begins anew numbers its requests anew
                     self.counts.clear()
                     self.divergences, self._seen = {}, Seen(self.key)  # and spells what it says anew

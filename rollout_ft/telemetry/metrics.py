@@ -61,6 +61,7 @@ COUNTERS = _metrics(
     ("trials_finished", "Trials that ended.", {"outcome": Outcome}),
     ("attempts_restarted", "Attempts after the first, by where they began.", {"start": ("checkpoint", "scratch")}),
     ("sessions_moved", "Sessions that went to another owner.", {}),
+    ("spans_dropped", "Spans that the collector did not take, or for which there was no room.", {}),
 )  # fmt: skip
 GAUGES = _metrics(
     ("engines", "Engines by state.", {"state": State}),
@@ -73,7 +74,7 @@ RECOVERY_SECONDS = Metric(
 )
 (
     REQUESTS, TURNS_SERVED, TURNS_COMMITTED, TURNS_ACKNOWLEDGED, GENERATIONS, TOKENS_GENERATED, TOKENS_REUSED, TOKENS_WASTED, COMMITS,
-    COMMITS_REFUSED, ENGINES_LOST, TRIALS_FINISHED, ATTEMPTS_RESTARTED, SESSIONS_MOVED,
+    COMMITS_REFUSED, ENGINES_LOST, TRIALS_FINISHED, ATTEMPTS_RESTARTED, SESSIONS_MOVED, SPANS_DROPPED,
 ) = COUNTERS  # fmt: skip
 ENGINES, SESSIONS_ACTIVE, TURNS_PARKED, STALENESS = GAUGES
 

@@ -29,6 +29,8 @@ class Kind(StrEnum):
     REPLAYED = "replayed"
     STEP = "step"
     FAULT = "fault"
+    DOUBTED = "doubted"
+    """Its engine is, which may come to nothing."""
     MOVED = "moved"
     RESUMED = "resumed"
     RESTARTED = "restarted"
@@ -61,7 +63,7 @@ class Moment:
 AROUND = {
     "gateway.lost": "a gateway was lost", "store.lost": "a replica of the store was lost", "store.data_lost": "the stores lost their data",
     "supervisor.rebuilt": "the supervisor was started again", "fleet.pause_overdue": "a pause is overdue",
-    "fleet.ordered": "the trainer ordered", "run.resumed": "another process goes on with the run",
+    "fleet.ordered": "the trainer's order", "run.resumed": "another process goes on with the run",
 }  # fmt: skip
 _SAID_ELSEWHERE = {"session.adopted", "trial.released"}
 _SHOWN_CHARACTERS = 300
@@ -123,7 +125,7 @@ class _Fold:
                     self._at[trial_id] = ""
         elif name in AROUND:
             for trial_id in self._at:
-                self._add(trial_id, event, Kind.AROUND, f"{AROUND[name]} {_why(event)}".rstrip(), bad=name.endswith("lost"))
+                self._add(trial_id, event, Kind.AROUND, ": ".join(filter(None, (AROUND[name], _why(event)))), bad=name.endswith("lost"))
         else:
             for trial_id in _named(event) & self.found.keys():
                 self._of_trial(trial_id, name, event)
@@ -163,7 +165,7 @@ def _named(event: JSON) -> set[str]:
 def _of_engine(event: JSON) -> tuple[Kind, str, bool]:
     if event["event"] == "engine.dead":
         return Kind.FAULT, f"its engine {event.get('engine')} was lost: {event.get('reason', '')}", True
-    return Kind.OTHER, f"its engine {event.get('engine')} is doubted: {event.get('reason', '')}", True
+    return Kind.DOUBTED, f"its engine {event.get('engine')} is doubted: {event.get('reason', '')}", True
 
 
 def _words(name: str, event: JSON, at: str) -> tuple[Kind, str, bool]:
@@ -189,7 +191,7 @@ def _words(name: str, event: JSON, at: str) -> tuple[Kind, str, bool]:
         case "trial.ended":
             return _ended(str(event.get("outcome", "")), event.get("reward"), str(event.get("cause", "")))
         case _:
-            return Kind.OTHER, f"{name} {_why(event)}".rstrip(), False
+            return Kind.OTHER, ": ".join(filter(None, (name, _why(event)))), False
 
 
 def _ended(outcome: str, reward: float | None, cause: str) -> tuple[Kind, str, bool]:

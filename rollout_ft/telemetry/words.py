@@ -26,3 +26,11 @@ def listed(numbers: Sequence[int]) -> str:
 
 def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
+
+
+def printable(text: str) -> str:
+    """What a model or an agent said, for a terminal: nothing in it moves a cursor, or changes a title."""
+    return text.translate(_CONTROLS)

@@ -43,6 +43,8 @@ class Session:
     """What the agent's tools act on, where the trial has one: `await session.environment.step({…})`."""
     environment_url: str = ""
     """The same for an agent in a process of its own: `trial.remote`."""
+    traceparent: str = ""
+    """Of the attempt's span, where the run is traced: what the agent traces itself belongs below it."""
 
     async def messages(self) -> list[JSON]:
         """For an agent that starts from messages: the conversation of earlier attempts up to the last reply that they asked for,
@@ -135,7 +137,7 @@ class Client:
 
     def _session(self, opened: JSON) -> Session:
         names = ("session_id", "trial_id", "attempt", "base_url", "api_key", "turns")
-        return Session(**{k: opened[k] for k in names}, client=self)
+        return Session(**{k: opened[k] for k in names}, client=self, traceparent=opened.get("traceparent", ""))
 
     async def aclose(self) -> None:
         await self._http.close()

@@ -1,0 +1,124 @@
+"""A run's history, as its events tell it: when each trial ran, what was lost when, and how long recoveries took.
+
+Owns which events are faults, and why a session had to move. Pure. Events come from many actors, each in its order: here they are
+in that of their times. Of a trial whose events are not there any more nothing is known but its result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from rollout_ft.telemetry.metrics import OTHER
+from rollout_ft.telemetry.totals import loss_of
+from rollout_ft.types import JSON, split_session_id
+
+FAULTS = {
+    "engine.dead": "engine lost", "gateway.lost": "gateway lost", "store.lost": "store replica lost",
+    "store.data_lost": "stores' data lost", "supervisor.rebuilt": "supervisor restarted", "trial.restarted": "attempt restarted",
+    "run.resumed": "run gone on with",
+}  # fmt: skip
+"""What is marked in plots, and how it is called there."""
+FOLLOWS = {"trial.restarted", "run.resumed"}
+"""Marked as well, and no faults: what was done about them."""
+DRAINED, CLOSED = "drained", "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """`kind` is the event's name, `why` what it says."""
+
+    time: float
+    kind: str
+    who: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """A session that went to another engine had its next token `seconds` after that engine had it. `reason`: why it went."""
+
+    time: float
+    trial_id: str
+    reason: str
+    seconds: float
+
+
+@dataclass(slots=True)
+class Life:
+    """When a trial was opened, restarted and ended; None where no event says so."""
+
+    began: float | None = None
+    ended: float | None = None
+    restarts: list[float] = field(default_factory=list[float])
+
+
+@dataclass(slots=True)
+class History:
+    lives: dict[str, Life] = field(default_factory=dict[str, Life])
+    faults: list[Fault] = field(default_factory=list[Fault])
+    recoveries: list[Recovery] = field(default_factory=list[Recovery])
+    began: float = 0.0
+    ended: float = 0.0
+
+    @property
+    def stalled_s(self) -> dict[str, float]:
+        """Per trial, how long its longest recovery took."""
+        longest: dict[str, float] = {}
+        for recovery in self.recoveries:
+            longest[recovery.trial_id] = max(longest.get(recovery.trial_id, 0.0), recovery.seconds)
+        return longest
+
+
+def history(events: Iterable[JSON]) -> History:
+    ordered = sorted((e for e in events if "time" in e and "event" in e), key=lambda event: event["time"])
+    fold = _Fold()
+    for event in ordered:
+        fold.take(event["event"], event["time"], event)
+    if ordered:
+        fold.made.began, fold.made.ended = ordered[0]["time"], ordered[-1]["time"]
+    return fold.made
+
+
+class _Fold:
+    def __init__(self) -> None:
+        self.made = History()
+        self._stopped: dict[str, str] = {}
+        """Why each engine stopped serving last."""
+        self._moving: dict[tuple[str, int], str] = {}
+
+    def take(self, name: str, time: float, event: JSON) -> None:
+        if name in FAULTS and event.get("actors") != 0:  # a supervisor that found nobody is the first
+            keys = ("trial",) if name == "trial.restarted" else ("engine", "gateway", "store")
+            who = next((str(event[key]) for key in keys if key in event), "")
+            why = next((str(event[key]) for key in ("reason", "cause") if event.get(key)), "")
+            self.made.faults.append(Fault(time, name, who, why))
+        if name in ("trial.opened", "trial.restarted", "trial.ended"):
+            self._live(self.made.lives.setdefault(event["trial"], Life()), name, time)
+        else:
+            self._follow(name, time, event)
+
+    def _live(self, life: Life, name: str, time: float) -> None:
+        match name:
+            case "trial.opened":
+                life.began = time
+            case "trial.restarted":
+                life.restarts.append(time)
+            case _:
+                life.ended = time
+
+    def _follow(self, name: str, time: float, event: JSON) -> None:
+        """Where sessions went, and why."""
+        match name:
+            case "engine.dead":
+                self._stopped[event["engine"]] = loss_of(event["reason"])
+            case "engine.draining" | "engine.closed":
+                self._stopped[event["engine"]] = DRAINED if name == "engine.draining" else CLOSED
+            case "session.moved":
+                self._moving[event["session"], event["epoch"]] = self._stopped.get(event.get("source_engine", ""), OTHER)
+            case "session.resumed":
+                trial_id, _ = split_session_id(event["session"]) or (event["session"], 0)
+                reason = self._moving.pop((event["session"], event["epoch"]), OTHER)
+                self.made.recoveries.append(Recovery(time, trial_id, reason, event["seconds"]))
+            case _:
+                pass
