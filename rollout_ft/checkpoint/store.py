@@ -394,6 +394,7 @@ def create_store_actor(
     """
     import ray
 
+    from rollout_ft.fleet.crew import shown_as
     from rollout_ft.fleet.node import node_id, node_ip, settle
 
     api = cast("Any", ray)
@@ -422,6 +423,9 @@ def create_store_actor(
 
         async def describe(self) -> dict[str, Any]:
             return {**await Store.describe(self), "node_id": node_id()}
+
+        def __repr__(self) -> str:
+            return shown_as(self.name)
 
         async def door(self) -> Door:
             """Where writers send what they commit."""

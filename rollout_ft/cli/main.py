@@ -222,12 +222,15 @@ def status(
     gateway_url: Annotated[str, typer.Option(help="what `serve` printed (else ROLLOUT_FT_GATEWAY_URL)")] = "",
     operator_key_file: Annotated[Path | None, typer.Option(help="has the operator's key (else ROLLOUT_FT_OPERATOR_KEY)")] = None,
     watch: Annotated[float, typer.Option(min=0, help="look again every so many seconds, until it is stopped; 0: once")] = 0,
+    link: Annotated[bool, typer.Option("--link", help="print only the status page's address, with the key in its fragment")] = False,
     json: AsJson = False,
 ) -> None:
     """What a run that goes on does just now: engines, trials, the store, and what waits for what."""
     from rollout_ft.cli import status as command
 
     where = command.where(directory, gateway_url, operator_key_file)
+    if link:
+        return print(f"{where.url}/status#key={where.key}")
     _run(command.follow(where, watch, json, Console()))
 
 

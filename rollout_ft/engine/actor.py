@@ -34,7 +34,7 @@ from rollout_ft.engine.sglang import SGLang
 from rollout_ft.engine.unit import Unit
 from rollout_ft.engine.weights import EngineWeights
 from rollout_ft.errors import EngineLost, RolloutFTError, SessionClosed
-from rollout_ft.fleet.crew import Setup, actor_name
+from rollout_ft.fleet.crew import Setup, actor_name, shown_as
 from rollout_ft.fleet.lease import Lease, live
 from rollout_ft.fleet.node import assigned_gpus, node_id, node_ip, settle
 from rollout_ft.fleet.remote import RemoteSupervisor
@@ -279,4 +279,4 @@ class EngineActor:
         await asyncio.Event().wait()
 
     def __repr__(self) -> str:
-        return f"rollout_ft engine {self._name}"
+        return shown_as(self._name)

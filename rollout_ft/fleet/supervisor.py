@@ -17,7 +17,7 @@ from typing import Any
 from rollout_ft.checkpoint.view import View
 from rollout_ft.clock import wall
 from rollout_ft.errors import BadRequest, RolloutFTError
-from rollout_ft.fleet.crew import Crew, Setup
+from rollout_ft.fleet.crew import Crew, Setup, shown_as
 from rollout_ft.fleet.engines import Engine, Engines
 from rollout_ft.fleet.gateways import Gateways
 from rollout_ft.fleet.lease import Lease
@@ -372,7 +372,7 @@ class Supervisor:
         task.add_done_callback(self._tasks.discard)
 
     def __repr__(self) -> str:
-        return f"rollout_ft supervisor of {self._setup.config.run}"
+        return shown_as(self._crew.name("supervisor", 1))
 
 
 def _remembered(described: JSON) -> list[tuple[str, int]]:
