@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
 
@@ -63,10 +63,10 @@ async def stage() -> AsyncGenerator[Stage]:
 
 
 @pytest.fixture
-def submitted(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def submitted(monkeypatch: pytest.MonkeyPatch) -> str:
     """As Ray's job supervisor leaves it for the entry point of a job."""
     monkeypatch.setenv(rayjob.JOB_CONFIG, json.dumps({"metadata": {"job_submission_id": "job-1", "mine": "kept"}}))
-    yield "job-1"
+    return "job-1"
 
 
 async def dashboard(path: str) -> Any:
@@ -126,16 +126,13 @@ async def test_the_drivers_job_names_its_run(stage: Stage) -> None:
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_submitted_jobs_metadata_gets_the_link_and_keeps_what_it_had(stage: Stage, submitted: str) -> None:
     from ray.dashboard.modules.job.common import JobInfo, JobInfoStorageClient
+    from ray.experimental import internal_kv
     from ray.job_submission import JobStatus
 
-    client = JobInfoStorageClient(ray._private.worker.global_worker.gcs_client)
     info = JobInfo(status=JobStatus.RUNNING, entrypoint="rollout-ft run", metadata={"mine": "kept"})
     key = JobInfoStorageClient.JOB_DATA_KEY.format(job_id=submitted).encode()
-    from ray.experimental import internal_kv
-
     internal_kv._internal_kv_put(key, json.dumps(info.to_json()).encode(), namespace="job")
     await asyncio.to_thread(rayjob.announce, stage.run.config, stage.run.gateway_url)
     job = next(each for each in await dashboard("/api/jobs/") if each["submission_id"] == submitted)
     assert job["metadata"] == {"mine": "kept", rayjob.RUN: "shown", rayjob.STATUS: stage.run.status_url}
     assert stage.run.operator_key not in json.dumps(job)
-    assert client is not None

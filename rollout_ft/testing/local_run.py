@@ -31,6 +31,7 @@ from rollout_ft.fleet.listing import Query
 from rollout_ft.fleet.looks import Looks, memory
 from rollout_ft.fleet.member import Gone, Member
 from rollout_ft.fleet.pulse import Pulse
+from rollout_ft.fleet.register import Register
 from rollout_ft.fleet.sessions import Sessions
 from rollout_ft.fleet.stores import Stores
 from rollout_ft.fleet.weights import Command
@@ -212,6 +213,8 @@ class LocalRun:
     events: Events
     counts: Counts
     """Of everything here, also of what is lost meanwhile."""
+    store: Store
+    register: Register
 
     async def run_trials(
         self, tasks: Sequence[JSON], agent: Callable[..., Any], *, prefix: str, config: TrialConfig, on_result: OnResult,
@@ -268,7 +271,8 @@ async def local_run(config: Config, gateways: int = 1) -> AsyncGenerator[LocalRu
             await engines.start([], {})
             for server in servers:
                 await server.ready()
-            yield LocalRun(config, url, servers, client, keys, crew, engines, events, counts)
+            store, register = next(iter(stores.values())), supervisor.sessions.register
+            yield LocalRun(config, url, servers, client, keys, crew, engines, events, counts, store, register)
         finally:
             for engine in engines.by_id.values():
                 engines.retire(engine.engine_id)
