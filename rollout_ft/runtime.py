@@ -16,7 +16,7 @@ from typing import Any
 
 from rollout_ft import config as configs
 from rollout_ft import rayjob
-from rollout_ft.clock import monotonic
+from rollout_ft.clock import monotonic, wall
 from rollout_ft.cluster import Cluster, connect, restore_signals
 from rollout_ft.config import Config, TrialConfig
 from rollout_ft.engine import installed
@@ -32,6 +32,8 @@ from rollout_ft.gateway.keys import Keys
 from rollout_ft.session import normalizers
 from rollout_ft.session.drift import load_renderer
 from rollout_ft.session.matcher import load as load_matcher
+from rollout_ft.telemetry.account import MISSED
+from rollout_ft.telemetry.feed import News
 from rollout_ft.telemetry.tracing import wanted
 from rollout_ft.trial.agents import Agent, InlineAgent
 from rollout_ft.trial.attempt import workshop
@@ -53,6 +55,7 @@ class Run:
         self.supervisor = supervisor
         self.client = Client(gateway_url, self.operator_key, verify=not config.gateway.tls_cert)
         self.on_event: Callable[[JSON], None] = lambda event: None
+        self._cursor = ""
 
     @property
     def status_url(self) -> str:
@@ -92,6 +95,14 @@ class Run:
 
     async def fleet(self) -> JSON:
         return await self.client.get("/fleet")
+
+    async def renew(self, timeout_s: float) -> None:
+        """Keeps the run alive, and hands its new events to `on_event`."""
+        news: News = await self.supervisor.ask("renew", self._cursor, timeout_s=timeout_s)
+        self._cursor = news.cursor
+        missed = [{"time": wall(), "event": MISSED, "source": "run", "count": news.missed}] if news.missed else []
+        for event in [*missed, *news.events]:
+            self.on_event(event)
 
     async def metrics(self) -> dict[str, float]:
         """The run's metrics as one flat object, for a tracker (`wandb.log(await run.metrics(), step=step)`); about a second old.
@@ -143,8 +154,7 @@ async def start(
                 renewing.cancel()
                 await run.client.aclose()
                 with contextlib.suppress(Exception):  # what ended the block is the error to see
-                    for event in await supervisor.ask("renew", timeout_s=10):
-                        run.on_event(event)
+                    await run.renew(timeout_s=10)
         finally:
             with contextlib.suppress(Exception):
                 await supervisor.ask("stop", timeout_s=30)
@@ -172,6 +182,5 @@ async def _renew(run: Run) -> None:
     while True:
         began = monotonic()
         with contextlib.suppress(Exception):
-            for event in await run.supervisor.ask("renew", timeout_s=run.config.orphan_s / 2):
-                run.on_event(event)
+            await run.renew(timeout_s=run.config.orphan_s / 2)
         await asyncio.sleep(max(0.05, pause_s - (monotonic() - began)))

@@ -42,7 +42,7 @@ from rollout_ft.telemetry.events import Events
 from rollout_ft.telemetry.recent import Recent
 from rollout_ft.telemetry.tracing import OFF, Tracing
 from rollout_ft.testing.plain import STOP, PlainTemplate
-from rollout_ft.types import JSON, Ended, Outcome, SessionSpec, VersionSpan, session_id, split_session_id
+from rollout_ft.types import JSON, Ended, Outcome, SessionSpec, VersionSpan, Why, session_id, split_session_id
 
 KEYS = Keys("a secret")
 
@@ -112,7 +112,7 @@ class Supervisor:
             return {k: known[k] for k in ("session_id", "trial_id", "attempt", "turns")}
         raise BadRequest(f"trial {spec.trial_id} exists", 409, "trial_exists", "trial_id")
 
-    async def restart_trial(self, trial_id: str, from_attempt: int, resume: bool) -> JSON:
+    async def restart_trial(self, trial_id: str, from_attempt: int, resume: bool, why: Why) -> JSON:
         known = await self.trial(trial_id)
         if known["attempt"] != from_attempt or known["state"] == "ended":
             raise BadRequest(f"trial {trial_id} is at another attempt", 409, "stale_attempt")

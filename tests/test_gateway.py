@@ -25,7 +25,7 @@ from rollout_ft.gateway.keys import Keys
 from rollout_ft.gateway.owners import Owners
 from rollout_ft.line import token_of
 from rollout_ft.telemetry.tracing import OFF, Tracing
-from rollout_ft.types import JSON, Outcome, SessionSpec
+from rollout_ft.types import JSON, Outcome, SessionSpec, Why
 
 KEYS = Keys("secret")
 SID = "t1~1"
@@ -176,7 +176,7 @@ class Supervisor:
         self._did("open", spec, resume)
         return {"session_id": f"{spec.trial_id}~1", "trial_id": spec.trial_id, "attempt": 1, "turns": 0}
 
-    async def restart_trial(self, trial_id: str, from_attempt: int, resume: bool) -> JSON:
+    async def restart_trial(self, trial_id: str, from_attempt: int, resume: bool, why: Why) -> JSON:
         self._did("restart", trial_id, from_attempt, resume)
         return {"session_id": f"{trial_id}~{from_attempt + 1}", "trial_id": trial_id, "attempt": from_attempt + 1, "turns": 0}
 

@@ -50,7 +50,7 @@ from rollout_ft.telemetry.metrics import Readings
 from rollout_ft.telemetry.timeline import Moment, of_entries
 from rollout_ft.telemetry.tracing import LAST_FLUSH_S, LOST_FLUSH_S, tracing_of
 from rollout_ft.testing.faults import fault_points
-from rollout_ft.types import JSON, Ended, SessionSpec
+from rollout_ft.types import JSON, Ended, SessionSpec, Why
 
 
 @ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0, max_concurrency=1000, concurrency_groups={"health": 4, "watch": 16})
@@ -184,7 +184,7 @@ class EngineActor:
         self._unit.kill()
         self._events.emit("engine.lost", engine=self._engine_id, incarnation=self._incarnation, reason=reason)
         await self._driver.tracing.flush(LOST_FLUSH_S)  # who is told next ends this process
-        await self._supervisor.engine_lost(self._engine_id, self._incarnation, reason, self._readings())
+        await self._supervisor.engine_lost(self._engine_id, self._incarnation, reason, self._readings(), self._events.unheard(0))
 
     # -- sessions: called by the supervisor -----------------------------------------------------------------------
 
@@ -196,8 +196,8 @@ class EngineActor:
         """What a trainer asks of the engine."""
         return await self._weights.carry_out(order, fleet, timeout_s)
 
-    async def open(self, trial_id: str, attempt: int, epoch: int, spec: SessionSpec | None, resume: bool) -> JSON:
-        return summary(await self._host.open(trial_id, attempt, epoch, spec, resume))
+    async def open(self, trial_id: str, attempt: int, epoch: int, spec: SessionSpec | None, resume: bool, why: Why) -> JSON:
+        return summary(await self._host.open(trial_id, attempt, epoch, spec, resume, why))
 
     async def adopt(self, sid: str, epoch: int) -> JSON:
         session = await self._host.adopt(sid, epoch)
@@ -258,10 +258,10 @@ class EngineActor:
             "target": self._target, "attached": self._unit.describe() if isinstance(self._unit, Attached) else None,
         }  # fmt: skip
 
-    async def renew(self) -> tuple[list[JSON], Readings]:
-        """The run lives; hands over the events since the last call, and all that was counted."""
+    async def renew(self, heard: int) -> tuple[list[JSON], Readings]:
+        """The run lives; hands over the events after number `heard`, and all that was counted."""
         self._lease.renew()
-        return self._events.take(), self._readings()
+        return self._events.unheard(heard), self._readings()
 
     async def stop(self) -> None:
         """Ends the engine and then this process."""

@@ -78,7 +78,7 @@ class GatewayActor:
             "incarnations": self._owners.incarnations(),
         }  # fmt: skip
 
-    async def renew(self) -> tuple[list[JSON], Readings]:
+    async def renew(self, heard: int) -> tuple[list[JSON], Readings]:
         """The run lives; hands over all that was counted."""
         self._lease.renew()
         return [], self._readings()

@@ -48,7 +48,7 @@ from rollout_ft.testing.local_engine import LocalEngine, Means
 from rollout_ft.trial.agents import InlineAgent
 from rollout_ft.trial.client import Client
 from rollout_ft.trial.runner import OnGroup, OnResult, TrialResult, TrialRunner
-from rollout_ft.types import JSON, Outcome, SessionSpec
+from rollout_ft.types import JSON, Outcome, SessionSpec, Why
 
 ENDS_S = 10.0
 
@@ -124,7 +124,7 @@ class HeardEvents(Events):
 
     def emit(self, name: str, **fields: Any) -> None:
         super().emit(name, **fields)
-        self.listener({"time": wall(), "event": name, "source": "run", **fields})
+        self.listener(self._buffer[-1])
 
 
 class LocalSupervisor:
@@ -145,8 +145,8 @@ class LocalSupervisor:
     async def open_session(self, spec: SessionSpec, resume: bool) -> JSON:
         return await self.sessions.open(spec, resume)
 
-    async def restart_trial(self, trial_id: str, from_attempt: int, resume: bool) -> JSON:
-        return await self.sessions.restart(trial_id, from_attempt, resume)
+    async def restart_trial(self, trial_id: str, from_attempt: int, resume: bool, why: Why) -> JSON:
+        return await self.sessions.restart(trial_id, from_attempt, resume, why)
 
     async def end_trial(self, trial_id: str, attempt: int | None, outcome: Outcome, reward: float | None, cause: str) -> JSON:
         return await self.sessions.end(trial_id, attempt, outcome, reward, cause)

@@ -84,8 +84,9 @@ class Client:
         """Opens a trial's session; a call whose answer was lost gives the same one."""
         return self._session(await self.request("POST", "/sessions", request, idempotency_key=uuid.uuid4().hex))
 
-    async def restart(self, trial_id: str, from_attempt: int, checkpoint: bool) -> Session:
-        body = {"from_attempt": from_attempt, "checkpoint": checkpoint}
+    async def restart(self, trial_id: str, from_attempt: int, checkpoint: bool, reason: str = "asked", cause: str = "") -> Session:
+        """`reason` is one of `types.RESTARTS`."""
+        body = {"from_attempt": from_attempt, "checkpoint": checkpoint, "reason": reason, "cause": cause[:4096]}
         return self._session(await self.request("POST", f"/trials/{trial_id}/restart", body))
 
     async def outcome(self, trial_id: str, outcome: str, reward: float | None, cause: str, attempt: int) -> JSON:
