@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import orjson
@@ -32,6 +33,8 @@ HOLDS_TIMEOUT_S = 1.0
 TRIES = 4
 MAX_ENDED = 1024
 """Summaries of trials that have just ended: a trial is released soon, and need not be read again for it."""
+MAX_READ = 16
+"""Trials whose moments are kept for who looks again."""
 MAX_NOTE_BYTES = 4096
 """Of the summary that is left of a trial; its parts are small unless its `cause` is long."""
 
@@ -48,6 +51,7 @@ class Sessions:
         self._places: dict[str, Place] = {}
         self._ended: dict[str, JSON] = {}
         self.register = Register()
+        self._read: dict[str, tuple[int, Sequence[Moment]]] = {}
         self._coming: Counter[str] = Counter()
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
@@ -188,12 +192,19 @@ class Sessions:
                 pass
         return await self._any_engine("read", trial_id)
 
-    async def moments(self, trial_id: str) -> list[Moment]:
-        """What a trial's checkpoint has of it; of one that was released nothing is left."""
-        try:
-            return await self._any_engine("moments", trial_id)
-        except SessionClosed:
-            return []
+    async def moments(self, trial_id: str) -> Sequence[Moment]:
+        """What a trial's checkpoint has of it; of one that was released nothing is left. Read again only when its log has grown."""
+        head = await self._known(trial_id)
+        length, made = self._read.pop(trial_id, (0, ()))
+        if head.length != length and not head.released:
+            try:
+                length, made = head.length, await self._any_engine("moments", trial_id)
+            except SessionClosed:
+                length, made = 0, ()
+        self._read[trial_id] = length, made
+        if len(self._read) > MAX_READ:
+            del self._read[next(iter(self._read))]
+        return made
 
     async def read_session(self, sid: str, what: str) -> bytes:
         trial_id, _ = split_session_id(sid) or ("", 0)
