@@ -98,14 +98,14 @@ export class Whole {
     const made = m("tokens_generated"), wasted = Math.min(made, m("tokens_wasted")), reused = Math.min(made - wasted, m("tokens_reused"));
     bar("tokens", [["useful", made - wasted - reused, "useful"], ["saved", reused, "reused"], ["wasted", wasted, "wasted"]]);
     say(byId("tokens-words"), made
-      ? `${number(made)} tokens were sampled. Saved: sampled by an engine that was lost, and gone on from elsewhere. Wasted: in no trajectory, known when a trial ends.`
+      ? `${number(made)} tokens were sampled. Saved: sampled before a fault or a pause, and gone on from. Wasted: in no trajectory, known when a trial ends.`
       : "No token was sampled yet.");
   }
 
   drawTrials({ trials, total, next }) {
     this.next = next;
     this.trials.update(trials.map((t) => [t.trial_id, [
-      { text: t.trial_id, href: `#trial=${encodeURIComponent(t.trial_id)}`, second: [t.task_id && `task ${t.task_id}`, t.group_id && `group ${t.group_id}`].filter(Boolean).join(", ") },
+      { text: t.trial_id, href: `#trial=${encodeURIComponent(t.trial_id)}`, second: [t.task_id, t.group_id].filter(Boolean).join(" · ") },
       { text: NEEDS[t.attention][0], cls: `badge ${NEEDS[t.attention][1]}` },
       { text: t.why, second: t.remedy && t.why ? t.remedy : "" },
       t.outcome ? `${t.outcome}${t.state === "released" ? ", collected" : ""}` : t.state,
