@@ -82,9 +82,10 @@ export class Whole {
     const lost = (trials.outcomes.infra_exhausted || 0) + (trials.outcomes.env_failed || 0);
     const parked = Object.entries(fleet.metrics || {}).filter(([name, n]) => name.startsWith(PARKED) && n > 0);
     const ended = trials.states.ended + trials.states.released;
-    const serving = fleet.engines.filter((each) => each.state === "healthy" || each.state === "suspect").length;
+    const states = fleet.engine_states, serving = (states.healthy || 0) + (states.suspect || 0);
+    const there = Object.values(states).reduce((sum, n) => sum + n, 0) - (states.retired || 0);
     tiles(byId("totals"), [
-      ["engines that serve", `${number(serving)} of ${number(fleet.engines.filter((e) => e.state !== "retired").length)}`, fleet.serves ? "" : "bad"],
+      ["engines that serve", `${number(serving)} of ${number(there)}`, fleet.serves ? "" : "bad"],
       ["trials", `${number(trials.states.held + trials.states.idle)} run, ${number(ended)} ended`],
       ["trials lost", number(lost), lost ? "bad" : "", "infra_exhausted or env_failed: their reward is None"],
       ["attempts restarted", number(trials.restarts), ""],
@@ -124,9 +125,9 @@ export class Whole {
       { text: e.engine_id, second: e.node }, { text: e.draining ? `${e.state}, drains` : e.state, cls: `badge ${HEALTH[e.state] || ""}` },
       number(e.sessions), String(e.incarnation), e.weight_version, e.stale || (e.reason && e.state === "healthy" ? `its last start: ${e.reason}` : e.reason) || (e.open === false ? `its owner has it: ${e.held}` : ""),
     ], e.state === "healthy" ? "" : "told"]));
-    const counts = new Map();
-    for (const e of fleet.engines) counts.set(e.state, (counts.get(e.state) || 0) + 1);
-    say(byId("engines-note"), [...counts].map(([state, n]) => `${number(n)} ${state}`).join(", "));
+    const all = Object.values(fleet.engine_states).reduce((sum, n) => sum + n, 0);
+    const left = all > sorted.length ? `; the first ${number(sorted.length)} are here, GET /fleet has all` : "";
+    say(byId("engines-note"), Object.entries(fleet.engine_states).map(([state, n]) => `${number(n)} ${state}`).join(", ") + left);
     show(byId("all-engines"), sorted.length > ENGINES);
     say(byId("all-engines"), this.all ? "Show the first only" : `Show all ${number(sorted.length)}`);
   }
