@@ -24,6 +24,7 @@ from rollout_ft.fleet.placement import place
 from rollout_ft.fleet.stores import Stores
 from rollout_ft.telemetry.account import end_of
 from rollout_ft.telemetry.events import Events
+from rollout_ft.telemetry.losses import Loss
 from rollout_ft.types import JSON, UNSAID, Ended, Outcome, SessionSpec, Why, session_id, split_session_id
 
 ADOPT_TIMEOUT_S = 15.0
@@ -249,6 +250,7 @@ class Sessions:
         if head.damaged:
             return {"state": "closed", "message": await self._stores.damage(trial_id)}
         epoch, exclude = head.owner_epoch, set[str]()
+        loss = self._engines.loss(at.engine_id, at.incarnation) if at else Loss()
         message = "no engine can serve just now"
         for _ in range(TRIES):
             epoch += 1
@@ -258,7 +260,7 @@ class Sessions:
             there = Place(engine.engine_id, engine.health.incarnation)
             self._coming[engine.engine_id] += 1
             try:
-                await engine.member.ask("adopt", sid, epoch, timeout_s=ADOPT_TIMEOUT_S)
+                await engine.member.ask("adopt", sid, epoch, loss, timeout_s=ADOPT_TIMEOUT_S)
             except SessionClosed as e:
                 return {"state": "closed", "message": str(e)}
             except Fenced as e:
