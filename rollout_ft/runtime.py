@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rollout_ft import config as configs
+from rollout_ft import rayjob
 from rollout_ft.clock import monotonic, wall
 from rollout_ft.cluster import Cluster, connect, restore_signals
 from rollout_ft.config import Config, TrialConfig
@@ -53,8 +54,13 @@ class Run:
         self.operator_key = Keys(setup.secret).operator
         self.supervisor = supervisor
         self.client = Client(gateway_url, self.operator_key, verify=not config.gateway.tls_cert)
-        self.on_event: Callable[[JSON], None] = lambda event: None
+        self.on_event: Callable[[JSON], object] = lambda event: None
         self._cursor = ""
+
+    @property
+    def status_url(self) -> str:
+        """The page that shows the run; it asks for the operator's key."""
+        return rayjob.page(self.gateway_url)
 
     async def open_session(self, **request: Any) -> Session:
         """`POST /sessions`: see DESIGN section 6 for the fields."""
@@ -126,7 +132,7 @@ async def start(
     _, untraced = wanted(loaded.telemetry.tracing, os.environ)
     if untraced and loaded.telemetry.tracing == "on":
         raise ConfigError(f"telemetry.tracing on: {untraced}")
-    cluster = await asyncio.to_thread(connect, loaded.ray)
+    cluster = await asyncio.to_thread(connect, loaded.ray, job_config=rayjob.job_config(loaded))
     restore_signals()
     try:
         async with within(cluster, loaded, secret=secret, faults=faults, resume=resume, last_view=last_view) as run:
@@ -150,6 +156,7 @@ async def within(
 
             create_plan(setup)
         started = await supervisor.ask("start")
+        await asyncio.to_thread(rayjob.announce, config, started["gateway_url"])
         warnings = [*started["warnings"], *([f"nothing is traced (telemetry.tracing): {untraced}"] if untraced else [])]
         run = Run(config, setup, cluster, supervisor, started["gateway_url"], tuple(warnings))
         renewing = asyncio.create_task(_renew(run))

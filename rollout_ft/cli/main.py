@@ -216,18 +216,38 @@ def report(
         Console(stderr=True).print(f"written: {command.write(runs, output)}", highlight=False, markup=False, soft_wrap=True)
 
 
+@app.command("audit")
+def audit_command(
+    directory: Annotated[Path, typer.Argument(help="what `run` wrote to")],
+    json: AsJson = False,
+) -> None:
+    """Whether a run's events alone, its trials' lines, its summary and its counters agree to the token. Exit code 1 when they do not."""
+    from rollout_ft.cli.audit import audited, shown
+
+    made = audited(directory)
+    if json:
+        print(orjson.dumps(made.line()).decode())
+    else:
+        for part in shown(made):
+            Console().print(part, highlight=False, soft_wrap=isinstance(part, str), markup=not isinstance(part, str))
+    raise typer.Exit(1 if made.wrong else 0)
+
+
 @app.command()
 def status(
     directory: Annotated[Path | None, typer.Argument(help="what `run` writes to: says where its gateway is, and has the key")] = None,
     gateway_url: Annotated[str, typer.Option(help="what `serve` printed (else ROLLOUT_FT_GATEWAY_URL)")] = "",
     operator_key_file: Annotated[Path | None, typer.Option(help="has the operator's key (else ROLLOUT_FT_OPERATOR_KEY)")] = None,
     watch: Annotated[float, typer.Option(min=0, help="look again every so many seconds, until it is stopped; 0: once")] = 0,
+    link: Annotated[bool, typer.Option("--link", help="print only the status page's address, with the key in its fragment")] = False,
     json: AsJson = False,
 ) -> None:
     """What a run that goes on does just now: engines, trials, the store, and what waits for what."""
     from rollout_ft.cli import status as command
 
     where = command.where(directory, gateway_url, operator_key_file)
+    if link:
+        return print(f"{where.url}/status#key={where.key}")
     _run(command.follow(where, watch, json, Console()))
 
 

@@ -34,7 +34,7 @@ from rollout_ft.engine.sglang import SGLang
 from rollout_ft.engine.unit import Unit
 from rollout_ft.engine.weights import EngineWeights
 from rollout_ft.errors import EngineLost, RolloutFTError, SessionClosed
-from rollout_ft.fleet.crew import Setup, actor_name
+from rollout_ft.fleet.crew import Setup, actor_name, shown_as
 from rollout_ft.fleet.lease import Lease, live
 from rollout_ft.fleet.node import assigned_gpus, node_id, node_ip, settle
 from rollout_ft.fleet.remote import RemoteSupervisor
@@ -48,6 +48,7 @@ from rollout_ft.session.render import ChatTemplate
 from rollout_ft.telemetry.events import Events
 from rollout_ft.telemetry.losses import Loss
 from rollout_ft.telemetry.metrics import Readings, counting
+from rollout_ft.telemetry.timeline import Moment, of_entries
 from rollout_ft.telemetry.tracing import LAST_FLUSH_S, LOST_FLUSH_S, tracing_of
 from rollout_ft.testing.faults import fault_points
 from rollout_ft.types import JSON, Ended, SessionSpec, Why
@@ -221,6 +222,9 @@ class EngineActor:
     async def holds(self, sid: str) -> bool:
         return sid in self._host.sessions()
 
+    async def in_flight(self, limit: int) -> JSON:
+        return self._host.in_flight(limit)
+
     async def summary(self, sid: str) -> JSON:
         return self._host.summary(sid)
 
@@ -228,6 +232,10 @@ class EngineActor:
         """The summary of any trial, from the store."""
         session = await self._host.read(trial_id)
         return summary(session) if session is not None else None
+
+    async def moments(self, trial_id: str) -> list[Moment]:
+        """What a trial's checkpoint has of it."""
+        return of_entries(await self._host.entries(trial_id))
 
     async def read_session(self, trial_id: str, what: str) -> bytes:
         """A trial's trajectory or records as JSON, from the store."""
@@ -272,4 +280,4 @@ class EngineActor:
         await asyncio.Event().wait()
 
     def __repr__(self) -> str:
-        return f"rollout_ft engine {self._name}"
+        return shown_as(self._name)

@@ -20,6 +20,7 @@ from rollout_ft.clock import monotonic, wall
 from rollout_ft.config import Config
 from rollout_ft.engine.capture import Shape
 from rollout_ft.engine.driver import FAILED, Driver
+from rollout_ft.engine.flights import in_flight
 from rollout_ft.engine.generation import Generation
 from rollout_ft.engine.held import Held
 from rollout_ft.engine.ladder import spent_error
@@ -204,8 +205,11 @@ class SessionHost:
 
     async def read(self, trial_id: str) -> Session | None:
         """A trial as the store has it, for reading only: nobody is fenced."""
-        entries = [decode_entry(e.kind, e.payload) for e in await self._mirror.read(trial_id)]
-        return self._restored(entries, [])
+        return self._restored(await self.entries(trial_id), [])
+
+    async def entries(self, trial_id: str) -> list[SessionEntry]:
+        """A trial's log, as the store has it."""
+        return [decode_entry(e.kind, e.payload) for e in await self._mirror.read(trial_id)]
 
     async def assembly(self, session: Session, what: str) -> Assembly:
         """What makes a session's trajectory (`linear`: of one path), records or checkpoint: all that takes long, for the caller
@@ -232,6 +236,11 @@ class SessionHost:
     def sessions(self) -> dict[str, int]:
         """Session id → owner epoch of everything held here."""
         return {sid: held.epoch for sid, held in self._held.items()}
+
+    def in_flight(self, limit: int) -> JSON:
+        """The turns that are being generated here: see `engine.flights`."""
+        driver = self._driver
+        return in_flight(self._held.values(), driver.gate.closed, driver.admission.waiting > 0, monotonic(), limit)
 
     @property
     def tracing(self) -> Tracing:
@@ -271,7 +280,7 @@ class SessionHost:
         match decision:
             case Replay(node, first):
                 await _whole(self._replay(held, node, request, first))
-                return Reply(node, Served.REPLAYED)
+                return self._reply(sid, node, Served.REPLAYED, tell=not first)
             case Begin(flight):
                 generation = begin(held.session, flight, self._renderer, self._routing.shape if self._routing else None)
                 generation.rank = self._driver.rank_of(sid)
@@ -281,10 +290,22 @@ class SessionHost:
                 task.add_done_callback(lambda t: t.cancelled() or t.exception())
                 held.tasks[flight.key] = task
                 node = await self._heard(held, await self._wait(held, flight, request), request)
-                return Reply(node, how(generation))
+                served = how(generation)
+                return self._reply(sid, node, served, tell=served is not Served.FRESH)
             case Attach(flight):
                 held.session.counts["attached"] += 1
-                return Reply(await self._heard(held, await self._wait(held, flight, request), request), Served.ATTACHED)
+                node = await self._heard(held, await self._wait(held, flight, request), request)
+                return self._reply(sid, node, Served.ATTACHED, tell=True)
+
+    def _reply(self, sid: str, node: Node, served: Served, *, tell: bool) -> Reply:
+        """What a trial survived is told; a restarted agent's replay is as many turns as it has, and told as its restart."""
+        if tell:
+            turn = node.turn
+            self._events.emit(
+                f"turn.{served}", session=sid, turn=turn.depth, engine=self._engine_id, tokens=len(turn.output_ids) // 4,
+                tokens_reused=turn.tokens_reused, tokens_wasted=turn.tokens_wasted, generations=turn.generations,
+            )  # fmt: skip
+        return Reply(node, served)
 
     async def _diverge(self, held: Held, met: Divergence) -> None:
         session = held.session

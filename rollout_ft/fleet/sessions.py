@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import orjson
@@ -21,10 +21,12 @@ from rollout_ft.errors import BadRequest, Fenced, SessionClosed, SessionMoved, S
 from rollout_ft.fleet.engines import Engine, Engines
 from rollout_ft.fleet.member import Gone
 from rollout_ft.fleet.placement import place
+from rollout_ft.fleet.register import Register
 from rollout_ft.fleet.stores import Stores
 from rollout_ft.telemetry.account import end_of
 from rollout_ft.telemetry.events import Events
 from rollout_ft.telemetry.losses import Loss
+from rollout_ft.telemetry.timeline import Moment
 from rollout_ft.types import JSON, UNSAID, Ended, Outcome, SessionSpec, Why, session_id, split_session_id
 
 ADOPT_TIMEOUT_S = 15.0
@@ -32,6 +34,8 @@ HOLDS_TIMEOUT_S = 1.0
 TRIES = 4
 MAX_ENDED = 1024
 """Summaries of trials that have just ended: a trial is released soon, and need not be read again for it."""
+MAX_READ = 16
+"""Trials whose moments are kept for who looks again."""
 MAX_NOTE_BYTES = 4096
 """Of the summary that is left of a trial; its parts are small unless its `cause` is long."""
 
@@ -47,6 +51,8 @@ class Sessions:
         self._engines, self._stores, self._events = engines, stores, events
         self._places: dict[str, Place] = {}
         self._ended: dict[str, JSON] = {}
+        self.register = Register()
+        self._read: dict[str, tuple[int, Sequence[Moment]]] = {}
         self._coming: Counter[str] = Counter()
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
@@ -63,19 +69,9 @@ class Sessions:
         """How many sessions each engine has; those of an engine that is lost are there until somebody asks for them."""
         return Counter(at.engine_id for at in self._places.values())
 
-    def listed(self, heads: Mapping[str, Head]) -> list[JSON]:
-        """Of each trial `{trial_id, attempt, entries, state}`: `idle` is one that no engine has, and that is not known to have ended."""
-        return [
-            {"trial_id": trial_id, "attempt": head.attempt, "entries": head.length, "state": self._state(trial_id, head)}
-            for trial_id, head in sorted(heads.items())
-        ]
-
-    def _state(self, trial_id: str, head: Head) -> str:
-        if head.released or head.damaged:
-            return "released" if head.released else "damaged"
-        if session_id(trial_id, head.attempt) in self._places:
-            return "held"
-        return "ended" if trial_id in self._ended else "idle"
+    def places(self) -> dict[str, str]:
+        """Session id → engine; that of an engine that is lost as well, until somebody asks for it."""
+        return {sid: at.engine_id for sid, at in self._places.items()}
 
     async def locate(self, sid: str, failed: tuple[str, int] | None = None) -> JSON:
         """`{state: owned, url, engine_id, incarnation}`, `{state: closed, message}` or `{state: unavailable, message}`."""
@@ -95,6 +91,7 @@ class Sessions:
             if head is not None and (head.length or head.damaged):
                 return await self._known_trial(spec, resume, head.attempt)
             opened = await self._start_attempt(spec.trial_id, 1, spec, UNSAID, resume=False, prefer="")
+            self.register.opened(spec)
             self._events.emit(
                 "trial.opened", trial=spec.trial_id, task=spec.task_id, group=spec.group_id, mode=spec.mode, pool=spec.pool,
                 engine=self._places[opened["session_id"]].engine_id,
@@ -137,6 +134,7 @@ class Sessions:
             except Gone:
                 engine = None
         opened = await self._start_attempt(trial_id, attempt + 1, None, why, resume, engine.engine_id if engine else "")
+        self.register.restarted(trial_id, attempt + 1)
         self._events.emit(
             "trial.restarted", trial=trial_id, attempt=attempt + 1, checkpoint=resume, turns=opened["turns"],
             engine=self._places[opened["session_id"]].engine_id, reason=why.reason, cause=why.cause,
@@ -168,6 +166,7 @@ class Sessions:
                 break
             self._places.pop(sid, None)
             self._ended[trial_id] = result
+            self.register.ended(result)
             if len(self._ended) > MAX_ENDED:
                 del self._ended[next(iter(self._ended))]
             self._events.emit("trial.ended", **end_of(result))
@@ -194,6 +193,20 @@ class Sessions:
                 pass
         return await self._any_engine("read", trial_id)
 
+    async def moments(self, trial_id: str) -> Sequence[Moment]:
+        """What a trial's checkpoint has of it; of one that was released nothing is left. Read again only when its log has grown."""
+        head = await self._known(trial_id)
+        length, made = self._read.pop(trial_id, (0, ()))
+        if head.length != length and not head.released:
+            try:
+                length, made = head.length, await self._any_engine("moments", trial_id)
+            except SessionClosed:
+                length, made = 0, ()
+        self._read[trial_id] = length, made
+        if len(self._read) > MAX_READ:
+            del self._read[next(iter(self._read))]
+        return made
+
     async def read_session(self, sid: str, what: str) -> bytes:
         trial_id, _ = split_session_id(sid) or ("", 0)
         try:
@@ -216,6 +229,7 @@ class Sessions:
                 await self._stores.release(trial_id, note if len(note) <= MAX_NOTE_BYTES else b"")
             except StoreUnavailable as e:
                 raise BadRequest(str(e), 503, "unavailable") from e
+            self.register.released(trial_id)
             self._events.emit("trial.released", trial=trial_id)
         return trial
 

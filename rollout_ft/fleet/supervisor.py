@@ -15,10 +15,12 @@ from typing import Any
 from rollout_ft.checkpoint.view import View
 from rollout_ft.clock import wall
 from rollout_ft.errors import BadRequest, RolloutFTError
-from rollout_ft.fleet.crew import Crew, Setup
+from rollout_ft.fleet.crew import Crew, Setup, shown_as
 from rollout_ft.fleet.engines import Engine, Engines
 from rollout_ft.fleet.gateways import Gateways
 from rollout_ft.fleet.lease import Lease
+from rollout_ft.fleet.listing import Query
+from rollout_ft.fleet.looks import Looks, memory
 from rollout_ft.fleet.member import Gone, Member
 from rollout_ft.fleet.node import node_id
 from rollout_ft.fleet.owners import Owners
@@ -51,6 +53,9 @@ class Supervisor:
         self._events = Events(f"supervisor:{self._feed.name}")
         self._totals = Totals()
         self._publisher = Publisher(setup.config.run) if setup.config.telemetry.metrics else None
+        self._recent, self._recoveries = memory()
+        self._fresh: list[JSON] = []
+        """What was told since the last round, which has it from all actors: only then is it in about its order."""
         self._started: asyncio.Task[None] | None = None
         self._ending = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -99,6 +104,7 @@ class Supervisor:
         self._stores = Stores(self._crew, pulse, self._events, self._engines.push_view)
         self._gateways = Gateways(self._crew, pulse, self._events)
         self._sessions = Sessions(self._engines, self._stores, self._events)
+        self._looks = Looks(self._engines, self._stores, self._sessions, self._recent, self._recoveries)
         if self._keeping is None:
             self._keeping = asyncio.create_task(self._keep_alive())
         await self._stores.start([m for m, _ in alive if m.role.startswith("store-")], known_view, floor)
@@ -108,7 +114,7 @@ class Supervisor:
         held = await self._engines.start([m for m, _ in alive if m.role.startswith("engine-")], floor)
         self._sessions.restore(held)
         await gateways
-        if existing:
+        if any(member.role != "faults" for member in existing):  # a plan of faults is there before the run
             self._events.emit("supervisor.rebuilt", actors=len(alive), sessions=sum(map(len, held.values())))
         self._spawn(pulse.patrol(self._counted, self._look))
         if self._workers is not None and self._engines.owners is not None:
@@ -171,14 +177,19 @@ class Supervisor:
     async def _collect(self) -> None:
         await asyncio.gather(*(self._renew(m) for m in self._crew_members()))
         self._told(self._events.take())
+        self._recent.add(self._fresh)
+        self._recoveries.add(self._fresh)
+        self._fresh = []
         try:
             self._measure()
         except Exception:  # a run does not end for its metrics
             _log.exception("the run's metrics are not up to date")
 
     def _told(self, events: list[JSON]) -> None:
-        for event in self._feed.tell(events):
+        fresh = self._feed.tell(events)
+        for event in fresh:
             self._totals.saw(event)
+        self._fresh += fresh
 
     def _measure(self) -> None:
         engines = self._engines
@@ -289,10 +300,22 @@ class Supervisor:
         await self.start()
         return await self._sessions.read(trial_id)
 
-    async def trials(self) -> list[JSON]:
-        """Every trial that the store knows, as `{trial_id, attempt, entries, state}`."""
+    async def trials(self, query: Query) -> JSON:
+        """`{trials, total, next}`."""
         await self.start()
-        return self._sessions.listed(await self._stores.port().heads())
+        return await self._looks.trials(query)
+
+    async def overview(self, query: Query, since: str, events: int, turns: int) -> bytes:
+        """What a person wants to see at once, as JSON."""
+        return await self._looks.overview(await self.fleet(), query, since, events, turns)
+
+    async def events(self, since: str, limit: int) -> JSON:
+        await self.start()
+        return self._looks.events(since, limit)
+
+    async def timeline(self, trial_id: str) -> JSON:
+        await self.start()
+        return await self._looks.timeline(trial_id)
 
     async def command(self, command: Command) -> JSON:
         """What a trainer asks of all engines."""
@@ -359,7 +382,7 @@ class Supervisor:
         task.add_done_callback(self._tasks.discard)
 
     def __repr__(self) -> str:
-        return f"rollout_ft supervisor of {self._setup.config.run}"
+        return shown_as(self._crew.name("supervisor", 1))
 
 
 def _remembered(described: JSON) -> list[tuple[str, int]]:

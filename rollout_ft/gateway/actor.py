@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Callable
 
-from rollout_ft.fleet.crew import Setup
+from rollout_ft.fleet.crew import Setup, shown_as
 from rollout_ft.fleet.lease import Lease, live
 from rollout_ft.fleet.node import node_id, node_ip, settle
 from rollout_ft.fleet.remote import RemoteSupervisor
@@ -44,8 +44,8 @@ def base_url(setup: Setup, port: int) -> str:
 
 @ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0, concurrency_groups={"health": 4, "watch": 16})
 class GatewayActor:
-    def __init__(self, setup: Setup, port: int):
-        self._setup, self._port = setup, port
+    def __init__(self, setup: Setup, name: str, port: int):
+        self._setup, self._name, self._port = setup, name, port
         self._lease = Lease(setup.config.orphan_s)
         self._tracing = OFF
         self._started: asyncio.Task[JSON] | None = None
@@ -98,4 +98,4 @@ class GatewayActor:
         await asyncio.Event().wait()
 
     def __repr__(self) -> str:
-        return f"rollout_ft gateway on port {self._port}"
+        return shown_as(self._name)
