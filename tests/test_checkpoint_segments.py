@@ -112,6 +112,29 @@ def test_a_trial_that_has_ended_is_one_object_and_its_large_payloads() -> None:
     asyncio.run(main())
 
 
+def test_what_is_read_while_its_trial_is_compacted_is_what_was_written() -> None:
+    async def main() -> None:
+        shelf = Shelf()
+        memory = Memory(shelf.put, shelf.get)
+        segments = Segments(memory)
+        payloads = [str(number).encode() for number in range(3 * SEAL_ENTRIES)]
+        for payload in payloads:
+            segments.append(payload)
+        compacting: list[asyncio.Task[None]] = []
+
+        async def slow(ref: Any) -> list[bytes]:
+            memory.get = shelf.get
+            compacting.append(asyncio.create_task(segments.compact()))
+            await compacting[0]
+            return await shelf.get(ref)
+
+        memory.get = slow
+        assert await segments.read() == payloads
+        assert len(shelf.kept) == 4, "it was compacted meanwhile"
+
+    asyncio.run(main())
+
+
 def test_a_trial_that_is_released_while_it_is_compacted_takes_nothing() -> None:
     async def main() -> None:
         shelf = Shelf()

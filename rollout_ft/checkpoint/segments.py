@@ -171,14 +171,15 @@ class Segments:
 
     async def read(self, from_seq: int = 0, to_seq: int | None = None) -> list[bytes]:
         slots = list(enumerate(self._slots))[from_seq:to_seq]
-        refs = {id(slot): slot.ref for _, slot in slots if isinstance(slot, _Sealed)}
+        # Of each segment all that is needed, now: while this waits, `compact` may join it with others and empty it.
+        sealed = {id(slot): (slot.ref, slot.numbers) for _, slot in slots if isinstance(slot, _Sealed)}
         places = [self._place(number) for number, slot in slots if slot is None]
-        opened = {name: await self._memory.get(ref) for name, ref in refs.items()}
+        opened = {name: await self._memory.get(ref) for name, (ref, _) in sealed.items()}
         loaded = iter(await self._memory.load(places) if places else [])
         payloads: list[bytes] = []
         for number, slot in slots:
             if isinstance(slot, _Sealed):
-                payloads.append(opened[id(slot)][bisect_left(slot.numbers, number)])
+                payloads.append(opened[id(slot)][bisect_left(sealed[id(slot)][1], number)])
             else:
                 payloads.append(next(loaded) if slot is None else slot)
         return payloads
