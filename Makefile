@@ -10,7 +10,7 @@ CLIENTS := $(basename $(notdir $(wildcard tests/clients/requirements/*.txt)))
 # mini-swe-agent's environment is that of its client.
 INTEGRATIONS := $(basename $(notdir $(wildcard tests/integrations/requirements/*.txt))) mini-swe-agent-2
 
-.PHONY: demo demo-sglang test test-cluster test-clients test-integrations test-sglang test-parsers test-templates test-api check bench clean
+.PHONY: demo demo-sglang test test-cluster test-clients test-integrations test-sglang test-parsers test-templates test-api test-page check bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rollout-ft demo $(ARGS)
@@ -64,6 +64,15 @@ test-api: $(VENV)/.installed $(VENVS)/api/.installed
 $(VENVS)/api/.installed:
 	$(PYTHON) -m venv $(VENVS)/api
 	$(VENVS)/api/bin/pip install --quiet --disable-pip-version-check 'schemathesis>=4.30,<5' requests 'pytest<9'
+	@touch $@
+
+# The status page of a real run in a real browser: Debian's chromium, or what CHROMIUM names. SHOTS=DIR keeps screenshots.
+test-page: $(VENV)/.installed $(VENVS)/page/.installed
+	$(VENVS)/page/bin/python -m pytest -q -c /dev/null --rootdir tests/page --confcutdir tests/page tests/page/check_page.py $(ARGS)
+
+$(VENVS)/page/.installed: tests/page/requirements.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
 	@touch $@
 
 # Every client library in an environment of its own, made once: a minute or two each.

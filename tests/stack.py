@@ -29,6 +29,7 @@ from rollout_ft.engine.parsers import Own, TextParser
 from rollout_ft.engine.port import Chunk, EngineInfo
 from rollout_ft.errors import BadRequest, SessionClosed
 from rollout_ft.faultpoints import Inert
+from rollout_ft.fleet.listing import Around, Query, Rank, Row, counts, select
 from rollout_ft.fleet.weights import Command
 from rollout_ft.gateway.asgi import Server
 from rollout_ft.gateway.gateway import Gateway
@@ -38,6 +39,7 @@ from rollout_ft.line import serve, token_of
 from rollout_ft.samples.summary import summary
 from rollout_ft.samples.trajectory import records, trajectory
 from rollout_ft.telemetry.events import Events
+from rollout_ft.telemetry.recent import Recent
 from rollout_ft.testing.plain import STOP, PlainTemplate
 from rollout_ft.types import JSON, Ended, Outcome, SessionSpec, VersionSpan, session_id, split_session_id
 
@@ -142,8 +144,30 @@ class Supervisor:
         assert session is not None
         return summary(session)
 
-    async def trials(self) -> list[JSON]:
-        return [{"trial_id": t, "attempt": attempt, "entries": 1, "state": "held"} for t, attempt in self.attempts.items()]
+    async def trials(self, query: Query) -> JSON:
+        return self._page(query)
+
+    def _page(self, query: Query) -> JSON:
+        around = Around({session_id(t, attempt): "e0" for t, attempt in self.attempts.items()}, {"e0": "healthy"})
+        page = select([Row(t, attempt, 1) for t, attempt in self.attempts.items()], query, around)
+        told = [{**row.describe(state), **self._needs(around, row, rank)} for row, state, rank in page.rows]
+        return {"trials": told, "total": page.total, "next": page.next}
+
+    def _needs(self, around: Around, row: Row, rank: Rank) -> JSON:
+        why, remedy = around.words(row, rank)
+        return {"engine_id": "e0", "attention": rank.name.lower(), "why": why, "remedy": remedy}
+
+    async def timeline(self, trial_id: str) -> JSON:
+        return {"trial": await self.trial(trial_id), "moments": [], "left_out": 0}
+
+    async def events(self, since: str, limit: int) -> JSON:
+        return Recent("00000000").since(since, limit)
+
+    async def overview(self, query: Query, since: str, events: int, turns: int) -> bytes:
+        flying = self.host.in_flight(turns) | {"silent": []}
+        trials = self._page(query) | counts([Row(t, attempt, 1) for t, attempt in self.attempts.items()], Around())
+        told = {"now": wall(), "fleet": await self.fleet(), "problems": [], "recoveries": [], "turns": flying, "trials": trials}
+        return orjson.dumps(told | {"events": await self.events(since, events), "store_silent": ""})
 
     async def fleet(self) -> JSON:
         return {"serves": True, "engines": [], "weights": {"version": "v0"}}

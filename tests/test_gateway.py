@@ -18,6 +18,7 @@ from rollout_ft.config import GatewayConfig
 from rollout_ft.engine.wire import Call, decode_delivered, received
 from rollout_ft.errors import BadRequest, SessionClosed
 from rollout_ft.faultpoints import Inert
+from rollout_ft.fleet.listing import Query
 from rollout_ft.gateway.asgi import Exchange, Headers, Server
 from rollout_ft.gateway.gateway import Gateway
 from rollout_ft.gateway.keys import Keys
@@ -146,6 +147,7 @@ class Supervisor:
     asked: list[Any] = field(default_factory=list[Any])
     suspected: list[str] = field(default_factory=list[str])
     error: Exception | None = None
+    queries: list[Query] = field(default_factory=list[Query])
 
     async def locate(self, sid: str, failed: tuple[str, int] | None) -> JSON:
         self.asked.append((sid, failed))
@@ -186,8 +188,19 @@ class Supervisor:
     async def trial(self, trial_id: str) -> JSON:
         return self._did("trial", trial_id)
 
-    async def trials(self) -> list[JSON]:
-        return [self._did("trials")]
+    async def trials(self, query: Query) -> JSON:
+        self.queries.append(query)
+        return {"trials": [self._did("trials")], "total": 7, "next": "0~t1" if query.limit else ""}
+
+    async def timeline(self, trial_id: str) -> JSON:
+        return self._did("timeline", trial_id)
+
+    async def overview(self, query: Query, since: str, events: int, turns: int) -> bytes:
+        self.queries.append(query)
+        return orjson.dumps(self._did("overview", since, events, turns))
+
+    async def events(self, since: str, limit: int) -> JSON:
+        return self._did("events", since, limit)
 
     async def fleet(self) -> JSON:
         return {**self._did("fleet"), "serves": bool(self.owners)}
@@ -292,7 +305,8 @@ async def test_every_route_of_a_session_takes_its_own_key_only():
 
 OPERATORS = [
     ("POST", "/sessions"), ("POST", "/trials/t1/restart"), ("POST", "/trials/t1/outcome"), ("GET", "/trials"), ("GET", "/trials/t1"),
-    ("POST", f"/sessions/{SID}/steps"), ("GET", "/fleet"), ("GET", "/no/such/route"),
+    ("POST", f"/sessions/{SID}/steps"), ("GET", "/fleet"), ("GET", "/overview"), ("GET", "/events"), ("GET", "/trials/t1/timeline"),
+    ("GET", "/no/such/route"),
 ]  # fmt: skip
 
 
@@ -345,7 +359,7 @@ async def test_a_body_that_does_not_say_its_length_has_the_same_limit():
 
 async def test_an_unknown_route_is_a_404_in_openais_shape():
     async with stage() as s:
-        for method, path in [("GET", "/no/such/route"), ("POST", "/fleet"), ("PUT", "/sessions"), ("GET", "/"), ("GET", "/sessions/")]:
+        for method, path in [("GET", "/no/such/route"), ("POST", "/fleet"), ("PUT", "/sessions"), ("GET", "/sessions/")]:
             answer = await s.operate(method, path)
             assert (answer.status, answer.error["code"], shape(answer)) == (404, "unknown_route", OPENAI), path
 

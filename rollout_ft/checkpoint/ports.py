@@ -9,7 +9,8 @@ The subtle invariant: a failed call says nothing about whether it ran. `StoreUna
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -32,6 +33,15 @@ class Call(IntEnum):
     """The argument is the length of the label in front of it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """The ends of a trial's log, for lists: its first entry, its last where that is the outcome, and the note of a released one."""
+
+    first: bytes = b""
+    outcome: bytes = b""
+    note: bytes = b""
+
+
 class StorePort(Protocol):
     """One store replica. `append_many` and `put_partials` take and give what `wire` encodes."""
 
@@ -43,6 +53,7 @@ class StorePort(Protocol):
     async def lookup(self, trial_id: str) -> Head | None: ...
     async def trials(self) -> list[str]: ...
     async def heads(self) -> dict[str, Head]: ...
+    async def outlines(self, trial_ids: Sequence[str]) -> dict[str, Outline]: ...
     async def export(self, wanted: list[tuple[str, int]]) -> list[Export | None]: ...
     async def load(self, number: int, exports: list[Export]) -> Refused | None: ...
     async def freeze(self, number: int) -> Refused | None: ...
@@ -93,6 +104,9 @@ class RayStore:
 
     async def heads(self) -> dict[str, Head]:
         return await self._call("heads")
+
+    async def outlines(self, trial_ids: Sequence[str]) -> dict[str, Outline]:
+        return await self._call("outlines", trial_ids)
 
     async def export(self, wanted: list[tuple[str, int]]) -> list[Export | None]:
         return await self._call("export", wanted)

@@ -23,7 +23,7 @@ from rollout_ft.checkpoint.groupcommit import GroupCommit
 from rollout_ft.checkpoint.journal import MAX_RELEASED, Journal
 from rollout_ft.checkpoint.log import Accepted, Entry, Head, Refused
 from rollout_ft.checkpoint.payloads import Shelf, decode_label
-from rollout_ft.checkpoint.ports import Call
+from rollout_ft.checkpoint.ports import Call, Outline
 from rollout_ft.checkpoint.records import (
     Appended,
     Doubted,
@@ -158,6 +158,19 @@ class Store:
 
     async def heads(self) -> dict[str, Head]:
         return self._state.heads()
+
+    async def outlines(self, trial_ids: Sequence[str]) -> dict[str, Outline]:
+        """Of those of them that are here and can be read."""
+        return {trial_id: await self._outline(trial_id) for trial_id in trial_ids if trial_id in self._state.trials}
+
+    async def _outline(self, trial_id: str) -> Outline:
+        log, bodies = self._state.trials[trial_id], self._bodies.get(trial_id)
+        if log.released or log.damaged or bodies is None or not log.length:
+            return Outline(note=self._state.note(trial_id) or b"")
+        last = log.length - 1
+        ended = log.last_kind == OUTCOME
+        (first,), end = await bodies.read(0, 1), await bodies.read(last, last + 1) if ended else [b""]
+        return Outline(first, end[0])
 
     async def export(self, wanted: list[tuple[str, int]]) -> list[Export | None]:
         """Stretches of logs, each from a position on, in the order asked; it ends early at about `EXPORT_BYTES`.

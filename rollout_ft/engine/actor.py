@@ -47,6 +47,7 @@ from rollout_ft.session.drift import load_renderer
 from rollout_ft.session.render import ChatTemplate
 from rollout_ft.telemetry.events import Events
 from rollout_ft.telemetry.metrics import Readings
+from rollout_ft.telemetry.timeline import Moment, of_entries
 from rollout_ft.testing.faults import fault_points
 from rollout_ft.types import JSON, Ended, SessionSpec
 
@@ -217,6 +218,9 @@ class EngineActor:
     async def holds(self, sid: str) -> bool:
         return sid in self._host.sessions()
 
+    async def in_flight(self, limit: int) -> JSON:
+        return self._host.in_flight(limit)
+
     async def summary(self, sid: str) -> JSON:
         return self._host.summary(sid)
 
@@ -224,6 +228,10 @@ class EngineActor:
         """The summary of any trial, from the store."""
         session = await self._host.read(trial_id)
         return summary(session) if session is not None else None
+
+    async def moments(self, trial_id: str) -> list[Moment]:
+        """What a trial's checkpoint has of it."""
+        return of_entries(await self._host.entries(trial_id))
 
     async def read_session(self, trial_id: str, what: str) -> bytes:
         """A trial's trajectory or records as JSON, from the store."""

@@ -16,7 +16,7 @@ import numpy as np
 from rollout_ft.clock import monotonic
 from rollout_ft.engine.capture import Capture
 from rollout_ft.engine.continuation import cut_spans, join_spans, start_from
-from rollout_ft.engine.patience import Patience
+from rollout_ft.engine.patience import Patience, Wait
 from rollout_ft.engine.port import Chunk, Engine
 from rollout_ft.errors import EngineAborted, EngineLost, EngineRefused
 from rollout_ft.session.freshness import versions_of
@@ -64,6 +64,8 @@ class Generation:
     """The data-parallel rank that it goes to, where there are several."""
     asked: str = ""
     """The call that we asked the engine to abort."""
+    wait: Wait | None = None
+    """What the last call waited for, and since when."""
     capture: Capture | None = None
     """Of routed experts, where they are asked for; what another engine had captured is lost with it."""
 
@@ -128,6 +130,7 @@ class Generation:
         stream = engine.generate(self.rid, input_json, sampling, self.capture.end if self.capture else None, *rank)
         try:
             async with patience.waits(o.prompt_tokens + kept) as wait:
+                self.wait = wait
                 async for chunk in stream:
                     if wait.owed:
                         answered()

@@ -20,6 +20,7 @@ from rollout_ft.clock import monotonic, wall
 from rollout_ft.config import Config
 from rollout_ft.engine.capture import Shape
 from rollout_ft.engine.driver import FAILED, Driver
+from rollout_ft.engine.flights import in_flight
 from rollout_ft.engine.generation import Generation
 from rollout_ft.engine.held import Held
 from rollout_ft.engine.ladder import spent_error
@@ -184,8 +185,11 @@ class SessionHost:
 
     async def read(self, trial_id: str) -> Session | None:
         """A trial as the store has it, for reading only: nobody is fenced."""
-        entries = [decode_entry(e.kind, e.payload) for e in await self._mirror.read(trial_id)]
-        return self._restored(entries, [])
+        return self._restored(await self.entries(trial_id), [])
+
+    async def entries(self, trial_id: str) -> list[SessionEntry]:
+        """A trial's log, as the store has it."""
+        return [decode_entry(e.kind, e.payload) for e in await self._mirror.read(trial_id)]
 
     async def assembly(self, session: Session, what: str) -> Assembly:
         """What makes a session's trajectory (`linear`: of one path), records or checkpoint: all that takes long, for the caller
@@ -212,6 +216,11 @@ class SessionHost:
     def sessions(self) -> dict[str, int]:
         """Session id → owner epoch of everything held here."""
         return {sid: held.epoch for sid, held in self._held.items()}
+
+    def in_flight(self, limit: int) -> JSON:
+        """The turns that are being generated here: see `engine.flights`."""
+        driver = self._driver
+        return in_flight(self._held.values(), driver.gate.closed, driver.admission.waiting > 0, monotonic(), limit)
 
     def still_s(self) -> float:
         """How long nothing has been generated here, on purpose."""

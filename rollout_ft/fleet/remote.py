@@ -15,6 +15,7 @@ from rollout_ft.checkpoint.view import View
 from rollout_ft.clock import monotonic
 from rollout_ft.errors import BadRequest, RolloutFTError
 from rollout_ft.fleet.crew import actor_name
+from rollout_ft.fleet.listing import Query
 from rollout_ft.fleet.weights import Command
 from rollout_ft.rayapi import ray
 from rollout_ft.telemetry.metrics import Readings
@@ -92,8 +93,17 @@ class RemoteSupervisor:
     async def trial(self, trial_id: str) -> JSON:
         return await self.ask("trial", trial_id)
 
-    async def trials(self) -> list[JSON]:
-        return await self.ask("trials")
+    async def trials(self, query: Query) -> JSON:
+        return await self.ask("trials", query)
+
+    async def timeline(self, trial_id: str) -> JSON:
+        return await self.ask("timeline", trial_id)
+
+    async def overview(self, query: Query, since: str, events: int, turns: int) -> bytes:
+        return await self.ask("overview", query, since, events, turns)
+
+    async def events(self, since: str, limit: int) -> JSON:
+        return await self.ask("events", since, limit)
 
     async def fleet(self) -> JSON:
         return await self.ask("fleet")

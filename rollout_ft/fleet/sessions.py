@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import orjson
@@ -21,8 +20,10 @@ from rollout_ft.errors import BadRequest, Fenced, SessionClosed, SessionMoved, S
 from rollout_ft.fleet.engines import Engine, Engines
 from rollout_ft.fleet.member import Gone
 from rollout_ft.fleet.placement import place
+from rollout_ft.fleet.register import Register
 from rollout_ft.fleet.stores import Stores
 from rollout_ft.telemetry.events import Events
+from rollout_ft.telemetry.timeline import Moment
 from rollout_ft.types import JSON, Ended, Outcome, SessionSpec, session_id, split_session_id
 
 ADOPT_TIMEOUT_S = 15.0
@@ -45,6 +46,7 @@ class Sessions:
         self._engines, self._stores, self._events = engines, stores, events
         self._places: dict[str, Place] = {}
         self._ended: dict[str, JSON] = {}
+        self.register = Register()
         self._coming: Counter[str] = Counter()
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
@@ -61,19 +63,9 @@ class Sessions:
         """How many sessions each engine has; those of an engine that is lost are there until somebody asks for them."""
         return Counter(at.engine_id for at in self._places.values())
 
-    def listed(self, heads: Mapping[str, Head]) -> list[JSON]:
-        """Of each trial `{trial_id, attempt, entries, state}`: `idle` is one that no engine has, and that is not known to have ended."""
-        return [
-            {"trial_id": trial_id, "attempt": head.attempt, "entries": head.length, "state": self._state(trial_id, head)}
-            for trial_id, head in sorted(heads.items())
-        ]
-
-    def _state(self, trial_id: str, head: Head) -> str:
-        if head.released or head.damaged:
-            return "released" if head.released else "damaged"
-        if session_id(trial_id, head.attempt) in self._places:
-            return "held"
-        return "ended" if trial_id in self._ended else "idle"
+    def places(self) -> dict[str, str]:
+        """Session id → engine; that of an engine that is lost as well, until somebody asks for it."""
+        return {sid: at.engine_id for sid, at in self._places.items()}
 
     async def locate(self, sid: str, failed: tuple[str, int] | None = None) -> JSON:
         """`{state: owned, url, engine_id, incarnation}`, `{state: closed, message}` or `{state: unavailable, message}`."""
@@ -93,6 +85,7 @@ class Sessions:
             if head is not None and (head.length or head.damaged):
                 return await self._known_trial(spec, resume, head.attempt)
             opened = await self._start_attempt(spec.trial_id, 1, spec, resume=False, prefer="")
+            self.register.opened(spec)
             at = self._places[opened["session_id"]]
             self._events.emit("trial.opened", trial=spec.trial_id, task=spec.task_id, engine=at.engine_id)
             return opened
@@ -133,6 +126,7 @@ class Sessions:
             except Gone:
                 engine = None
         opened = await self._start_attempt(trial_id, attempt + 1, None, resume, engine.engine_id if engine else "")
+        self.register.restarted(trial_id, attempt + 1)
         self._events.emit(
             "trial.restarted", trial=trial_id, attempt=attempt + 1, checkpoint=resume, turns=opened["turns"],
             engine=self._places[opened["session_id"]].engine_id,
@@ -164,6 +158,7 @@ class Sessions:
                 break
             self._places.pop(sid, None)
             self._ended[trial_id] = result
+            self.register.ended(result)
             if len(self._ended) > MAX_ENDED:
                 del self._ended[next(iter(self._ended))]
             self._events.emit("trial.ended", trial=trial_id, outcome=outcome.value, reward=reward, cause=cause)
@@ -188,6 +183,13 @@ class Sessions:
                 pass
         return await self._any_engine("read", trial_id)
 
+    async def moments(self, trial_id: str) -> list[Moment]:
+        """What a trial's checkpoint has of it; of one that was released nothing is left."""
+        try:
+            return await self._any_engine("moments", trial_id)
+        except SessionClosed:
+            return []
+
     async def read_session(self, sid: str, what: str) -> bytes:
         trial_id, _ = split_session_id(sid) or ("", 0)
         try:
@@ -210,6 +212,7 @@ class Sessions:
                 await self._stores.release(trial_id, note if len(note) <= MAX_NOTE_BYTES else b"")
             except StoreUnavailable as e:
                 raise BadRequest(str(e), 503, "unavailable") from e
+            self.register.released(trial_id)
             self._events.emit("trial.released", trial=trial_id)
         return trial
 

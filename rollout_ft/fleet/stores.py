@@ -138,7 +138,7 @@ class Stores:
     def ports(self) -> dict[str, StorePort]:
         return dict(self._ports)
 
-    def port(self) -> RayStore:
+    def port(self) -> StorePort:
         """Any member of the view: every one has all that was acknowledged."""
         for name in self.view.members:
             if name in self._ports:

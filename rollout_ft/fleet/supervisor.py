@@ -21,6 +21,8 @@ from rollout_ft.fleet.crew import Crew, Setup
 from rollout_ft.fleet.engines import Engine, Engines
 from rollout_ft.fleet.gateways import Gateways
 from rollout_ft.fleet.lease import Lease
+from rollout_ft.fleet.listing import Query
+from rollout_ft.fleet.looks import Looks, memory
 from rollout_ft.fleet.member import Gone, Member
 from rollout_ft.fleet.node import node_id
 from rollout_ft.fleet.owners import Owners
@@ -51,6 +53,7 @@ class Supervisor:
         self._events = Events("supervisor")
         self._collected: deque[JSON] = deque(maxlen=MAX_BUFFERED)
         self._totals, self._publisher = Totals(), Publisher(setup.config.run)
+        self._recent, self._recoveries = memory()
         self._started: asyncio.Task[None] | None = None
         self._ending = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -99,6 +102,7 @@ class Supervisor:
         self._stores = Stores(self._crew, pulse, self._events, self._engines.push_view)
         self._gateways = Gateways(self._crew, pulse, self._events)
         self._sessions = Sessions(self._engines, self._stores, self._events)
+        self._looks = Looks(self._engines, self._stores, self._sessions, self._recent, self._recoveries)
         if self._keeping is None:
             self._keeping = asyncio.create_task(self._keep_alive())
         await self._stores.start([m for m, _ in alive if m.role.startswith("store-")], known_view, floor)
@@ -172,6 +176,8 @@ class Supervisor:
         results = await asyncio.gather(*(self._renew(m) for m in self._crew_members()))
         events = [*chain.from_iterable(results), *self._events.take()]
         self._collected.extend(events)
+        self._recent.add(events)
+        self._recoveries.add(events)
         try:
             self._measure(events)
         except Exception:  # a run does not end for its metrics
@@ -283,10 +289,22 @@ class Supervisor:
         await self.start()
         return await self._sessions.read(trial_id)
 
-    async def trials(self) -> list[JSON]:
-        """Every trial that the store knows, as `{trial_id, attempt, entries, state}`."""
+    async def trials(self, query: Query) -> JSON:
+        """`{trials, total, next}`."""
         await self.start()
-        return self._sessions.listed(await self._stores.port().heads())
+        return await self._looks.trials(query)
+
+    async def overview(self, query: Query, since: str, events: int, turns: int) -> bytes:
+        """What a person wants to see at once, as JSON."""
+        return await self._looks.overview(await self.fleet(), query, since, events, turns)
+
+    async def events(self, since: str, limit: int) -> JSON:
+        await self.start()
+        return self._looks.events(since, limit)
+
+    async def timeline(self, trial_id: str) -> JSON:
+        await self.start()
+        return await self._looks.timeline(trial_id)
 
     async def command(self, command: Command) -> JSON:
         """What a trainer asks of all engines."""

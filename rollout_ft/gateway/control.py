@@ -15,12 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rollout_ft.config import GatewayConfig
 from rollout_ft.errors import BadRequest
+from rollout_ft.fleet.listing import Query
 from rollout_ft.fleet.weights import Command
 from rollout_ft.gateway import trainer
 from rollout_ft.gateway.asgi import Exchange
 from rollout_ft.gateway.body import check_id, load_json
 from rollout_ft.gateway.dialects.sampling import check_sampling
 from rollout_ft.gateway.keys import Keys
+from rollout_ft.gateway.watching import EventsQuery, OverviewQuery, TrialsQuery, asked
 from rollout_ft.types import JSON, TRIAL_ID, Outcome, Recovery, SessionSpec, split_session_id
 
 
@@ -32,7 +34,10 @@ class Control(Protocol):
     async def end_trial(self, trial_id: str, attempt: int | None, outcome: Outcome, reward: float | None, cause: str) -> JSON: ...
     async def release_trial(self, trial_id: str) -> JSON: ...
     async def trial(self, trial_id: str) -> JSON: ...
-    async def trials(self) -> list[JSON]: ...
+    async def trials(self, query: Query) -> JSON: ...
+    async def timeline(self, trial_id: str) -> JSON: ...
+    async def overview(self, query: Query, since: str, events: int, turns: int) -> bytes: ...
+    async def events(self, since: str, limit: int) -> JSON: ...
     async def fleet(self) -> JSON: ...
     async def read_session(self, sid: str, what: str) -> bytes: ...
     async def resize_fleet(self, count: int) -> JSON: ...
@@ -119,7 +124,8 @@ class ControlRoutes:
         if handler is None:
             raise BadRequest(f"no such route: {x.method} {x.path}", 404, "unknown_route")
         result = await handler
-        await x.reply(200, orjson.dumps(result, option=orjson.OPT_SERIALIZE_NUMPY))
+        if not x.started:
+            await x.reply(200, result if isinstance(result, bytes) else orjson.dumps(result, option=orjson.OPT_SERIALIZE_NUMPY))
 
     def _find(self, x: Exchange, parts: list[str]) -> Any:
         """A coroutine function's call is made only by `route`, after the key was checked."""
@@ -133,9 +139,15 @@ class ControlRoutes:
             case ("POST", ["trials", trial_id, "release"]):
                 return _Later(self._supervisor.release_trial, trial_id)
             case ("GET", ["trials"]):
-                return _Later(self._supervisor.trials)
+                return _Later(self._trials, x)
             case ("GET", ["trials", trial_id]):
                 return _Later(self._supervisor.trial, trial_id)
+            case ("GET", ["trials", trial_id, "timeline"]):
+                return _Later(self._supervisor.timeline, trial_id)
+            case ("GET", ["overview"]):
+                return _Later(self._overview, x)
+            case ("GET", ["events"]):
+                return _Later(self._events, x)
             case ("POST", ["fleet", "engines"]):
                 return _Later(self._engines, x)
             case ("POST", ["fleet", "drain"]):
@@ -184,6 +196,22 @@ class ControlRoutes:
     async def _outcome(self, x: Exchange, trial_id: str) -> JSON:
         body = await self.parse(x, OutcomeBody)
         return await self._supervisor.end_trial(trial_id, body.attempt, Outcome(body.outcome), body.reward, body.cause)
+
+    async def _trials(self, x: Exchange) -> None:
+        """A list, as it is without any parameter; what is to know of it beside that is in the headers."""
+        found = await self._supervisor.trials(asked(x, TrialsQuery).query())
+        more = [(b"x-rollout-ft-total", str(found["total"]).encode())]
+        if found["next"]:
+            more.append((b"x-rollout-ft-next", found["next"].encode()))
+        await x.reply(200, orjson.dumps(found["trials"]), more)
+
+    async def _events(self, x: Exchange) -> JSON:
+        query = asked(x, EventsQuery)
+        return await self._supervisor.events(query.since or "", query.limit)
+
+    async def _overview(self, x: Exchange) -> bytes:
+        q = asked(x, OverviewQuery)
+        return await self._supervisor.overview(q.query(), q.since or "", q.events, q.turns)
 
     async def _model_info(self) -> JSON:
         """What a trainer reads of SGLang's own: the version, which is that of the fleet."""

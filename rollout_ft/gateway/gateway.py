@@ -31,6 +31,7 @@ from rollout_ft.gateway.keys import Keys, session_of
 from rollout_ft.gateway.openapi import document
 from rollout_ft.gateway.owners import MAX_LOSSES, Owner, OwnerLost, Owners
 from rollout_ft.gateway.session_server import NoSession, SessionServer
+from rollout_ft.gateway.watching import PAGE, Files, redirect
 from rollout_ft.telemetry.metrics import NO_ENGINE, REQUESTS, TURNS_PARKED, Counts, Readings
 from rollout_ft.types import Raw, split_session_id
 
@@ -59,7 +60,7 @@ class Gateway:
         self._model = model or ModelConfig()
         self._control = ControlRoutes(supervisor, keys, base, config)
         self._open = SessionServer(config, keys, supervisor, self._control, owners)
-        self._document = orjson.dumps(document(base))
+        self._document, self._page = orjson.dumps(document(base)), Files()
         self.counts = counts or Counts()
         self.in_flight = 0
         self._by_session: Counter[str] = Counter()
@@ -95,6 +96,12 @@ class Gateway:
                 await x.reply(200, orjson.dumps({"status": "ok", "session_server_instance_id": self._keys.instance}))
             case ("GET", ["openapi.json"]):
                 await x.reply(200, self._document)
+            case ("GET", [""]):
+                await redirect(x)
+            case ("GET", [page]) if page == PAGE:
+                await self._page.reply(x, "index.html")
+            case ("GET", [page, name]) if page == PAGE:
+                await self._page.reply(x, name)
             case ("POST", ["sessions", sid, "v1", "chat", "completions"] | ["sessions", sid, "v1", "messages"]):
                 await self._turn(x, self._session(x, sid))
             case ("POST", ["sessions", sid, "generate"]):

@@ -10,11 +10,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from rollout_ft.fleet.listing import STATES, Rank
 from rollout_ft.gateway.control import DrainBody, EnginesBody, OpenBody, OutcomeBody, RestartBody, StepBody
 from rollout_ft.gateway.dialects.sampling import CHAT, MESSAGES, TOKENS, parameter_schemas
 from rollout_ft.gateway.session_server import SamplesBody
 from rollout_ft.gateway.trainer import BODIES
-from rollout_ft.types import JSON, TRIAL_ID
+from rollout_ft.gateway.watching import EventsQuery, OverviewQuery, TrialsQuery, parameters
+from rollout_ft.types import JSON, TRIAL_ID, Outcome
 
 _STATUSES = {
     "400": "The request itself is wrong, or too long for the model; repeating it cannot help.",
@@ -69,7 +71,11 @@ def _paths() -> JSON:
         "/ready": {"get": _operation("It can serve.", _OBJECT, security=[], own={"503": _json("Nothing can serve.", _OBJECT)})},
         "/openapi.json": {"get": _operation("This document.", _OBJECT, security=[])},
         "/sessions": {"post": _control("Opens a session.", "Opened", "OpenBody", parameters=[_IDEMPOTENCY])},
-        "/trials": {"get": _control("All trials.", {"type": "array", "items": _ref("Listed")})},
+        "/trials": {"get": _listed()},
+        "/trials/{trial_id}/timeline": {"get": _control("A trial's moments, in order.", "Timeline", parameters=[_TRIAL])},
+        "/overview": {"get": _control("All that a person wants to see at once.", "Overview", parameters=parameters(OverviewQuery))},
+        "/events": {"get": _control("The newest transitions.", "Events", parameters=parameters(EventsQuery))},
+        "/status": {"get": _page("The status page; it asks for the operator's key.")},
         "/trials/{trial_id}": {"get": _control("One trial.", "Trial", parameters=[_TRIAL])},
         "/trials/{trial_id}/restart": {"post": _control("The next attempt.", "Opened", "RestartBody", parameters=[_TRIAL])},
         "/trials/{trial_id}/outcome": {"post": _control("How the trial ended.", "Trial", "OutcomeBody", parameters=[_TRIAL])},
@@ -101,6 +107,23 @@ def _paths() -> JSON:
         }
         paths[f"{base}/models"] = {"get": _agents("The one model that there is.", "Models", parameters=[named])}
     return paths
+
+
+def _listed() -> JSON:
+    """A page's place among all that match is in its headers."""
+    made = _control(
+        "Trials, all unless parameters say which.", {"type": "array", "items": _ref("Listed")}, parameters=parameters(TrialsQuery)
+    )
+    made["responses"]["200"]["headers"] = {
+        "x-rollout-ft-total": {"description": "How many match, on all pages.", "schema": {"type": "integer"}},
+        "x-rollout-ft-next": {"description": "`after` of the next page, where there is one.", "schema": _TEXT},
+    }
+    return made
+
+
+def _page(what: str) -> JSON:
+    page: JSON = {"description": what, "content": {"text/html": {"schema": _TEXT}}}
+    return _operation(what, _OBJECT, security=[], own={"200": page})
 
 
 def _collected() -> JSON:
@@ -173,7 +196,20 @@ def _schemas() -> JSON:
         "Ordered": _has(ok={"const": True}, engines=_OBJECT, weights=_OBJECT),
         "Trial": _has(trial_id=_TEXT, session_id=_TEXT, attempt=integer, state={"enum": ["running", "ended", "released"]}, turns=integer),
         "Listed": _has(
-            trial_id=_TEXT, attempt=integer, entries=integer, state={"enum": ["held", "idle", "ended", "released", "damaged"]}
+            trial_id=_TEXT, attempt=integer, entries=integer, state={"enum": list(STATES)}, task_id=_TEXT, group_id=_TEXT, mode=_TEXT,
+            outcome={"enum": [*(each.value for each in Outcome), None]}, reward={"type": ["number", "null"]}, cause=_TEXT,
+            engine_id=_TEXT, attention={"enum": [each.name.lower() for each in Rank]}, why=_TEXT, remedy=_TEXT,
+        ),
+        "Timeline": _has(
+            trial=_ref("Trial"), moments={"type": "array", "items": _has(time=number, kind=_TEXT, text=_TEXT)}, left_out=integer
+        ),
+        "Events": _has(
+            events={"type": "array", "items": _has(time=number, event=_TEXT, source=_TEXT)}, next=_TEXT, missed={"type": "boolean"}
+        ),
+        "Overview": _has(
+            now=number, fleet=_OBJECT, problems={"type": "array", "items": _has(level=_TEXT, what=_TEXT, why=_TEXT, remedy=_TEXT)},
+            recoveries={"type": "array"}, turns=_has(count=integer, waits=_OBJECT, turns={"type": "array"}, silent={"type": "array"}),
+            trials=_has(known=integer, states=_OBJECT, outcomes=_OBJECT, total=integer, next=_TEXT), events=_ref("Events"),
         ),
         "Records": _has(session_id=_TEXT, records={"type": "array", "items": _OBJECT}, metadata=_OBJECT),
         "Checkpoint": _has(

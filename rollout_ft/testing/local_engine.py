@@ -36,6 +36,7 @@ from rollout_ft.samples.summary import summary
 from rollout_ft.session.render import Renderer
 from rollout_ft.telemetry.events import Events
 from rollout_ft.telemetry.metrics import Counts
+from rollout_ft.telemetry.timeline import Moment, of_entries
 from rollout_ft.types import JSON, Ended, SessionSpec
 
 
@@ -125,12 +126,19 @@ class LocalEngine:
     async def holds(self, sid: str) -> bool:
         return sid in self.host.sessions()
 
+    async def in_flight(self, limit: int) -> JSON:
+        return self.host.in_flight(limit)
+
     async def summary(self, sid: str) -> JSON:
         return self.host.summary(sid)
 
     async def read(self, trial_id: str) -> JSON | None:
         session = await self.host.read(trial_id)
         return summary(session) if session is not None else None
+
+    async def moments(self, trial_id: str) -> list[Moment]:
+        """What a trial's checkpoint has of it."""
+        return of_entries(await self.host.entries(trial_id))
 
     async def read_session(self, trial_id: str, what: str) -> bytes:
         session = await self.host.read(trial_id)

@@ -27,6 +27,8 @@ from rollout_ft.errors import BadRequest
 from rollout_ft.faultpoints import Inert
 from rollout_ft.fleet.crew import Crew, Setup
 from rollout_ft.fleet.engines import Engines
+from rollout_ft.fleet.listing import Query
+from rollout_ft.fleet.looks import Looks, memory
 from rollout_ft.fleet.member import Gone, Member
 from rollout_ft.fleet.pulse import Pulse
 from rollout_ft.fleet.sessions import Sessions
@@ -40,6 +42,7 @@ from rollout_ft.line import token_of
 from rollout_ft.session.drift import load_renderer
 from rollout_ft.telemetry.events import Events
 from rollout_ft.telemetry.metrics import Counts
+from rollout_ft.telemetry.totals import Totals
 from rollout_ft.testing.local_engine import LocalEngine, Means
 from rollout_ft.trial.agents import InlineAgent
 from rollout_ft.trial.client import Client
@@ -97,8 +100,8 @@ class LocalStores(Stores):
     async def lookup(self, trial_id: str) -> Head | None:
         return await next(iter(self._all.values())).lookup(trial_id)
 
-    async def heads(self) -> dict[str, Head]:
-        return await next(iter(self._all.values())).heads()
+    def port(self) -> Store:
+        return next(iter(self._all.values()))
 
     async def check(self) -> View:
         return self.view
@@ -111,12 +114,26 @@ class LocalStores(Stores):
         return await next(iter(self._all.values())).note(trial_id)
 
 
+class HeardEvents(Events):
+    """Told to who listens as they happen: here nobody collects them."""
+
+    def __init__(self, source: str):
+        super().__init__(source)
+        self.listener: Callable[[JSON], None] = lambda event: None
+
+    def emit(self, name: str, **fields: Any) -> None:
+        super().emit(name, **fields)
+        self.listener({"time": wall(), "event": name, "source": "run", **fields})
+
+
 class LocalSupervisor:
     """What the gateway asks."""
 
     def __init__(self, config: FleetConfig, engines: Engines, stores: LocalStores, events: Events):
         self.config, self.engines, self.stores = config, engines, stores
-        self.sessions = Sessions(engines, stores, events)
+        self.sessions, self.totals = Sessions(engines, stores, events), Totals()
+        self.recent, self.recoveries = memory()
+        self.looks = Looks(engines, stores, self.sessions, self.recent, self.recoveries)
 
     async def locate(self, sid: str, failed: tuple[str, int] | None) -> JSON:
         return await self.sessions.locate(sid, failed)
@@ -139,8 +156,22 @@ class LocalSupervisor:
     async def trial(self, trial_id: str) -> JSON:
         return await self.sessions.read(trial_id)
 
-    async def trials(self) -> list[JSON]:
-        return self.sessions.listed(await self.stores.heads())
+    async def trials(self, query: Query) -> JSON:
+        return await self.looks.trials(query)
+
+    async def overview(self, query: Query, since: str, events: int, turns: int) -> bytes:
+        return await self.looks.overview(await self.fleet(), query, since, events, turns)
+
+    async def events(self, since: str, limit: int) -> JSON:
+        return self.looks.events(since, limit)
+
+    async def timeline(self, trial_id: str) -> JSON:
+        return await self.looks.timeline(trial_id)
+
+    def heard(self, event: JSON) -> None:
+        self.totals.saw(event)
+        self.recent.add([event])
+        self.recoveries.add([event])
 
     async def fleet(self) -> JSON:
         held, view = self.sessions.held(), self.stores.view
@@ -149,7 +180,7 @@ class LocalSupervisor:
             "run": "local", "serves": any(e.health.serves for e in self.engines.by_id.values()), "engines": engines,
             "view": {"number": view.number, "members": list(view.members), "min_replicas": view.min_replicas},
             "weights": self.engines.commands.weights.describe(wall()), "warnings": self.engines.commands.warnings(),
-            "nodes": {}, "gateways": [], "sessions": held.total(),
+            "nodes": {}, "gateways": [], "sessions": held.total(), "metrics": self.totals.flat(),
         }  # fmt: skip
 
     async def command(self, command: Command) -> JSON:
@@ -200,7 +231,7 @@ class LocalRun:
 @contextlib.asynccontextmanager
 async def local_run(config: Config, gateways: int = 1) -> AsyncGenerator[LocalRun]:
     """A run that is up, with so many gateways on its port; nothing of it is left afterwards."""
-    keys, events, counts = Keys(secrets.token_hex(16)), Events("run"), Counts()
+    keys, events, counts = Keys(secrets.token_hex(16)), HeardEvents("run"), Counts()
     token = token_of(keys.internal)
     view = View(1, tuple(f"store-{i}" for i in range(config.store.replicas)), config.store.min_replicas)
     stores = {name: Store(name, view) for name in view.members}
@@ -222,6 +253,7 @@ async def local_run(config: Config, gateways: int = 1) -> AsyncGenerator[LocalRu
         crew = LocalCrew(Setup(config, "local", "", loopback=True), means)
         engines = Engines(crew, Pulse(config.fleet.ping_s), events, lambda: view)
         supervisor = LocalSupervisor(config.fleet, engines, LocalStores(stores, view), events)
+        supervisor.totals.counts, events.listener = counts, supervisor.heard
         sock = socket.create_server(("127.0.0.1", config.gateway.port), backlog=4096, reuse_port=True)
         port = sock.getsockname()[1]
         url = f"http://127.0.0.1:{port}"

@@ -1,0 +1,58 @@
+"""The newest events of a run, for whoever looks again and again.
+
+Owns a bounded number of them and the cursor. Pure. Those of single trials and sessions are kept apart: there are thousands of
+them, and they are not to push out why an engine was lost. A cursor names this memory: one that another supervisor gave, or that
+is too old, is told that something is missing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterable
+from heapq import merge
+
+from rollout_ft.types import JSON
+
+KEPT = 1000
+"""Of each of the two."""
+CURSOR = re.compile(r"[0-9a-f]{8}-[0-9]{1,15}")
+
+
+class Recent:
+    def __init__(self, name: str):
+        """`name`: eight hexadecimal digits that no other memory has."""
+        self._name, self._last = name, 0
+        self._run: deque[tuple[int, JSON]] = deque(maxlen=KEPT)
+        self._trials: deque[tuple[int, JSON]] = deque(maxlen=KEPT)
+        self._forgotten = 0
+        """The number of the newest that is not kept any more."""
+
+    def add(self, events: Iterable[JSON]) -> None:
+        for event in events:
+            self._last += 1
+            kept = self._trials if event["event"].startswith(("trial.", "session.")) else self._run
+            if len(kept) == KEPT:
+                self._forgotten = max(self._forgotten, kept[0][0])
+            kept.append((self._last, event))
+
+    def since(self, cursor: str, limit: int, *, newest: bool = False) -> JSON:
+        """`{events, next, missed}`: those behind the cursor, the oldest first; without one, the newest.
+
+        `missed`: some between the cursor and these are not kept any more, or never were here; with `newest`, or are left out."""
+        name, _, number = cursor.partition("-")
+        mine = name == self._name
+        behind = int(number) if mine else 0
+        waiting = [each for each in merge(self._run, self._trials, key=_number) if each[0] > behind]
+        told = waiting[-limit:] if newest or not mine else waiting[:limit]
+        missed = self._forgotten > behind or (newest and len(told) < len(waiting)) if mine else bool(cursor)
+        last = told[-1][0] if told else behind if mine else self._last
+        return {"events": [event for _, event in told], "next": f"{self._name}-{last}", "missed": missed}
+
+    def all(self) -> list[JSON]:
+        """Whatever is kept, the oldest first."""
+        return [event for _, event in merge(self._run, self._trials, key=_number)]
+
+
+def _number(kept: tuple[int, JSON]) -> int:
+    return kept[0]
