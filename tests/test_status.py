@@ -89,12 +89,13 @@ def test_what_is_wrong_stands_above_with_what_to_do():
 
 
 def test_it_says_which_trials_wait_for_what():
-    stuck = row("q7", "stuck", attempt=2, why="no token for 90 s, at engine-0: waits for a place at its engine")
+    stuck = row("q7", "stuck", attempt=2, why="no token for 90 s, at engine-0: waits for a place at its engine", remedy="More engines.")
     turns = {"count": 12, "waits": {"tokens": 8, "admission": 4}, "turns": [], "silent": []}
     seen = summary(overview(fleet(), stuck, row("q8"), turns=turns))
     text = shown(seen, width=140)
     assert "12 in flight: 8 for its next token, 4 for a place at its engine" in text
     assert "q7 2 engine-0 no token for 90 s, at engine-0: waits for a place at its engine" in " ".join(text.split())
+    assert "→ More engines." in text
     assert [each["trial_id"] for each in seen["attention"]] == ["q7"]
 
 

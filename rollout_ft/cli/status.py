@@ -17,6 +17,7 @@ from pathlib import Path
 import orjson
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -28,7 +29,7 @@ from rollout_ft.gateway.keys import Keys
 from rollout_ft.telemetry.explanations import explain
 from rollout_ft.telemetry.lines import read_lines
 from rollout_ft.telemetry.plots import duration
-from rollout_ft.telemetry.words import printable
+from rollout_ft.telemetry.words import counted, printable
 from rollout_ft.trial.client import Client
 from rollout_ft.types import JSON
 
@@ -36,7 +37,7 @@ GATEWAY_URL, OPERATOR_KEY = "ROLLOUT_FT_GATEWAY_URL", "ROLLOUT_FT_OPERATOR_KEY"
 ANSWER_S, EVERY_S = 10.0, 2.0
 OVERVIEW = "/overview?limit=50&events=200&turns=0"
 PAGE_AT = "at the gateway's URL"
-MAX_ENGINES, MAX_PROBLEMS, MAX_TRIALS, MAX_RECOVERIES, MAX_EVENTS = 12, 6, 8, 4, 6
+MAX_ENGINES, MAX_PROBLEMS, MAX_TRIALS, MAX_REMEDIES, MAX_RECOVERIES, MAX_EVENTS = 12, 6, 8, 2, 4, 6
 _STYLES = {State.HEALTHY: "green", State.DEAD: "bold red", State.RETIRED: "dim"}
 _CALM = {"runs", "done", "idle", "restarted"}
 _GRAVE = {"damaged", "stuck", "lost"}
@@ -176,7 +177,8 @@ def _facts(seen: JSON) -> Table:
     facts.add_row("tokens", f"{sampled['generated']:,} generated, {sampled['reused']:,} saved, {sampled['wasted']:,} wasted")
     facts.add_row("engines", _counts(seen["engine_states"]) + f"; {seen['sessions']:,} sessions")
     facts.add_row("weights", f"{weights['phase']}, version {weights['version'] or 'of the command line'}")
-    facts.add_row("store", f"{len(view['members'])} replicas in view {view['number']}; {len(seen['gateways'])} gateways")
+    replicas = counted(len(view["members"]), "replica")
+    facts.add_row("store", f"{replicas} in view {view['number']}; {counted(len(seen['gateways']), 'gateway')}")
     return facts
 
 
@@ -184,19 +186,23 @@ def _clock(time: float) -> str:
     return datetime.fromtimestamp(time).strftime("%H:%M:%S")
 
 
-def _counts(counted: JSON) -> str:
-    return ", ".join(f"{count:,} {name}" for name, count in counted.items()) or "none"
+def _counts(found: JSON) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in found.items()) or "none"
 
 
-def _problems(found: Sequence[JSON]) -> list[Text]:
+def _problems(found: Sequence[JSON]) -> list[RenderableType]:
     """What is wrong, and what to do."""
-    lines: list[Text] = []
+    lines: list[RenderableType] = []
     for each in found[:MAX_PROBLEMS]:
         style = "bold red" if each["level"] == "bad" else "yellow"
-        lines.append(Text(f"  {each['what']} {_plain(each['why'])}".rstrip(), style))
-        lines += [Text(f"    → {each['remedy']}")] if each["remedy"] else []
+        lines.append(Padding(Text(f"{each['what']} {_plain(each['why'])}".rstrip(), style), (0, 0, 0, 2)))
+        lines += [_remedy(each["remedy"])] if each["remedy"] else []
     more = [Text(f"  and {len(found) - MAX_PROBLEMS:,} more", "yellow")] if len(found) > MAX_PROBLEMS else []
     return [Text("what to do", "bold"), *lines, *more] if lines else []
+
+
+def _remedy(said: str) -> Padding:
+    return Padding(Text(f"→ {said}"), (0, 0, 0, 4))
 
 
 def _attention(rows: Sequence[JSON]) -> list[RenderableType]:
@@ -207,7 +213,8 @@ def _attention(rows: Sequence[JSON]) -> list[RenderableType]:
         why = Text(_plain(row["why"]), "red" if row["attention"] in _GRAVE else "", no_wrap=True, overflow="ellipsis")
         table.add_row(Text(row["trial_id"], no_wrap=True, overflow="ellipsis"), str(row["attempt"]), row["engine_id"], why)
     more = [Text(f"  and {len(rows) - MAX_TRIALS:,} more: the status page lists them, {PAGE_AT}", "dim")] if len(rows) > MAX_TRIALS else []
-    return [Text("trials to look at", "bold"), table, *more]
+    remedies = dict.fromkeys(row["remedy"] for row in rows[:MAX_TRIALS] if row["remedy"])
+    return [Text("trials to look at", "bold"), table, *map(_remedy, list(remedies)[:MAX_REMEDIES]), *more]
 
 
 def _engines(seen: JSON) -> Table:
