@@ -19,6 +19,7 @@ import numpy as np
 import openai
 import pytest
 from ray_run import MARK, nothing_left
+from report_page import Page, whole
 from safetensors import safe_open
 
 TEMPORARY = tempfile.mkdtemp(prefix="t")
@@ -111,7 +112,9 @@ def test_run_writes_its_files_and_does_nothing_where_they_are(tmp_path: Path):
         assert int(mask.sum()) == trials["q01"]["tokens_generated"]
         assert np.all(logprobs[mask == 0] == 0)
         assert np.all(logprobs[mask == 1] < 0)
-    assert "q01" in (output / "report.html").read_text()
+    page = Page((output / "report.html").read_text())
+    assert whole(page.row("tokens", "generated")[1]) == summary["tokens_generated"]
+    assert {row[0] for row in page.cells["trials"] if row} == trials.keys()
     again = command(*args)
     _, err = again.communicate(timeout=60)
     assert again.returncode == 0, err
