@@ -254,7 +254,7 @@ def _events(events: Sequence[JSON], now: float) -> list[Text]:
 
 
 def _said(event: JSON) -> str:
-    fields = {key: value for key, value in event.items() if key not in ("time", "event", "source") and value not in ("", None)}
+    fields = {key: value for key, value in event.items() if key not in ("time", "event", "source") and value not in ("", None, [])}
     return _plain(" ".join(f"{key}={value}" for key, value in fields.items()))
 
 
