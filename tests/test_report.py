@@ -245,6 +245,19 @@ def test_why_a_session_had_to_move_is_why_its_engine_stopped_serving():
     assert seen.stalled_s == {"a": 0.75}
 
 
+def test_what_is_told_twice_counts_once_and_what_is_not_kept_is_said(tmp_path: Path):
+    dead = event(1, "engine.dead", engine="engine-0", reason="exited: 1", seq=7)
+    ended = event(
+        2, "trial.ended", trial="a", outcome="completed", reward=1.0, cause="", tokens_wasted_by={"phantom": 5, "dropped": 2}, seq=8
+    )
+    rotated = event(0, "events.rotated", account={})
+    results = [replace(result("a"), tokens_wasted=7)]
+    _, page = page_of(written(tmp_path / "run", results, [rotated, dead, ended, dead, ended]))
+    assert page.marks["tokens"]["f-engine"] == 1
+    assert page.row("tokens", "wasted: phantom")[1:] == ["5", "5.00%"]
+    assert "Older events are not kept" in page.text
+
+
 # -- how it looks ------------------------------------------------------------------------------------------------------
 
 

@@ -31,11 +31,17 @@ def totals(results: Sequence[TrialResult]) -> JSON:
 
 
 def figures(results: Sequence[TrialResult], seen: History) -> JSON:
-    """`{totals, faults, recoveries, worst}`. `faults`: `{event: {count, first_s, last_s}}`, in seconds of the run; `recoveries`:
-    `{reason: {count, p50, p90, p99, max}}`, in seconds."""
+    """`{totals, faults, recoveries, wasted_by, worst}`. `faults`: `{event: {count, first_s, last_s}}`, in seconds of the run;
+    `recoveries`: `{reason: {count, p50, p90, p99, max}}`, in seconds; `wasted_by`: tokens by why, of the trials whose end says so."""
     stalled_s = seen.stalled_s
     chosen = [{"why": why, "stalled_s": round(stalled_s.get(r.trial_id, 0.0), 3), **r.line()} for r, why in worst(results, stalled_s)]
-    return {"totals": totals(results), "faults": _faults(seen), "recoveries": _recoveries(seen), "worst": chosen}
+    return {
+        "totals": totals(results),
+        "faults": _faults(seen),
+        "recoveries": _recoveries(seen),
+        "wasted_by": _wasted(results, seen),
+        "worst": chosen,
+    }
 
 
 def _faults(seen: History) -> JSON:
@@ -55,6 +61,11 @@ def _recoveries(seen: History) -> JSON:
         reason: {"count": len(took), **{f"p{q}": float(np.percentile(took, q)) for q in QUANTILES}, "max": max(took)}
         for reason, took in sorted(by_reason.items())
     }
+
+
+def _wasted(results: Iterable[TrialResult], seen: History) -> dict[str, int]:
+    by_why = sum((seen.wasted[r.trial_id] for r in results if r.trial_id in seen.wasted), Counter[str]())
+    return dict(by_why.most_common())
 
 
 def worst(results: Iterable[TrialResult], stalled_s: dict[str, float], most: int = WORST) -> list[tuple[TrialResult, str]]:

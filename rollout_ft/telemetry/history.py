@@ -6,6 +6,7 @@ in that of their times. Of a trial whose events are not there any more nothing i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -58,8 +59,12 @@ class History:
     lives: dict[str, Life] = field(default_factory=dict[str, Life])
     faults: list[Fault] = field(default_factory=list[Fault])
     recoveries: list[Recovery] = field(default_factory=list[Recovery])
+    wasted: dict[str, Counter[str]] = field(default_factory=dict[str, "Counter[str]"])
+    """Per trial that ended, its wasted tokens by why, where its end says so."""
     began: float = 0.0
     ended: float = 0.0
+    cut: bool = False
+    """Older events are not kept."""
 
     @property
     def stalled_s(self) -> dict[str, float]:
@@ -71,13 +76,21 @@ class History:
 
 
 def history(events: Iterable[JSON]) -> History:
-    ordered = sorted((e for e in events if "time" in e and "event" in e), key=lambda event: event["time"])
-    fold = _Fold()
-    for event in ordered:
+    fold, those = _Fold(), ordered(events)
+    for event in those:
         fold.take(event["event"], event["time"], event)
-    if ordered:
-        fold.made.began, fold.made.ended = ordered[0]["time"], ordered[-1]["time"]
+    if those:
+        fold.made.began, fold.made.ended = those[0]["time"], those[-1]["time"]
     return fold.made
+
+
+def ordered(events: Iterable[JSON]) -> list[JSON]:
+    """In the order of their times, each once: they come from many actors, and one may tell the same to two supervisors."""
+    known: dict[object, JSON] = {}
+    for i, event in enumerate(events):
+        if "event" in event:
+            known.setdefault((event.get("source"), event["seq"], event.get("time")) if event.get("seq") else i, event)
+    return sorted(known.values(), key=lambda event: event.get("time", 0))
 
 
 class _Fold:
@@ -88,12 +101,15 @@ class _Fold:
         self._moving: dict[tuple[str, int], str] = {}
 
     def take(self, name: str, time: float, event: JSON) -> None:
+        self.made.cut |= name == "events.rotated"
         if name in FAULTS and event.get("actors") != 0:  # a supervisor that found nobody is the first
             keys = ("trial",) if name == "trial.restarted" else ("engine", "gateway", "store")
             who = next((str(event[key]) for key in keys if key in event), "")
             why = next((str(event[key]) for key in ("reason", "cause") if event.get(key)), "")
             self.made.faults.append(Fault(time, name, who, why))
         if name in ("trial.opened", "trial.restarted", "trial.ended"):
+            if event.get("tokens_wasted_by"):
+                self.made.wasted[event["trial"]] = Counter(event["tokens_wasted_by"])
             self._live(self.made.lives.setdefault(event["trial"], Life()), name, time)
         else:
             self._follow(name, time, event)

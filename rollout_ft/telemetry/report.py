@@ -149,6 +149,7 @@ def _over_time(beside: _Beside) -> str:
         ]
         missing = len(run.results) - sum(r.trial_id in run.seen.lives for r in run.results)
         note = f'<p class="note">Of {counted(missing, "trial")} no event is left.</p>' if missing else ""
+        note += '<p class="note">Older events are not kept: faults and recoveries are those since then.</p>' if run.seen.cut else ""
         return (
             plots.trials_over_time(run.seen, beside.time, beside.most_running)
             + _table(("fault", "how many", "first after", "last after"), faults)
@@ -184,6 +185,7 @@ def _tokens(beside: _Beside) -> str:
             ("wasted", t["tokens_wasted"]),
             ("reused", t["tokens_reused"]),
         ]
+        parts += [(f"wasted: {why}", n) for why, n in run.figures["wasted_by"].items()]
         rows = [[name, f"{n:,}", f"{n / whole:.2%}"] for name, n in parts]
         over = plots.tokens_over_time(beside.time, beside.bins[run.name], beside.most_tokens, run.seen) if beside.bins[run.name] else ""
         return plots.token_split(t) + _TOKEN_KEY + over + _table(("tokens", "how many", "of all generated"), rows)

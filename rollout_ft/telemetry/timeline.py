@@ -18,6 +18,7 @@ from itertools import groupby
 import orjson
 
 from rollout_ft.session.entries import FAULT, SessionEntry
+from rollout_ft.telemetry.history import ordered
 from rollout_ft.telemetry.words import counted, listed, shortened
 from rollout_ft.trial.groups import LOST
 from rollout_ft.types import JSON, Answered, Ended, Opened, Step, Turn, split_session_id
@@ -101,8 +102,8 @@ def _identity(moment: Moment) -> tuple[object, ...]:
 
 
 def of_events(trial_ids: Iterable[str], events: Sequence[JSON]) -> dict[str, list[Moment]]:
-    """Of each of these trials, in one pass. Events come from many actors, each in its order."""
-    events = sorted(events, key=lambda event: event.get("time", 0))
+    """Of each of these trials, in one pass."""
+    events = ordered(events)
     fold = _Fold(dict.fromkeys(trial_ids), events)
     for event in events:
         fold.take(event)
@@ -200,8 +201,8 @@ def _ended(outcome: str, reward: float | None, cause: str) -> tuple[Kind, str, b
 
 def _why(event: JSON) -> str:
     """What an event says beside the ids that its moment has anyway."""
-    told = next((event[key] for key in ("reason", "cause", "message", "warning", "text", "op") if event.get(key)), "")
-    return str(told)
+    said = [str(event[key]) for key in ("reason", "cause") if event.get(key)]
+    return ": ".join(said) or next((str(event[key]) for key in ("message", "warning", "text", "op") if event.get(key)), "")
 
 
 # -- what the checkpoint has ------------------------------------------------------------------------------------------
