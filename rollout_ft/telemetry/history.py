@@ -88,9 +88,9 @@ def ordered(events: Iterable[JSON]) -> list[JSON]:
     """In the order of their times, each once: they come from many actors, and one may tell the same to two supervisors."""
     known: dict[object, JSON] = {}
     for i, event in enumerate(events):
-        if "event" in event:
-            known.setdefault((event.get("source"), event["seq"], event.get("time")) if event.get("seq") else i, event)
-    return sorted(known.values(), key=lambda event: event.get("time", 0))
+        if "event" in event and "time" in event:
+            known.setdefault((event.get("source"), event["seq"], event["time"]) if event.get("seq") else i, event)
+    return sorted(known.values(), key=lambda event: event["time"])
 
 
 class _Fold:

@@ -6,13 +6,11 @@ run wrote is escaped. What is drawn is `telemetry.plots`'s, and every figure is 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
-from typing import Any
 
 from rollout_ft.telemetry import plots
 from rollout_ft.telemetry.bias import HEAD, between, grouped, rows_between, rows_grouped, rows_within, within
@@ -20,6 +18,7 @@ from rollout_ft.telemetry.divergences import HEAD as DIVERGED
 from rollout_ft.telemetry.divergences import rows_diverged
 from rollout_ft.telemetry.figures import QUANTILES, WORST, advice
 from rollout_ft.telemetry.history import FAULTS, FOLLOWS, History
+from rollout_ft.telemetry.html import MAX_LISTED, figure, more, prose, spaced, table
 from rollout_ft.telemetry.svg import Scale, bar, legend, up_to
 from rollout_ft.telemetry.timeline import Moment
 from rollout_ft.telemetry.words import counted, shortened
@@ -27,7 +26,7 @@ from rollout_ft.trial.groups import GroupResult
 from rollout_ft.trial.runner import TrialResult
 from rollout_ft.types import JSON
 
-MAX_LISTED, MAX_SAID = 300, 300
+MAX_SAID = 300
 COLUMNS = (
     "trial_id", "outcome", "reward", "attempts", "turns", "faults_survived", "tokens_generated", "tokens_reused", "tokens_wasted",
     "seconds", "divergences",
@@ -113,7 +112,7 @@ def _lead(run: Reported) -> str:
     )
     tiles = {key: value for key, value in summary.items() if not isinstance(value, dict)}
     tiles |= {f"groups {status}": n for status, n in summary.get("groups", {}).items()}
-    shown = "".join(f"<div><dt>{escape(_words(key))}</dt><dd>{escape(_shown(value))}</dd></div>" for key, value in tiles.items())
+    shown = "".join(f"<div><dt>{escape(spaced(key))}</dt><dd>{escape(figure(value))}</dd></div>" for key, value in tiles.items())
     return f'<p class="lead">{lead}</p><dl>{shown}</dl>{_outcomes(summary)}'
 
 
@@ -127,7 +126,7 @@ def _advice(beside: _Beside) -> str:
         often = ", ".join(f"{each.count:,}" + (f" in {name}" if len(found) > 1 else "") for name, each in met.items())
         last = shortened(next(reversed(met.values())).last, MAX_SAID)
         items.append(
-            f'<li><b>{escape(code)}</b> <span class="note">{escape(often)}</span><br>{_code(about.meaning)} <b>{_code(about.remedy)}</b>'
+            f'<li><b>{escape(code)}</b> <span class="note">{escape(often)}</span><br>{prose(about.meaning)} <b>{prose(about.remedy)}</b>'
             f'<br><span class="note">The last: {escape(last)}</span></li>'
         )
     return f'<ul class="advice">{"".join(items)}</ul>' if items else ""
@@ -152,7 +151,7 @@ def _over_time(beside: _Beside) -> str:
         note += '<p class="note">Older events are not kept: faults and recoveries are those since then.</p>' if run.seen.cut else ""
         return (
             plots.trials_over_time(run.seen, beside.time, beside.most_running)
-            + _table(("fault", "how many", "first after", "last after"), faults)
+            + table(("fault", "how many", "first after", "last after"), faults)
             + f"<h4>Trial by trial</h4>{plots.each_trial(run.results, run.seen, beside.time, links)}{note}"
         )
 
@@ -168,7 +167,7 @@ def _recovery(beside: _Beside) -> str:
             [reason, f"{each['count']:,}", *(plots.duration(each[f"p{q}"]) for q in QUANTILES), plots.duration(each["max"])]
             for reason, each in run.figures["recoveries"].items()
         ]
-        return plots.recovery_times(run.seen, beside.recovery) + _table(head, rows)
+        return plots.recovery_times(run.seen, beside.recovery) + table(head, rows)
 
     about = '<p class="note">From when another engine had the session, to its next token. The share that took at most so long.</p>'
     drawn = beside.each(draw)
@@ -188,7 +187,7 @@ def _tokens(beside: _Beside) -> str:
         parts += [(f"wasted: {why}", n) for why, n in run.figures["wasted_by"].items()]
         rows = [[name, f"{n:,}", f"{n / whole:.2%}"] for name, n in parts]
         over = plots.tokens_over_time(beside.time, beside.bins[run.name], beside.most_tokens, run.seen) if beside.bins[run.name] else ""
-        return plots.token_split(t) + _TOKEN_KEY + over + _table(("tokens", "how many", "of all generated"), rows)
+        return plots.token_split(t) + _TOKEN_KEY + over + table(("tokens", "how many", "of all generated"), rows)
 
     about = (
         '<p class="note">Generated are all that engines sampled for these trials; wasted those in no trajectory; '
@@ -204,12 +203,12 @@ def _with_and_without(beside: _Beside) -> str:
         drawn = plots.distribution(run.results, _useful, tokens, plots.count, "Tokens of a trajectory")
         if any(r.reward is not None for r in run.results):
             drawn += plots.distribution(run.results, _reward, reward, _decimal, "Rewards")
-        return drawn + plots.DISTRIBUTION_KEY + _table(HEAD, rows_within(within(run.results)))
+        return drawn + plots.DISTRIBUTION_KEY + table(HEAD, rows_within(within(run.results)))
 
     reference, *others = beside.runs
     compared = "".join(
         f"<h3>{escape(run.name)} beside {escape(reference.name)}, the same trials</h3>"
-        + _table(HEAD, rows_between(between(reference.results, run.results), reference.name, run.name))
+        + table(HEAD, rows_between(between(reference.results, run.results), reference.name, run.name))
         for run in others
     )
     return beside.each(draw) + '<p class="note">Means; the difference with its 95 % interval.</p>' + compared
@@ -221,7 +220,7 @@ def _worst(beside: _Beside) -> str:
         head = ("trial", "why", "attempts", "generated", "wasted", "longest wait", "seconds")
         rows = [_worst_row(_anchor(number, each["trial_id"], run), each) for each in run.figures["worst"]]
         told = "".join(_timeline(_anchor(number, trial_id, run), trial_id, moments) for trial_id, moments in run.timelines.items())
-        return _table(head, rows, escaped=True, text=2) + told if rows else ""
+        return table(head, rows, escaped=True, text=2) + told if rows else ""
 
     drawn = beside.each(draw)
     about = (
@@ -259,24 +258,24 @@ def _groups(beside: _Beside) -> str:
             return ""
         losers = [[g.group_id, g.status, f"{len(g.trials):,}", ", ".join(g.lost)] for g in run.groups if g.lost]
         listed = (
-            _table(("group", "status", "trials that count", "lost"), losers[:MAX_LISTED]) + _more(losers, "groups.jsonl") if losers else ""
+            table(("group", "status", "trials that count", "lost"), losers[:MAX_LISTED]) + more(losers, "groups.jsonl") if losers else ""
         )
-        return _table(HEAD, rows_grouped(grouped(run.results, run.groups))) + listed
+        return table(HEAD, rows_grouped(grouped(run.results, run.groups))) + listed
 
     drawn = beside.each(draw)
     return f'<p class="note">Trials that count in their group, and those that do not.</p>{drawn}' if drawn else ""
 
 
 def _replays(beside: _Beside) -> str:
-    drawn = beside.each(lambda run: _table(DIVERGED, rows_diverged(run.diverged), text=len(DIVERGED)) if run.diverged else "")
+    drawn = beside.each(lambda run: table(DIVERGED, rows_diverged(run.diverged), text=len(DIVERGED)) if run.diverged else "")
     return f'<p class="note">The first difference of each attempt.</p>{drawn}' if drawn else ""
 
 
 def _trials(beside: _Beside) -> str:
     def draw(run: Reported) -> str:
         ordered = sorted(run.results, key=lambda r: (not r.lost, -r.attempts, r.trial_id))
-        rows = [[_shown(r.line()[name]) for name in COLUMNS] for r in ordered[:MAX_LISTED]]
-        return _table([_words(name) for name in COLUMNS], rows, text=2) + _more(ordered, "trials.jsonl")
+        rows = [[figure(r.line()[name]) for name in COLUMNS] for r in ordered[:MAX_LISTED]]
+        return table([spaced(name) for name in COLUMNS], rows, text=2) + more(ordered, "trials.jsonl")
 
     return "".join(f"<h3>{escape(run.name)}</h3>{draw(run)}" if len(beside.runs) > 1 else draw(run) for run in beside.runs)
 
@@ -288,42 +287,8 @@ _DRAW: dict[str, Callable[[_Beside], str]] = {
 _TOKEN_KEY = legend([("t-useful", "in trajectories"), ("t-wasted", "wasted"), ("t-reused", "reused")])
 
 
-# -- parts ------------------------------------------------------------------------------------------------------------
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, escaped: bool = False, text: int = 1) -> str:
-    """The first `text` columns are words, the others figures. `escaped`: the cells are HTML already."""
-    rows = list(rows)
-    if not rows:
-        return ""
-    cells = "".join(f'<th scope="col"{_class(i, text)}>{escape(name)}</th>' for i, name in enumerate(head))
-    body = "".join(
-        "<tr>" + "".join(f"<td{_class(i, text)}>{cell if escaped else escape(cell)}</td>" for i, cell in enumerate(row)) + "</tr>"
-        for row in rows
-    )
-    about = escape(" ".join(filter(None, head)))
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{about}"><table><thead><tr>{cells}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
-def _class(column: int, text: int) -> str:
-    return ' class="text"' if column < text else ""
-
-
-def _more(every: Sequence[Any], file: str) -> str:
-    left_out = len(every) - MAX_LISTED
-    return f'<p class="note">And {left_out:,} more, in {file}.</p>' if left_out > 0 else ""
-
-
 def _anchor(run: int, trial_id: str, of: Reported) -> str:
     return f"run-{run}-{list(of.timelines).index(trial_id)}"
-
-
-def _code(words: str) -> str:
-    """What is in backticks is code."""
-    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(words))
 
 
 def _useful(r: TrialResult) -> float | None:
@@ -336,15 +301,3 @@ def _reward(r: TrialResult) -> float | None:
 
 def _decimal(value: float) -> str:
     return f"{value:.3g}"
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def _shown(value: object) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, float):
-        return f"{value:,.3g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
