@@ -41,14 +41,14 @@ class Cluster:
             shutil.rmtree(self.temp_dir, ignore_errors=True)
 
 
-def connect(config: RayConfig) -> Cluster:
-    """Joins the cluster that the config or RAY_ADDRESS names, else starts one. Raises ConfigError."""
+def connect(config: RayConfig, **job: Any) -> Cluster:
+    """Joins the cluster that the config or RAY_ADDRESS names, else starts one. `job`: for `ray.init`. Raises ConfigError."""
     if ray.is_initialized():
         raise ConfigError("this process is connected to Ray already; call ray.shutdown() first, or start in another process")
     address = _running() if config.address == "auto" else config.address
     if address in ("", "local"):
-        return _start(config)
-    common: dict[str, Any] = {"namespace": config.namespace, "log_to_driver": False, "logging_level": logging.ERROR}
+        return _start(config, job)
+    common: dict[str, Any] = {"namespace": config.namespace, "log_to_driver": False, "logging_level": logging.ERROR, **job}
     _answers(address)
     try:
         context: Any = ray.init(address=address, **common)
@@ -74,7 +74,7 @@ def _running() -> str:
     return found or ""
 
 
-def _start(config: RayConfig) -> Cluster:
+def _start(config: RayConfig, job: dict[str, Any]) -> Cluster:
     temp_dir = tempfile.mkdtemp(prefix="rft-")
     cluster = Cluster("", temp_dir, _set_environment(config, temp_dir))
     try:
@@ -88,6 +88,7 @@ def _start(config: RayConfig) -> Cluster:
             logging_level=logging.ERROR,
             _temp_dir=temp_dir,
             _node_ip_address="127.0.0.1",
+            **job,
         )
     except Exception:
         cluster.leave()

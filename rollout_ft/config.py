@@ -502,6 +502,13 @@ class TrialConfig(Settings):
         return self
 
 
+class TelemetryConfig(Settings):
+    tracing: Literal["auto", "on", "off"] = "auto"
+    """OpenTelemetry spans of trials, attempts, turns and engine calls, which `rollout-ft[tracing]` sends where the standard
+    environment variables say (OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_SAMPLER, OTEL_BSP_MAX_QUEUE_SIZE, …), those of the process
+    that starts the run: `auto` where they name an endpoint; `on` without one sends to this machine."""
+
+
 class Config(Settings):
     run: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
     """Name of the run: the first part of every actor's name."""
@@ -518,6 +525,7 @@ class Config(Settings):
     sampling: SamplingConfig = SamplingConfig()
     samples: SamplesConfig = SamplesConfig()
     trial: TrialConfig = TrialConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:

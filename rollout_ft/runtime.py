@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rollout_ft import config as configs
-from rollout_ft.clock import monotonic
+from rollout_ft import rayjob
+from rollout_ft.clock import monotonic, wall
 from rollout_ft.cluster import Cluster, connect, restore_signals
 from rollout_ft.config import Config, TrialConfig
 from rollout_ft.engine import installed
@@ -30,6 +32,9 @@ from rollout_ft.gateway.keys import Keys
 from rollout_ft.session import normalizers
 from rollout_ft.session.drift import load_renderer
 from rollout_ft.session.matcher import load as load_matcher
+from rollout_ft.telemetry.account import MISSED
+from rollout_ft.telemetry.feed import News
+from rollout_ft.telemetry.tracing import wanted
 from rollout_ft.trial.agents import Agent, InlineAgent
 from rollout_ft.trial.attempt import workshop
 from rollout_ft.trial.client import Client, Session
@@ -50,6 +55,12 @@ class Run:
         self.supervisor = supervisor
         self.client = Client(gateway_url, self.operator_key, verify=not config.gateway.tls_cert)
         self.on_event: Callable[[JSON], None] = lambda event: None
+        self._cursor = ""
+
+    @property
+    def status_url(self) -> str:
+        """The page that shows the run; it asks for the operator's key."""
+        return rayjob.page(self.gateway_url)
 
     async def open_session(self, **request: Any) -> Session:
         """`POST /sessions`: see DESIGN section 6 for the fields."""
@@ -85,6 +96,14 @@ class Run:
     async def fleet(self) -> JSON:
         return await self.client.get("/fleet")
 
+    async def renew(self, timeout_s: float) -> None:
+        """Keeps the run alive, and hands its new events to `on_event`."""
+        news: News = await self.supervisor.ask("renew", self._cursor, timeout_s=timeout_s)
+        self._cursor = news.cursor
+        missed = [{"time": wall(), "event": MISSED, "source": "run", "count": news.missed}] if news.missed else []
+        for event in [*missed, *news.events]:
+            self.on_event(event)
+
     async def metrics(self) -> dict[str, float]:
         """The run's metrics as one flat object, for a tracker (`wandb.log(await run.metrics(), step=step)`); about a second old.
 
@@ -110,10 +129,13 @@ async def start(
     loaded = config if isinstance(config, Config) else configs.load(config, overrides)
     check(loaded)
     await installed.check(loaded, here=False)
-    cluster = await asyncio.to_thread(connect, loaded.ray)
+    otel, untraced = wanted(loaded.telemetry.tracing, os.environ)
+    if untraced and loaded.telemetry.tracing == "on":
+        raise ConfigError(f"telemetry.tracing on: {untraced}")
+    cluster = await asyncio.to_thread(connect, loaded.ray, job_config=rayjob.job_config(loaded))
     restore_signals()
     secret, alone = secret or secrets.token_hex(32), bool(cluster.temp_dir)
-    setup = Setup(loaded, loaded.ray.namespace, secret, faults, loopback=alone, home=node_id(), last_view=last_view)
+    setup = Setup(loaded, loaded.ray.namespace, secret, faults, loopback=alone, home=node_id(), last_view=last_view, otel=otel)
     try:
         supervisor = await predecessor.supervisor(setup, resume=resume)
         try:
@@ -122,7 +144,9 @@ async def start(
 
                 create_plan(setup)
             started = await supervisor.ask("start")
-            run = Run(loaded, setup, cluster, supervisor, started["gateway_url"], tuple(started["warnings"]))
+            await asyncio.to_thread(rayjob.announce, loaded, started["gateway_url"])
+            warnings = [*started["warnings"], *([f"nothing is traced (telemetry.tracing): {untraced}"] if untraced else [])]
+            run = Run(loaded, setup, cluster, supervisor, started["gateway_url"], tuple(warnings))
             renewing = asyncio.create_task(_renew(run))
             try:
                 yield run
@@ -130,8 +154,7 @@ async def start(
                 renewing.cancel()
                 await run.client.aclose()
                 with contextlib.suppress(Exception):  # what ended the block is the error to see
-                    for event in await supervisor.ask("renew", timeout_s=10):
-                        run.on_event(event)
+                    await run.renew(timeout_s=10)
         finally:
             with contextlib.suppress(Exception):
                 await supervisor.ask("stop", timeout_s=30)
@@ -159,6 +182,5 @@ async def _renew(run: Run) -> None:
     while True:
         began = monotonic()
         with contextlib.suppress(Exception):
-            for event in await run.supervisor.ask("renew", timeout_s=run.config.orphan_s / 2):
-                run.on_event(event)
+            await run.renew(timeout_s=run.config.orphan_s / 2)
         await asyncio.sleep(max(0.05, pause_s - (monotonic() - began)))

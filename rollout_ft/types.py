@@ -125,15 +125,32 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
+class Why:
+    """Why an attempt follows another: `reason` is one of `RESTARTS`, `cause` is for people."""
+
+    reason: str = ""
+    cause: str = ""
+
+
+UNSAID = Why()
+MAX_CAUSE_CHARS = 500
+RESTARTS = ("infra", "environment", "agent", "versions", "resumed", "asked")
+"""`infra`, `environment`, `agent`: who is to blame. `versions`: its tokens had to be of other weights. `resumed`: another process goes
+on with the run. `asked`: whoever asked did not say."""
+
+
+@dataclass(frozen=True, slots=True)
 class Opened:
     """An attempt began: from the checkpoint (`resume`), or from nothing; then `tokens_dropped` had been sampled in vain since
-    the last that did."""
+    the last that did, `tokens_reused_dropped` of them by one engine and gone on from by another. `why` it is there, from the second on."""
 
     spec: SessionSpec
     attempt: int
     resume: bool
     created: int
     tokens_dropped: int = 0
+    tokens_reused_dropped: int = 0
+    why: Why = UNSAID
 
 
 @dataclass(frozen=True, slots=True)

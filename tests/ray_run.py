@@ -67,7 +67,8 @@ class Stage:
 
     async def _kill_agents(self) -> None:
         while True:
-            self.agent.kill(await self._plan.next_agent.remote())
+            trial_id = await self._plan.next_agent.remote()
+            self.agent.kill(trial_id)  # whichever agent it is by then
 
     async def aclose(self) -> None:
         self._killer.cancel()

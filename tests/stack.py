@@ -40,8 +40,9 @@ from rollout_ft.samples.summary import summary
 from rollout_ft.samples.trajectory import records, trajectory
 from rollout_ft.telemetry.events import Events
 from rollout_ft.telemetry.recent import Recent
+from rollout_ft.telemetry.tracing import OFF, Tracing
 from rollout_ft.testing.plain import STOP, PlainTemplate
-from rollout_ft.types import JSON, Ended, Outcome, SessionSpec, VersionSpan, session_id, split_session_id
+from rollout_ft.types import JSON, Ended, Outcome, SessionSpec, VersionSpan, Why, session_id, split_session_id
 
 KEYS = Keys("a secret")
 
@@ -111,7 +112,7 @@ class Supervisor:
             return {k: known[k] for k in ("session_id", "trial_id", "attempt", "turns")}
         raise BadRequest(f"trial {spec.trial_id} exists", 409, "trial_exists", "trial_id")
 
-    async def restart_trial(self, trial_id: str, from_attempt: int, resume: bool) -> JSON:
+    async def restart_trial(self, trial_id: str, from_attempt: int, resume: bool, why: Why) -> JSON:
         known = await self.trial(trial_id)
         if known["attempt"] != from_attempt or known["state"] == "ended":
             raise BadRequest(f"trial {trial_id} is at another attempt", 409, "stale_attempt")
@@ -222,7 +223,7 @@ def _bound() -> tuple[socket.socket, int]:
 
 
 @contextlib.asynccontextmanager
-async def stack(config: Config | None = None, **gateway: Any) -> AsyncIterator[Stack]:
+async def stack(config: Config | None = None, *, tracing: Tracing = OFF, **gateway: Any) -> AsyncIterator[Stack]:
     config = config or Config.model_validate({"gateway": gateway, "session": {"max_output_tokens": 64}})
     view = View(1, ("a",), 1)
     store = Store("a", view)
@@ -239,13 +240,14 @@ async def stack(config: Config | None = None, **gateway: Any) -> AsyncIterator[S
 
     renderer = PlainTemplate()
     driver, parser = Driver(engine, config.engine), TextParser(config.model, Own(), None)
+    driver.tracing = tracing
     host = SessionHost("e0", config, renderer, driver, parser, mirror, lose, Events("test"), Inert())
     inner, inner_port = _bound()
     owner = await serve(OwnerHTTP(host, config, renderer).answer, inner, token_of(KEYS.internal), cancels=True)
     supervisor = Supervisor(host, f"127.0.0.1:{inner_port}")
     owners = Owners(supervisor, token_of(KEYS.internal), 60)
     sock, port = _bound()
-    door = Gateway(config.gateway, KEYS, supervisor, owners, f"http://127.0.0.1:{port}", Inert(), config.model)
+    door = Gateway(config.gateway, KEYS, supervisor, owners, f"http://127.0.0.1:{port}", Inert(), config.model, tracing=tracing)
     server = Server(door.handle, sock, config.gateway)
     await server.ready()
     try:

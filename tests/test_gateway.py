@@ -24,7 +24,8 @@ from rollout_ft.gateway.gateway import Gateway
 from rollout_ft.gateway.keys import Keys
 from rollout_ft.gateway.owners import Owners
 from rollout_ft.line import token_of
-from rollout_ft.types import JSON, Outcome, SessionSpec
+from rollout_ft.telemetry.tracing import OFF, Tracing
+from rollout_ft.types import JSON, Outcome, SessionSpec, Why
 
 KEYS = Keys("secret")
 SID = "t1~1"
@@ -175,7 +176,7 @@ class Supervisor:
         self._did("open", spec, resume)
         return {"session_id": f"{spec.trial_id}~1", "trial_id": spec.trial_id, "attempt": 1, "turns": 0}
 
-    async def restart_trial(self, trial_id: str, from_attempt: int, resume: bool) -> JSON:
+    async def restart_trial(self, trial_id: str, from_attempt: int, resume: bool, why: Why) -> JSON:
         self._did("restart", trial_id, from_attempt, resume)
         return {"session_id": f"{trial_id}~{from_attempt + 1}", "trial_id": trial_id, "attempt": from_attempt + 1, "turns": 0}
 
@@ -249,14 +250,14 @@ async def serve(handle: Callable[[Exchange], Awaitable[None]]) -> tuple[str, Ser
 
 
 @contextlib.asynccontextmanager
-async def stage(owners: int = 1, ping_s: float = 60, **config: Any) -> AsyncIterator[Stage]:
+async def stage(owners: int = 1, ping_s: float = 60, tracing: Tracing = OFF, **config: Any) -> AsyncIterator[Stage]:
     played = [Owner(f"e{i}") for i in range(owners)]
     for owner in played:
         await owner.start()
     supervisor = Supervisor(list(played))
     settings = GatewayConfig(**config)
     reached = Owners(supervisor, token_of(KEYS.internal), ping_s)
-    gateway = Gateway(settings, KEYS, supervisor, reached, "http://advertised", Inert())
+    gateway = Gateway(settings, KEYS, supervisor, reached, "http://advertised", Inert(), tracing=tracing)
     url, server = await serve(gateway.handle)
     async with aiohttp.ClientSession() as http:
         try:

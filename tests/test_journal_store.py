@@ -69,7 +69,7 @@ def test_a_damaged_trial_is_refused_by_file_and_offset_and_the_others_go_on(tmp_
         with pytest.raises(JournalDamaged, match=r"hurt .*a\.journal/00000001\.segment: \d+ bytes at byte \d+ are damaged"):
             await store.read("hurt")
         await store.live(60)
-        events = {event["event"]: event for event in (await store.renew())[0]}
+        events = {event["event"]: event for event in (await store.renew(0))[0]}
         damaged = events["journal.damaged"]
         assert damaged["file"].endswith("a.journal/00000001.segment")
         assert damaged["offset"] <= at < damaged["offset"] + damaged["bytes"]
@@ -125,7 +125,7 @@ def test_a_torn_tail_is_cut_and_reported(tmp_path: Path) -> None:
         os.truncate(path, whole - 1)
         store = start(tmp_path, "a")["a"]
         await store.live(60)
-        ((torn,), _) = await store.renew()
+        ((torn,), _) = await store.renew(0)
         assert (torn["event"], torn["file"]) == ("journal.torn", str(path))
         assert torn["offset"] + torn["bytes"] == whole - 1
         assert path.stat().st_size == torn["offset"]

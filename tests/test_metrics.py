@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 from conftest import ask, assistant, user
@@ -21,13 +22,13 @@ from rollout_ft.samples.trajectory import metadata
 from rollout_ft.telemetry import metrics as m
 from rollout_ft.telemetry.metrics import COUNTERS, GAUGES, MAX_POOLS, Counts, Readings, whose
 from rollout_ft.telemetry.totals import Totals, loss_of, seeds
-from rollout_ft.types import Ended, Outcome, SessionSpec
+from rollout_ft.types import JSON, Ended, Outcome, SessionSpec
 
 MINE = ("train", "default")
 
 
 def turns(totals: Totals) -> int:
-    return totals.counts.values.get((m.TURNS_COMMITTED, *MINE), 0)
+    return totals.counted().get((m.TURNS_COMMITTED, *MINE), 0)
 
 
 # -- sums ---------------------------------------------------------------------------------------------------------
@@ -133,11 +134,37 @@ def test_an_engine_that_never_came_up_is_a_failed_start_and_its_next_loss_is_not
     assert [totals.flat()[f"rollout_ft/engines_lost/{why}"] for why in ("start", "process")] == [1, 1]
 
 
+def ended(outcome: str = "completed", **tokens: int) -> JSON:
+    told = {name: tokens.get(name, 0) for name in ("tokens_generated", "tokens_reused", "tokens_wasted")}
+    return {"event": "trial.ended", "outcome": outcome, "mode": "train", "pool": None, **told}
+
+
+def test_tokens_that_died_with_the_actor_that_had_counted_them_are_counted_when_their_trial_ends():
+    totals = Totals()
+    totals.take("engine-0", 1, Readings({(m.TOKENS_GENERATED, *MINE): 5}))
+    totals.saw(ended(tokens_generated=12, tokens_reused=3, tokens_wasted=2))
+    flat = totals.flat()
+    assert [flat[f"rollout_ft/tokens_{what}"] for what in ("generated", "reused", "wasted")] == [12, 3, 2]
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50))))
+def test_when_all_trials_have_ended_their_tokens_are_those_of_their_summaries(trials: list[tuple[int, int]]):
+    """`counted`: what was told of a trial's tokens, before its end or after it: not those whose actor died with its count."""
+    totals, told = Totals(), 0
+    for number, (sampled, counted) in enumerate(trials):
+        told += min(sampled, counted)
+        tell = partial(totals.take, "engine-0", 1, Readings({(m.TOKENS_GENERATED, *MINE): told}))
+        for happens in (tell, partial(totals.saw, ended(tokens_generated=sampled)))[:: 1 if number % 2 else -1]:
+            happens()
+    assert totals.flat()["rollout_ft/tokens_generated"] == sum(sampled for sampled, _ in trials)
+
+
 def test_ends_restarts_moves_and_recoveries_are_counted_from_their_events():
     totals = Totals()
     for event in (
-        {"event": "trial.ended", "outcome": "completed"}, {"event": "trial.restarted", "checkpoint": True},
-        {"event": "trial.restarted", "checkpoint": False}, {"event": "session.moved"}, {"event": "session.resumed", "seconds": 0.5},
+        ended("completed"), {"event": "trial.restarted", "checkpoint": True, "reason": "infra"},
+        {"event": "trial.restarted", "checkpoint": False, "reason": ""}, {"event": "session.moved"},
+            {"event": "session.resumed", "seconds": 0.5},
         {"event": "session.resumed", "seconds": 1.25}, {"event": "view.opened"},
     ):  # fmt: skip
         totals.saw(event)
@@ -178,7 +205,7 @@ def test_a_host_counts_turns_by_how_they_were_had_and_tokens_once():
     played(play)
 
 
-def test_tokens_generated_and_wasted_agree_with_the_trials_summary_also_after_a_start_from_nothing():
+def test_tokens_generated_agree_with_the_trials_summary_also_after_a_start_from_nothing():
     async def play(w: World) -> None:
         await w.answered(ask(user("a")), "lost")
         flying = w.ask(ask(user("a"), assistant("lost"), user("b")))
@@ -193,11 +220,10 @@ def test_tokens_generated_and_wasted_agree_with_the_trials_summary_also_after_a_
         call.go.set()
         await asked
         ended = await w.host.end(session.id, Ended(Outcome.COMPLETED, 1.0, "", 0))
-        seen, summary = counted(w), metadata(ended)
-        assert (seen["rollout_ft/tokens_generated"], seen["rollout_ft/tokens_wasted"]) == (
-            summary["tokens_generated"], summary["tokens_wasted"],
-        )  # fmt: skip
-        assert seen["rollout_ft/tokens_wasted"] >= 5
+        about = metadata(ended)
+        assert counted(w)["rollout_ft/tokens_generated"] == about["tokens_generated"]
+        assert about["tokens_wasted"] == sum(about["tokens_wasted_by"].values()) >= 5
+        assert about["tokens_wasted_by"]["scratch"] >= 4
 
     played(play)
 

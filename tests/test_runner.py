@@ -42,9 +42,9 @@ class Gateway:
     async def trial(self, trial_id: str) -> dict[str, Any]:
         return self.trial_now
 
-    async def restart(self, trial_id: str, from_attempt: int, checkpoint: bool) -> Session:
+    async def restart(self, trial_id: str, from_attempt: int, checkpoint: bool, reason: str, cause: str) -> Session:
         assert from_attempt == self.trial_now["attempt"]
-        self.asked.append(f"restart checkpoint={checkpoint}")
+        self.asked.append(f"restart checkpoint={checkpoint} for {reason}")
         attempt = from_attempt + 1
         self.trial_now |= {"attempt": attempt, "session_id": f"t~{attempt}"}
         return Session(f"t~{attempt}", "t", attempt, "", "", 0, cast(Client, self))
@@ -79,7 +79,7 @@ async def run(gateway: Gateway, *, resume: bool = True) -> tuple[TrialResult, di
 async def test_an_unfinished_trial_continues_in_its_next_attempt_and_counts_all_its_time():
     gateway = Gateway()
     result, trajectory = await run(gateway)
-    assert gateway.asked == ["restart checkpoint=True", "agent of t~2", "release"]
+    assert gateway.asked == ["restart checkpoint=True for resumed", "agent of t~2", "release"]
     assert (result.outcome, result.reward, result.attempts, result.seconds) == ("completed", 0.5, 2, 60)
     assert result.faults_survived == 2, "the stop and a generation"
     assert trajectory == {"session_id": "t~2"}
@@ -102,7 +102,7 @@ async def test_of_a_trial_that_was_collected_only_its_line_is_made_again():
 async def test_a_trial_that_starts_from_nothing_after_a_fault_does_so_after_a_stop():
     gateway = Gateway(recovery="restart")
     await run(gateway)
-    assert gateway.asked[0] == "restart checkpoint=False"
+    assert gateway.asked[0] == "restart checkpoint=False for resumed"
 
 
 async def test_a_trial_that_survives_no_fault_does_not_survive_a_stop():

@@ -303,11 +303,11 @@ class Store:
             self._lease = Lease(lease_s)
             self._living = asyncio.create_task(live(self._lease))
 
-    async def renew(self) -> tuple[list[dict[str, Any]], Readings]:
-        """The run lives; hands over the events since the last call. What is committed is counted by those who commit."""
+    async def renew(self, heard: int) -> tuple[list[dict[str, Any]], Readings]:
+        """The run lives; hands over the events after number `heard`. What is committed is counted by those who commit."""
         if self._lease is not None:
             self._lease.renew()
-        return self._events.take(), Readings()
+        return self._events.unheard(heard), Readings()
 
     def close(self) -> None:
         """Give the journal to whoever opens it next."""
@@ -394,6 +394,7 @@ def create_store_actor(
     """
     import ray
 
+    from rollout_ft.fleet.crew import shown_as
     from rollout_ft.fleet.node import node_id, node_ip, settle
 
     api = cast("Any", ray)
@@ -422,6 +423,9 @@ def create_store_actor(
 
         async def describe(self) -> dict[str, Any]:
             return {**await Store.describe(self), "node_id": node_id()}
+
+        def __repr__(self) -> str:
+            return shown_as(self.name)
 
         async def door(self) -> Door:
             """Where writers send what they commit."""

@@ -16,6 +16,7 @@ from rollout_ft import runtime
 from rollout_ft.cli import report
 from rollout_ft.cli.directory import Directory, create, has_run, reopen, saved_config
 from rollout_ft.cli.output import Output
+from rollout_ft.cli.progress import Progress
 from rollout_ft.cli.serve import warn
 from rollout_ft.clock import monotonic, wall
 from rollout_ft.config import Config, journalled
@@ -23,9 +24,10 @@ from rollout_ft.errors import ConfigError
 from rollout_ft.trial.attempt import factory_of
 from rollout_ft.trial.board import Board
 from rollout_ft.trial.commands import agent_of
+from rollout_ft.trial.runner import TrialResult
 from rollout_ft.trial.siblings import plays
 from rollout_ft.trial.tasks import read_tasks
-from rollout_ft.types import Outcome
+from rollout_ft.types import JSON, Outcome
 
 _LOST = {Outcome.INFRA_EXHAUSTED, Outcome.ENV_FAILED}
 
@@ -79,7 +81,7 @@ async def _finish(directory: Directory, console: Console) -> int:
 
 async def _play(directory: Directory, output: Output, console: Console) -> None:
     """Says at once when it was asked to stop: who asked may be short of patience with what has to be ended."""
-    playing = asyncio.create_task(_play_out(directory, output))
+    playing = asyncio.create_task(_play_out(directory, output, console))
     try:
         await asyncio.shield(playing)
     except asyncio.CancelledError:
@@ -91,7 +93,7 @@ async def _play(directory: Directory, output: Output, console: Console) -> None:
         raise
 
 
-async def _play_out(directory: Directory, output: Output) -> None:
+async def _play_out(directory: Directory, output: Output, console: Console) -> None:
     config, resumed, earlier = directory.effective, directory.resumed, list(output.results.values())
     agent = agent_of(config.trial, directory.path)
     try:
@@ -102,9 +104,18 @@ async def _play_out(directory: Directory, output: Output) -> None:
             output.event({"time": wall(), "event": "run.started", "source": "run", "gateway_url": started.gateway_url})
             started.on_event = output.event
             warn(started)
+            link = f"status page: {started.status_url} (its key: rollout-ft status {directory.path} --link)"
+            console.print(link, highlight=False, markup=False, soft_wrap=True)
+            progress = Progress(monotonic())
+
+            def ended(result: TrialResult, trajectory: JSON) -> None:
+                output.trial(result, trajectory)
+                if line := progress.ended(result, done=len(output.results), owed=output.owed, now=monotonic()):
+                    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
             sandboxes = directory.path / "sandboxes"
             await started.run_trials(
-                directory.tasks, agent, on_result=output.trial, release=True, resume=resumed, earlier=earlier, sandboxes=sandboxes
+                directory.tasks, agent, on_result=ended, release=True, resume=resumed, earlier=earlier, sandboxes=sandboxes
             )  # fmt: skip
     finally:
         agent.close()

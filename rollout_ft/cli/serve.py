@@ -25,4 +25,5 @@ async def serve(config: Config) -> None:
         warn(run)
         ready = {"gateway_url": run.gateway_url, "operator_key": run.operator_key, "ray_address": run.ray_address}
         print(orjson.dumps(ready).decode(), flush=True)
+        print(f"rollout-ft: status page: {run.status_url} (it asks for the operator_key)", file=sys.stderr, flush=True)
         await asyncio.Event().wait()

@@ -28,15 +28,16 @@ PHANTOM, RESAMPLED = "no client is known to have received it", "it was thrown aw
 
 
 def transcript(entries: Sequence[SessionEntry], chosen: Selection | None = None) -> list[JSON]:
-    """`{attempt, resume, created, turns: [{turn, how, …}]}` of each attempt. `chosen` says what the trajectory has by now; without
-    it nothing is known of what is dropped, but for what attempts that began anew left behind."""
+    """`{attempt, resume, created, reason, cause, turns: [{turn, how, …}]}` of each attempt. `chosen` says what the trajectory has
+    by now; without it nothing is known of what is dropped, but for what attempts that began anew left behind."""
     attempts: list[JSON] = []
     numbers: dict[str, int] = {}
     left = max((i for i, entry in enumerate(entries) if isinstance(entry, Opened) and not entry.resume), default=0)
     for i, entry in enumerate(entries):
         match entry:
             case Opened():
-                attempts.append({"attempt": entry.attempt, "resume": entry.resume, "created": entry.created, "turns": []})
+                why = asdict(entry.why)
+                attempts.append({"attempt": entry.attempt, "resume": entry.resume, "created": entry.created, **why, "turns": []})
                 if not entry.resume:
                     numbers = {}
             case Turn():

@@ -34,7 +34,7 @@ from rollout_ft.engine.sglang import SGLang
 from rollout_ft.engine.unit import Unit
 from rollout_ft.engine.weights import EngineWeights
 from rollout_ft.errors import EngineLost, RolloutFTError, SessionClosed
-from rollout_ft.fleet.crew import Setup, actor_name
+from rollout_ft.fleet.crew import Setup, actor_name, shown_as
 from rollout_ft.fleet.lease import Lease, live
 from rollout_ft.fleet.node import assigned_gpus, node_id, node_ip, settle
 from rollout_ft.fleet.remote import RemoteSupervisor
@@ -48,8 +48,9 @@ from rollout_ft.session.render import ChatTemplate
 from rollout_ft.telemetry.events import Events
 from rollout_ft.telemetry.metrics import Readings
 from rollout_ft.telemetry.timeline import Moment, of_entries
+from rollout_ft.telemetry.tracing import LAST_FLUSH_S, LOST_FLUSH_S, tracing_of
 from rollout_ft.testing.faults import fault_points
-from rollout_ft.types import JSON, Ended, SessionSpec
+from rollout_ft.types import JSON, Ended, SessionSpec, Why
 
 
 @ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0, max_concurrency=1000, concurrency_groups={"health": 4, "watch": 16})
@@ -91,6 +92,7 @@ class EngineActor:
         )  # fmt: skip
         faults = fault_points(self._setup, self._unit)
         self._driver = Driver(self._engine, config.engine, self._events)
+        self._driver.tracing = tracing_of(self._setup, self._name)
         self._readings = self._driver.readings
         self._driver.ranks = await self._engine.ranks()
         self._driver.overseer = Overseer(self._supervisor, self._engine_id, self._incarnation)
@@ -181,7 +183,8 @@ class EngineActor:
     async def _lose_engine(self, reason: str) -> None:
         self._unit.kill()
         self._events.emit("engine.lost", engine=self._engine_id, incarnation=self._incarnation, reason=reason)
-        await self._supervisor.engine_lost(self._engine_id, self._incarnation, reason, self._readings())
+        await self._driver.tracing.flush(LOST_FLUSH_S)  # who is told next ends this process
+        await self._supervisor.engine_lost(self._engine_id, self._incarnation, reason, self._readings(), self._events.unheard(0))
 
     # -- sessions: called by the supervisor -----------------------------------------------------------------------
 
@@ -193,8 +196,8 @@ class EngineActor:
         """What a trainer asks of the engine."""
         return await self._weights.carry_out(order, fleet, timeout_s)
 
-    async def open(self, trial_id: str, attempt: int, epoch: int, spec: SessionSpec | None, resume: bool) -> JSON:
-        return summary(await self._host.open(trial_id, attempt, epoch, spec, resume))
+    async def open(self, trial_id: str, attempt: int, epoch: int, spec: SessionSpec | None, resume: bool, why: Why) -> JSON:
+        return summary(await self._host.open(trial_id, attempt, epoch, spec, resume, why))
 
     async def adopt(self, sid: str, epoch: int) -> JSON:
         session = await self._host.adopt(sid, epoch)
@@ -255,14 +258,15 @@ class EngineActor:
             "target": self._target, "attached": self._unit.describe() if isinstance(self._unit, Attached) else None,
         }  # fmt: skip
 
-    async def renew(self) -> tuple[list[JSON], Readings]:
-        """The run lives; hands over the events since the last call, and all that was counted."""
+    async def renew(self, heard: int) -> tuple[list[JSON], Readings]:
+        """The run lives; hands over the events after number `heard`, and all that was counted."""
         self._lease.renew()
-        return self._events.take(), self._readings()
+        return self._events.unheard(heard), self._readings()
 
     async def stop(self) -> None:
         """Ends the engine and then this process."""
         await self._unit.aclose()
+        await self._driver.tracing.flush(LAST_FLUSH_S)
         ray.actor.exit_actor()
 
     @ray.method(concurrency_group="health")
@@ -275,4 +279,4 @@ class EngineActor:
         await asyncio.Event().wait()
 
     def __repr__(self) -> str:
-        return f"rollout_ft engine {self._name}"
+        return shown_as(self._name)

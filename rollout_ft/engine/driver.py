@@ -29,7 +29,8 @@ from rollout_ft.engine.port import Engine
 from rollout_ft.engine.retries import Retries
 from rollout_ft.errors import EngineAborted, EngineLost, EngineRefused
 from rollout_ft.telemetry.events import Events
-from rollout_ft.telemetry.metrics import ADMISSION, GENERATIONS, TURNS_PARKED, Counts, Readings
+from rollout_ft.telemetry.metrics import ADMISSION, GENERATIONS, SPANS_DROPPED, TURNS_PARKED, Counts, Readings
+from rollout_ft.telemetry.tracing import OFF
 
 DEATH_IS_SEEN_S = 0.05
 PROBE_PAUSE_S = 0.2
@@ -75,6 +76,7 @@ class Driver:
         self.orphans, self._retries = Orphans(engine, lambda: self.admission.in_flight, events), Retries(config, events, luck)
         self.canary = Canary(engine, config, self.gate, self.patience)
         self.overseer: Overseer = Alone()
+        self.tracing = OFF
         self._doubt = Doubt()
         self.lost = False
         """Nothing more is sent: the engine is being replaced."""
@@ -142,9 +144,9 @@ class Driver:
 
     async def _tracked(self, generation: Generation, progress: Progress, answered: Callable[[], None]) -> None:
         self.calls[id(generation)] = generation, monotonic()
-        outcome = "cancelled"
+        outcome, cause, span = "cancelled", "", self.tracing.call(generation)
         try:
-            await generation.call(self.engine, self.patience, progress, answered)
+            await generation.call(self.engine, self.patience, progress, span.when_answered(answered))
             outcome = "finished"
         except EngineAborted as e:
             outcome = "aborted"
@@ -153,16 +155,20 @@ class Driver:
             raise
         except (EngineRefused, EngineLost, VersionsMixed) as e:
             outcome = "refused" if isinstance(e, EngineRefused) else "lost" if isinstance(e, EngineLost) else "mixed"
+            cause = str(e)
             raise
         finally:
             self.counts.add(GENERATIONS, outcome)
+            span.end(outcome, cause)
             del self.calls[id(generation)]
 
     def readings(self) -> Readings:
         """What was counted here, and what waits here; of several reasons for a closed gate, the first."""
         why = next((cause for cause in Closed if cause in self.gate.closed), None)
         parked = {(TURNS_PARKED, why.value): self.gate.waiting} if why else {}
-        return Readings(dict(self.counts.values), {**parked, (TURNS_PARKED, ADMISSION): self.admission.waiting})
+        return Readings(
+            {**self.counts.values, (SPANS_DROPPED,): self.tracing.dropped}, {**parked, (TURNS_PARKED, ADMISSION): self.admission.waiting}
+        )
 
     def rank_of(self, session_id: str) -> int | None:
         """A session stays where its prefix is cached: on one rank."""

@@ -32,6 +32,7 @@ from rollout_ft.samples.trajectory import max_trim
 from rollout_ft.session.freshness import advice, code_of
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.session import Session
+from rollout_ft.telemetry.tracing import TRACEPARENT, USAGE
 from rollout_ft.types import JSON, Raw, Step, split_session_id
 
 OWNER, REQUEST, RESENT, DEPTH, STILL = b"x-rft-owner", b"x-request-id", b"x-rft-resent", b"x-rft-depth", b"x-rft-still"
@@ -117,7 +118,8 @@ class OwnerHTTP:
             request = self._parse(sid, dialect, body, evidence, headers.get(BEHIND, b"").decode())
             del body  # it is parsed: several times its size is in hand already
             read = self._spoken_by(self._host.session(sid)).reading.name  # of this body: others may be read while it waits
-            reply = await self._host.serve(sid, request.turn)
+            with self._host.tracing.under(headers):
+                reply = await self._host.serve(sid, request.turn)
         except NotRead:
             return await x.reply(503, b"", [(WHOLE, b"1")])
         except BadRequest as e:
@@ -145,7 +147,7 @@ class OwnerHTTP:
             if request is not None:
                 await self._host.failed(sid, request.turn)
             return await x.reply(500, error_body("the engine's actor failed; its log says where", "internal_error", 500), RETRY)
-        await self._send(x, reply, request, read)
+        await self._send(x, reply, request, read, traced=TRACEPARENT in headers)
 
     async def _count(self, x: Exchange, sid: str) -> None:
         """The tokens that a turn of this body would have before its output. Nothing is marked or begun."""
@@ -201,8 +203,8 @@ class OwnerHTTP:
             spoken = self._spoken[session] = _Spoken(sampling, Reading(self._config.gateway.max_json_depth))
         return spoken
 
-    async def _send(self, x: Exchange, reply: Reply, request: Asked, read: str) -> None:
-        turn = reply.node.turn
+    async def _send(self, x: Exchange, reply: Reply, request: Asked, read: str, *, traced: bool) -> None:
+        turn, sampled = reply.node.turn, len(reply.node.turn.output_ids) // 4
         content = b"text/event-stream" if request.stream else b"application/json"
         headers = [
             (b"x-rollout-ft-outcome", reply.served.value.encode()),
@@ -211,6 +213,7 @@ class OwnerHTTP:
             (b"x-rollout-ft-weight-version", (turn.version_spans[-1].version if turn.version_spans else "").encode()),
             (DEPTH, str(turn.depth).encode()),
             *([(READ, read.encode())] if read else []),
+            *([(USAGE, b"%d %d %d" % (reply.node.tokens - sampled, sampled, turn.tokens_reused))] if traced else []),
         ]
         await x.reply(200, request.reply(reply.node, self._renderer), headers, content)
 

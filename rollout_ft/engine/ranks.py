@@ -63,6 +63,9 @@ class RankActor:
     async def ping(self) -> None:
         return
 
+    def __repr__(self) -> str:
+        return f"rollout_ft part of {self._name}"
+
 
 class Ranked:
     """A `Unit`: the processes of an engine on all of its nodes."""

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -46,11 +46,19 @@ class Setup:
     """The node of who started the run."""
     last_view: int = 0
     """The highest view that is known to have been open: what the journals have must not be older."""
+    otel: dict[str, str] | None = field(default=None, repr=False)
+    """The environment of OpenTelemetry's exporter; None where nothing is traced. Keys of a collector may be in it."""
 
 
 def actor_name(run: str, role: str, incarnation: int) -> str:
     """DESIGN section 4: `{run}/{role}/{incarnation}`."""
     return f"{run}/{role}/{incarnation}"
+
+
+def shown_as(name: str) -> str:
+    """What Ray's dashboard and logs call an actor of this name. Ray asks once, when it is made: nothing of it may change."""
+    parts = name.rsplit("/", 2)
+    return f"rollout_ft {parts[1]} (run {parts[0]}, start {parts[2]})" if len(parts) == 3 else f"rollout_ft {name}"
 
 
 class Crew:
@@ -115,7 +123,8 @@ class Crew:
         async with self._choosing:
             host = self.setup.config.gateway.host
             choose = partial(spread.for_gateway, gateways=self._count("gateway"), host=host, home=self.setup.home)
-            return self._make(GatewayActor, role, incarnation, self.setup, port, node=await self.nodes.pick(choose))
+            name = actor_name(self._run, role, incarnation)
+            return self._make(GatewayActor, role, incarnation, self.setup, name, port, node=await self.nodes.pick(choose))
 
     async def store(self, role: str, incarnation: int, view: View | None) -> Member | None:
         """None where `store.placement` has no node for it."""

@@ -58,12 +58,15 @@ class Member:
             raise Gone(f"{self.name}: {_why(e)}", isinstance(e, ActorDiedError)) from e
 
     async def _repeated(self, method: str, *args: Any) -> Any:
+        call = getattr(self.handle, method)
+        if args and isinstance(args[0], str):  # whose call it is, for who looks at Ray's tasks: a session's, or a trial's
+            call = call.options(name=f"{method} {args[0]}")
         for _ in range(REPEATS):
             try:
-                return await getattr(self.handle, method).remote(*args)
+                return await call.remote(*args)
             except ActorUnavailableError:
                 await asyncio.sleep(REPEAT_PAUSE_S)
-        return await getattr(self.handle, method).remote(*args)
+        return await call.remote(*args)
 
     async def death(self) -> str:
         """Returns when the actor is dead, with what Ray says of it."""

@@ -19,7 +19,7 @@ from rollout_ft.fleet.listing import Query
 from rollout_ft.fleet.weights import Command
 from rollout_ft.rayapi import ray
 from rollout_ft.telemetry.metrics import Readings
-from rollout_ft.types import JSON, Outcome, SessionSpec
+from rollout_ft.types import JSON, Outcome, SessionSpec, Why
 
 PATIENCE_S = 30.0
 PAUSE_S = 0.1
@@ -63,8 +63,8 @@ class RemoteSupervisor:
     async def engine_doubted(self, engine_id: str, incarnation: int, reason: str) -> None:
         await self.ask("engine_doubted", engine_id, incarnation, reason)
 
-    async def engine_lost(self, engine_id: str, incarnation: int, reason: str, readings: Readings) -> None:
-        await self.ask("engine_lost", engine_id, incarnation, reason, readings)
+    async def engine_lost(self, engine_id: str, incarnation: int, reason: str, readings: Readings, events: list[JSON]) -> None:
+        await self.ask("engine_lost", engine_id, incarnation, reason, readings, events)
 
     async def engine_observed(self, engine_id: str, incarnation: int, report: JSON) -> None:
         await self.ask("engine_observed", engine_id, incarnation, report)
@@ -81,8 +81,8 @@ class RemoteSupervisor:
     async def open_session(self, spec: SessionSpec, resume: bool) -> JSON:
         return await self.ask("open_session", spec, resume)
 
-    async def restart_trial(self, trial_id: str, from_attempt: int, resume: bool) -> JSON:
-        return await self.ask("restart_trial", trial_id, from_attempt, resume)
+    async def restart_trial(self, trial_id: str, from_attempt: int, resume: bool, why: Why) -> JSON:
+        return await self.ask("restart_trial", trial_id, from_attempt, resume, why)
 
     async def end_trial(self, trial_id: str, attempt: int | None, outcome: Outcome, reward: float | None, cause: str) -> JSON:
         return await self.ask("end_trial", trial_id, attempt, outcome, reward, cause)

@@ -22,9 +22,10 @@ from rollout_ft.fleet.member import Gone
 from rollout_ft.fleet.placement import place
 from rollout_ft.fleet.register import Register
 from rollout_ft.fleet.stores import Stores
+from rollout_ft.telemetry.account import end_of
 from rollout_ft.telemetry.events import Events
 from rollout_ft.telemetry.timeline import Moment
-from rollout_ft.types import JSON, Ended, Outcome, SessionSpec, session_id, split_session_id
+from rollout_ft.types import JSON, UNSAID, Ended, Outcome, SessionSpec, Why, session_id, split_session_id
 
 ADOPT_TIMEOUT_S = 15.0
 HOLDS_TIMEOUT_S = 1.0
@@ -84,10 +85,12 @@ class Sessions:
             head = await self._head(spec.trial_id)
             if head is not None and (head.length or head.damaged):
                 return await self._known_trial(spec, resume, head.attempt)
-            opened = await self._start_attempt(spec.trial_id, 1, spec, resume=False, prefer="")
+            opened = await self._start_attempt(spec.trial_id, 1, spec, UNSAID, resume=False, prefer="")
             self.register.opened(spec)
-            at = self._places[opened["session_id"]]
-            self._events.emit("trial.opened", trial=spec.trial_id, task=spec.task_id, engine=at.engine_id)
+            self._events.emit(
+                "trial.opened", trial=spec.trial_id, task=spec.task_id, group=spec.group_id, mode=spec.mode, pool=spec.pool,
+                engine=self._places[opened["session_id"]].engine_id,
+            )  # fmt: skip
             return opened
 
     async def _known_trial(self, spec: SessionSpec, resume: bool, attempt: int) -> JSON:
@@ -95,12 +98,12 @@ class Sessions:
         if trial["state"] != "running":
             raise BadRequest(f"trial {spec.trial_id} has ended ({trial['outcome']}); use another trial_id", 409, "trial_ended")
         if resume:
-            return await self._next_attempt(spec.trial_id, attempt, resume=True)
+            return await self._next_attempt(spec.trial_id, attempt, True, Why("resumed", "opened with resume: true"))
         if spec.idempotency_key and trial["idempotency_key"] == spec.idempotency_key:
             return _opened(trial)
         raise BadRequest(f"trial {spec.trial_id} exists; pass resume: true to go on from its checkpoint", 409, "trial_exists", "trial_id")
 
-    async def restart(self, trial_id: str, from_attempt: int, resume: bool) -> JSON:
+    async def restart(self, trial_id: str, from_attempt: int, resume: bool, why: Why) -> JSON:
         """The attempt after `from_attempt`; asked twice, the same one. Raises BadRequest."""
         async with self._lock(trial_id):
             head = await self._known(trial_id)
@@ -114,9 +117,9 @@ class Sessions:
                 raise BadRequest(
                     f"trial {trial_id} is at attempt {head.attempt}, not {from_attempt}: somebody else restarted it", 409, "stale_attempt"
                 )
-            return await self._next_attempt(trial_id, from_attempt, resume)
+            return await self._next_attempt(trial_id, from_attempt, resume, why)
 
-    async def _next_attempt(self, trial_id: str, attempt: int, resume: bool) -> JSON:
+    async def _next_attempt(self, trial_id: str, attempt: int, resume: bool, why: Why) -> JSON:
         old = session_id(trial_id, attempt)
         at = self._places.pop(old, None)
         engine = self._serving(at) if at else None
@@ -125,11 +128,11 @@ class Sessions:
                 await engine.member.ask("retire", old, timeout_s=ADOPT_TIMEOUT_S)
             except Gone:
                 engine = None
-        opened = await self._start_attempt(trial_id, attempt + 1, None, resume, engine.engine_id if engine else "")
+        opened = await self._start_attempt(trial_id, attempt + 1, None, why, resume, engine.engine_id if engine else "")
         self.register.restarted(trial_id, attempt + 1)
         self._events.emit(
             "trial.restarted", trial=trial_id, attempt=attempt + 1, checkpoint=resume, turns=opened["turns"],
-            engine=self._places[opened["session_id"]].engine_id,
+            engine=self._places[opened["session_id"]].engine_id, reason=why.reason, cause=why.cause,
         )  # fmt: skip
         return opened
 
@@ -161,10 +164,12 @@ class Sessions:
             self.register.ended(result)
             if len(self._ended) > MAX_ENDED:
                 del self._ended[next(iter(self._ended))]
-            self._events.emit("trial.ended", trial=trial_id, outcome=outcome.value, reward=reward, cause=cause)
+            self._events.emit("trial.ended", **end_of(result))
             return result
         trial = await self.read(trial_id)
         if trial["state"] != "running" and trial["outcome"] == outcome.value and trial["reward"] == reward:
+            if trial["state"] == "ended" and trial_id not in self._ended:  # who recorded it may have ended before it could say so
+                self._events.emit("trial.ended", **end_of(trial))
             return trial
         raise BadRequest(f"trial {trial_id} is {trial['state']} ({trial['outcome']})", 409, "trial_ended")
 
@@ -276,7 +281,9 @@ class Sessions:
             return _owned(engine)
         return {"state": "unavailable", "message": message}
 
-    async def _start_attempt(self, trial_id: str, attempt: int, spec: SessionSpec | None, resume: bool, prefer: str) -> JSON:
+    async def _start_attempt(
+        self, trial_id: str, attempt: int, spec: SessionSpec | None, why: Why, resume: bool, prefer: str
+    ) -> JSON:  # fmt: skip
         """Opens an attempt, also one that was fenced for and whose opening failed half-way."""
         head, exclude = await self._head(trial_id), set[str]()
         epoch = head.owner_epoch if head is not None and head.attempt == attempt else 0
@@ -288,7 +295,7 @@ class Sessions:
             there = Place(engine.engine_id, engine.health.incarnation)
             self._coming[engine.engine_id] += 1
             try:
-                opened = await engine.member.ask("open", trial_id, attempt, epoch, spec, resume, timeout_s=ADOPT_TIMEOUT_S)
+                opened = await engine.member.ask("open", trial_id, attempt, epoch, spec, resume, why, timeout_s=ADOPT_TIMEOUT_S)
             except SessionClosed as e:
                 raise BadRequest(str(e), 409, "trial_ended") from e
             except (Gone, StoreUnavailable, SessionMoved, Fenced):

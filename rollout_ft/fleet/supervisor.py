@@ -7,17 +7,15 @@ again by Ray under the same name and learns all from the actors and the stores. 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
-from collections import Counter, deque
-from itertools import chain
+from collections import Counter
 from typing import Any
 
 from rollout_ft.checkpoint.view import View
 from rollout_ft.clock import wall
 from rollout_ft.errors import BadRequest, RolloutFTError
-from rollout_ft.fleet.crew import Crew, Setup
+from rollout_ft.fleet.crew import Crew, Setup, shown_as
 from rollout_ft.fleet.engines import Engine, Engines
 from rollout_ft.fleet.gateways import Gateways
 from rollout_ft.fleet.lease import Lease
@@ -36,11 +34,12 @@ from rollout_ft.fleet.workers import Workers, engine_id_of
 from rollout_ft.fleet.workers import base_url as base
 from rollout_ft.gateway.actor import base_url
 from rollout_ft.rayapi import ray
-from rollout_ft.telemetry.events import MAX_BUFFERED, Events
+from rollout_ft.telemetry.events import Events
+from rollout_ft.telemetry.feed import Feed, News
 from rollout_ft.telemetry.metrics import ENGINES, SESSIONS_ACTIVE, STALENESS, Readings
 from rollout_ft.telemetry.publisher import Publisher
 from rollout_ft.telemetry.totals import Totals
-from rollout_ft.types import JSON, Outcome, SessionSpec
+from rollout_ft.types import JSON, Outcome, SessionSpec, Why
 
 _log = logging.getLogger("rollout_ft")
 
@@ -50,10 +49,12 @@ class Supervisor:
     def __init__(self, setup: Setup):
         self._setup = setup
         self._crew = Crew(setup)
-        self._events = Events("supervisor")
-        self._collected: deque[JSON] = deque(maxlen=MAX_BUFFERED)
+        self._feed = Feed()
+        self._events = Events(f"supervisor:{self._feed.name}")
         self._totals, self._publisher = Totals(), Publisher(setup.config.run)
         self._recent, self._recoveries = memory()
+        self._fresh: list[JSON] = []
+        """What was told since the last round, which has it from all actors: only then is it in about its order."""
         self._started: asyncio.Task[None] | None = None
         self._ending = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -173,19 +174,23 @@ class Supervisor:
         ray.actor.exit_actor()  # on purpose: Ray does not start it again
 
     async def _collect(self) -> None:
-        results = await asyncio.gather(*(self._renew(m) for m in self._crew_members()))
-        events = [*chain.from_iterable(results), *self._events.take()]
-        self._collected.extend(events)
-        self._recent.add(events)
-        self._recoveries.add(events)
+        await asyncio.gather(*(self._renew(m) for m in self._crew_members()))
+        self._told(self._events.take())
+        self._recent.add(self._fresh)
+        self._recoveries.add(self._fresh)
+        self._fresh = []
         try:
-            self._measure(events)
+            self._measure()
         except Exception:  # a run does not end for its metrics
             _log.exception("the run's metrics are not up to date")
 
-    def _measure(self, events: list[JSON]) -> None:
-        for event in events:
+    def _told(self, events: list[JSON]) -> None:
+        fresh = self._feed.tell(events)
+        for event in fresh:
             self._totals.saw(event)
+        self._fresh += fresh
+
+    def _measure(self) -> None:
         engines = self._engines
         behind = [engines.commands.weights.behind(e.weight_version) for e in engines.by_id.values() if e.health.serves]
         self._totals.fleet = {
@@ -194,26 +199,26 @@ class Supervisor:
         }  # fmt: skip
         self._publisher.publish(self._totals)
 
-    async def _renew(self, member: Member) -> list[JSON]:
-        events: list[JSON] = []
+    async def _renew(self, member: Member) -> None:
         readings: Readings | None = None
-        with contextlib.suppress(Exception):  # whatever it is, the others' events are not to be lost with it
-            events, readings = await member.ask("renew", timeout_s=self._setup.config.orphan_s / 5)
+        heard = self._feed.heard(member.name)
+        try:
+            events, readings = await member.ask("renew", heard, timeout_s=self._setup.config.orphan_s / 5)
+            self._told(events)
+        except Exception as e:  # whatever it is, the others go on; one that is lost is found elsewhere
+            _log.debug("%s does not tell its events: %s", member.name, e)
         self._totals.take(member.role, member.incarnation, readings)
-        return events
 
     def _crew_members(self) -> list[Member]:
         engines = [e.member for e in self._engines.by_id.values() if e.member is not None]
         return [*engines, *self._gateways.members(), *self._stores.members()]
 
-    async def renew(self) -> list[JSON]:
-        """The run's owner lives; returns the events since the last call."""
+    async def renew(self, cursor: str) -> News:
+        """The run's owner lives; returns the events behind the cursor of the last answer that it has."""
         await self.start()
         self._lease.renew()
         await self._collect()
-        taken = list(self._collected)
-        self._collected.clear()
-        return taken
+        return self._feed.after(cursor)
 
     async def stop(self) -> None:
         """Ends every actor of the run but this one, engines first."""
@@ -223,6 +228,8 @@ class Supervisor:
         for engine in self._engines.by_id.values():
             self._engines.retire(engine.engine_id)
         await asyncio.gather(*(self._stop(m) for m in engines))
+        if self._setup.otel is not None:  # what they trace ends with what they answer
+            await asyncio.gather(*(self._stop(m) for m in self._gateways.members()))
         await asyncio.gather(*(asyncio.to_thread(member.kill) for member in await self._crew.existing()))
         await self._crew.disband()
 
@@ -262,9 +269,10 @@ class Supervisor:
         await self.start()
         self._engines.doubted(engine_id, incarnation, reason)
 
-    async def engine_lost(self, engine_id: str, incarnation: int, reason: str, readings: Readings) -> None:
+    async def engine_lost(self, engine_id: str, incarnation: int, reason: str, readings: Readings, events: list[JSON]) -> None:
         await self.start()
         self._totals.take(engine_id, incarnation, readings)
+        self._told(events)
         self._engines.lost(engine_id, incarnation, reason)
 
     # -- called by the gateways' routes ---------------------------------------------------------------------------
@@ -273,9 +281,9 @@ class Supervisor:
         await self.start()
         return await self._sessions.open(spec, resume)
 
-    async def restart_trial(self, trial_id: str, from_attempt: int, resume: bool) -> JSON:
+    async def restart_trial(self, trial_id: str, from_attempt: int, resume: bool, why: Why) -> JSON:
         await self.start()
-        return await self._sessions.restart(trial_id, from_attempt, resume)
+        return await self._sessions.restart(trial_id, from_attempt, resume, why)
 
     async def end_trial(self, trial_id: str, attempt: int | None, outcome: Outcome, reward: float | None, cause: str) -> JSON:
         await self.start()
@@ -346,6 +354,7 @@ class Supervisor:
 
     async def fleet(self) -> JSON:
         await self.start()
+        self._told(self._events.take())
         held, view = self._sessions.held(), self._stores.view
         engines = [e.describe() | {"sessions": held[e.engine_id]} for e in self._engines.by_id.values()]
         return {
@@ -370,7 +379,7 @@ class Supervisor:
         task.add_done_callback(self._tasks.discard)
 
     def __repr__(self) -> str:
-        return f"rollout_ft supervisor of {self._setup.config.run}"
+        return shown_as(self._crew.name("supervisor", 1))
 
 
 def _remembered(described: JSON) -> list[tuple[str, int]]:

@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Callable
 
-from rollout_ft.fleet.crew import Setup
+from rollout_ft.fleet.crew import Setup, shown_as
 from rollout_ft.fleet.lease import Lease, live
 from rollout_ft.fleet.node import node_id, node_ip, settle
 from rollout_ft.fleet.remote import RemoteSupervisor
@@ -21,6 +21,7 @@ from rollout_ft.gateway.owners import Owners
 from rollout_ft.line import token_of
 from rollout_ft.rayapi import ray
 from rollout_ft.telemetry.metrics import Readings
+from rollout_ft.telemetry.tracing import LAST_FLUSH_S, OFF, tracing_of
 from rollout_ft.testing.faults import fault_points
 from rollout_ft.types import JSON
 
@@ -43,9 +44,10 @@ def base_url(setup: Setup, port: int) -> str:
 
 @ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0, concurrency_groups={"health": 4, "watch": 16})
 class GatewayActor:
-    def __init__(self, setup: Setup, port: int):
-        self._setup, self._port = setup, port
+    def __init__(self, setup: Setup, name: str, port: int):
+        self._setup, self._name, self._port = setup, name, port
         self._lease = Lease(setup.config.orphan_s)
+        self._tracing = OFF
         self._started: asyncio.Task[JSON] | None = None
         self._readings: Callable[[], Readings] = Readings
 
@@ -62,7 +64,8 @@ class GatewayActor:
         supervisor = RemoteSupervisor(setup.config.run, setup.namespace)
         owners = self._owners = Owners(supervisor, token_of(keys.internal), config.ping_s)
         faults = fault_points(setup)
-        gateway = Gateway(config, keys, supervisor, owners, base_url(setup, self._port), faults, setup.config.model)
+        tracing = self._tracing = tracing_of(setup, str(ray.get_runtime_context().get_actor_name()))
+        gateway = Gateway(config, keys, supervisor, owners, base_url(setup, self._port), faults, setup.config.model, tracing=tracing)
         self._readings = gateway.readings
         server = Server(gateway.handle, bind(config.host, self._port), config)
         await server.ready()
@@ -75,12 +78,13 @@ class GatewayActor:
             "incarnations": self._owners.incarnations(),
         }  # fmt: skip
 
-    async def renew(self) -> tuple[list[JSON], Readings]:
+    async def renew(self, heard: int) -> tuple[list[JSON], Readings]:
         """The run lives; hands over all that was counted."""
         self._lease.renew()
         return [], self._readings()
 
     async def stop(self) -> None:
+        await self._tracing.flush(LAST_FLUSH_S)
         ray.actor.exit_actor()
 
     @ray.method(concurrency_group="health")
@@ -93,4 +97,4 @@ class GatewayActor:
         await asyncio.Event().wait()
 
     def __repr__(self) -> str:
-        return f"rollout_ft gateway on port {self._port}"
+        return shown_as(self._name)

@@ -23,14 +23,15 @@ from rollout_ft.gateway.body import check_id, load_json
 from rollout_ft.gateway.dialects.sampling import check_sampling
 from rollout_ft.gateway.keys import Keys
 from rollout_ft.gateway.watching import EventsQuery, OverviewQuery, TrialsQuery, asked
-from rollout_ft.types import JSON, TRIAL_ID, Outcome, Recovery, SessionSpec, split_session_id
+from rollout_ft.telemetry.tracing import OFF, Tracing
+from rollout_ft.types import JSON, MAX_CAUSE_CHARS, TRIAL_ID, Outcome, Recovery, SessionSpec, Why, split_session_id
 
 
 class Control(Protocol):
     """The supervisor, as far as these routes are concerned. Each raises BadRequest with its status."""
 
     async def open_session(self, spec: SessionSpec, resume: bool) -> JSON: ...
-    async def restart_trial(self, trial_id: str, from_attempt: int, resume: bool) -> JSON: ...
+    async def restart_trial(self, trial_id: str, from_attempt: int, resume: bool, why: Why) -> JSON: ...
     async def end_trial(self, trial_id: str, attempt: int | None, outcome: Outcome, reward: float | None, cause: str) -> JSON: ...
     async def release_trial(self, trial_id: str) -> JSON: ...
     async def trial(self, trial_id: str) -> JSON: ...
@@ -75,6 +76,10 @@ class RestartBody(_Body):
     from_attempt: int = Field(ge=1, lt=2**31)
     checkpoint: bool = True
     """False: the new attempt starts from nothing."""
+    reason: Literal["infra", "environment", "agent", "versions", "resumed", "asked"] = "asked"
+    """What is to blame for the end of the attempt before it, or what else it is for."""
+    cause: str = Field(default="", max_length=4096)
+    """For people."""
 
 
 class OutcomeBody(_Body):
@@ -110,8 +115,8 @@ class DrainBody(_Body):
 
 
 class ControlRoutes:
-    def __init__(self, supervisor: Control, keys: Keys, base: str, limits: GatewayConfig):
-        self._supervisor, self._keys, self._base, self._limits = supervisor, keys, base, limits
+    def __init__(self, supervisor: Control, keys: Keys, base: str, limits: GatewayConfig, tracing: Tracing = OFF):
+        self._supervisor, self._keys, self._base, self._limits, self._tracing = supervisor, keys, base, limits, tracing
 
     async def route(self, x: Exchange, parts: list[str], key: str) -> None:
         """Everything that needs the operator's key. Raises BadRequest."""
@@ -191,7 +196,8 @@ class ControlRoutes:
 
     async def _restart(self, x: Exchange, trial_id: str) -> JSON:
         body = await self.parse(x, RestartBody)
-        return self._session(await self._supervisor.restart_trial(trial_id, body.from_attempt, body.checkpoint))
+        why = Why(body.reason, body.cause[:MAX_CAUSE_CHARS])
+        return self._session(await self._supervisor.restart_trial(trial_id, body.from_attempt, body.checkpoint, why))
 
     async def _outcome(self, x: Exchange, trial_id: str) -> JSON:
         body = await self.parse(x, OutcomeBody)
@@ -234,7 +240,9 @@ class ControlRoutes:
 
     def _session(self, opened: JSON) -> JSON:
         sid = opened["session_id"]
-        return {**opened, "base_url": f"{self._base}/sessions/{sid}/v1", "api_key": self._keys.session(sid)}
+        traceparent = self._tracing.traceparent(sid)
+        traced = {"traceparent": traceparent} if traceparent else {}
+        return {**opened, **traced, "base_url": f"{self._base}/sessions/{sid}/v1", "api_key": self._keys.session(sid)}
 
     async def parse(self, x: Exchange, model: type[B]) -> B:
         """The body; one that is not there is an empty object. Raises BadRequest naming the field."""

@@ -32,7 +32,8 @@ from rollout_ft.gateway.openapi import document
 from rollout_ft.gateway.owners import MAX_LOSSES, Owner, OwnerLost, Owners
 from rollout_ft.gateway.session_server import NoSession, SessionServer
 from rollout_ft.gateway.watching import PAGE, Files, redirect
-from rollout_ft.telemetry.metrics import NO_ENGINE, REQUESTS, TURNS_PARKED, Counts, Readings
+from rollout_ft.telemetry.metrics import NO_ENGINE, REQUESTS, SPANS_DROPPED, TURNS_PARKED, Counts, Readings
+from rollout_ft.telemetry.tracing import OFF, Tracing, TurnSpan
 from rollout_ft.types import Raw, split_session_id
 
 _log = logging.getLogger("rollout_ft")
@@ -53,12 +54,13 @@ class Supervisor(Control, Protocol):
 class Gateway:
     def __init__(
         self, config: GatewayConfig, keys: Keys, supervisor: Supervisor, owners: Owners, base: str, faults: FaultPoints,
-        model: ModelConfig | None = None, counts: Counts | None = None,
+        model: ModelConfig | None = None, counts: Counts | None = None, tracing: Tracing = OFF,
     ):  # fmt: skip
         self._config, self._keys, self._owners, self._faults = config, keys, owners, faults
         self._bodies = Bodies(config.kept_body_bytes)
         self._model = model or ModelConfig()
-        self._control = ControlRoutes(supervisor, keys, base, config)
+        self._tracing = tracing
+        self._control = ControlRoutes(supervisor, keys, base, config, tracing)
         self._open = SessionServer(config, keys, supervisor, self._control, owners)
         self._document, self._page = orjson.dumps(document(base)), Files()
         self.counts = counts or Counts()
@@ -87,7 +89,7 @@ class Gateway:
 
     def readings(self) -> Readings:
         """What was counted here, and what waits here."""
-        return Readings(dict(self.counts.values), {(TURNS_PARKED, NO_ENGINE): self._owners.waiting})
+        return Readings({**self.counts.values, (SPANS_DROPPED,): self._tracing.dropped}, {(TURNS_PARKED, NO_ENGINE): self._owners.waiting})
 
     async def _route(self, x: Exchange) -> None:
         parts = x.path.strip("/").split("/")
@@ -170,20 +172,28 @@ class Gateway:
             raise BadRequest(message, 429, "too_many_in_flight")
         self.in_flight += 1
         self._by_session[sid] += 1
+        span = self._tracing.turn(sid, x.scope["headers"], chat=not x.path.endswith("/generate"))
         try:
-            await self._held_turn(x, sid)
+            await self._held_turn(x, sid, span)
+        except BadRequest as e:
+            span.refused(e.status, e.code)
+            raise
+        except SessionClosed:
+            span.refused(404, "session_closed")
+            raise
         finally:
+            span.end(x.status)
             self.in_flight -= 1
             self._by_session[sid] -= 1
             if not self._by_session[sid]:
                 del self._by_session[sid]
 
-    async def _held_turn(self, x: Exchange, sid: str) -> None:
+    async def _held_turn(self, x: Exchange, sid: str, span: TurnSpan) -> None:
         began = monotonic()
         headers = x.headers()
         check_id(headers.get(b"idempotency-key", b"").decode("latin-1"), "idempotency-key", self._config.max_id_chars)
         body = await x.body(self._config.max_body_bytes)
-        call = _TurnCall(self._owners, self._bodies, sid, dialect_of(x.path), body, headers)
+        call = _TurnCall(self._owners, self._bodies, sid, dialect_of(x.path), body, headers, span)
         answer = asyncio.create_task(call.run())
         gone = asyncio.create_task(x.disconnected())
         try:
@@ -217,6 +227,7 @@ class Gateway:
         if load_json(body, self._config.max_json_depth).get("stream") is not True:
             answer.cancel()
             call.report_failed()
+            call.span.refused(503, "still_generating")
             message = "still generating; repeat the same request and it is answered when it is done"
             return await x.reply(503, call.dialect.error(message, "still_generating", 503), _come_again(call.still_s))
         headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
@@ -270,13 +281,14 @@ _Answer = tuple[int, dict[str, str], bytes]
 class _TurnCall:
     """One request on its way to whoever owns its session, as often as it takes."""
 
-    def __init__(self, owners: Owners, bodies: Bodies, sid: str, dialect: str, body: Raw, headers: Headers):
-        self._owners, self._bodies, self.sid, self._body = owners, bodies, sid, body
+    def __init__(self, owners: Owners, bodies: Bodies, sid: str, dialect: str, body: Raw, headers: Headers, span: TurnSpan):
+        self._owners, self._bodies, self.sid, self._body, self.span = owners, bodies, sid, body, span
         self._where = f"{sid}/{dialect}"
         self.dialect = DIALECTS[dialect]
         self._request_id = uuid.uuid4().hex
         self._headers = {k: headers[k] for k in _PASSED if k in headers}
         self._headers[b"x-request-id"] = self._request_id.encode()
+        span.pass_on(self._headers)
         self._owner: Owner | None = None
 
     async def run(self) -> _Answer:
@@ -285,16 +297,21 @@ class _TurnCall:
         losses = 0
         while True:
             self._owner = owner = await self._owners.of(self.sid, failed)
+            self.span.asked(owner.engine_id, owner.incarnation)
             try:
-                return await self._ask(owner)
+                answer = await self._ask(owner)
+                self.span.answered(*answer)
+                return answer
             except OwnerLost as e:
                 failed = e.owner
+                self.span.owner_lost(failed.engine_id, failed.incarnation, e.in_flight)
                 if e.in_flight:
                     losses += 1
                     self._headers[b"x-rft-resent"] = b"%d" % losses
                 if losses >= MAX_LOSSES:
                     self.report_failed()
                     message = f"{losses} owners were lost over this request; the trial's policy decides"
+                    self.span.refused(500, "turn_budget_spent")
                     return 500, {"x-should-retry": "false"}, self.dialect.error(message, "turn_budget_spent", 500)
 
     @property

@@ -16,7 +16,7 @@ def summary(session: Session) -> JSON:
     `tainted`: a request of this attempt ended in our 5xx and was never answered later, or met a fault."""
     spec, ended = session.spec, session.ended
     return {
-        "trial_id": spec.trial_id, "task_id": spec.task_id, "group_id": spec.group_id, "mode": spec.mode,
+        "trial_id": spec.trial_id, "task_id": spec.task_id, "group_id": spec.group_id, "mode": spec.mode, "pool": spec.pool,
         "session_id": session.id, "attempt": session.attempt, "recovery": spec.recovery.value,
         "state": "ended" if ended else "running",
         "outcome": ended.outcome.value if ended else None, "reward": ended.reward if ended else None,

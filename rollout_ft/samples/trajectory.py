@@ -113,10 +113,13 @@ def _turn(session: Session, node: Node, start: int, end: int) -> JSON:
 def metadata(session: Session) -> JSON:
     """What became of all turns of the session: nothing is left out in silence.
 
-    `attached`, `leniencies` and unrecorded replays are counted since the session's owner took it over.
+    `attached`, `leniencies` and unrecorded replays are counted since the session's owner took it over. `tokens_wasted_by`:
+    `regenerated`, sampled again in the same turn; `scratch`, of attempts that a later one did not go on from; `left_out`, of
+    turns that are in no path, and stop tokens that the next prompt leaves out.
     """
     nodes, selected = session.tree.nodes, select(session)
-    total = session.tokens_dropped + session.tokens
+    total, trained = session.tokens_dropped + session.tokens, _trained(selected)
+    again = sum(node.turn.tokens_wasted for node in nodes.values())
     return {
         **{name: session.counts[name] for name in ("turns_served", "replayed", "attached", "branched", "unparsed", "normalized")},
         "turns_committed": len(nodes),
@@ -130,8 +133,9 @@ def metadata(session: Session) -> JSON:
         "divergences": session.diverged,
         "first_divergence": asdict(session.first_divergence) if session.first_divergence else None,
         "tokens_generated": total,
-        "tokens_wasted": total - _trained(selected),
-        "tokens_reused": sum(node.turn.tokens_reused for node in nodes.values()),
+        "tokens_wasted": total - trained,
+        "tokens_wasted_by": {"regenerated": again, "scratch": session.tokens_dropped, "left_out": session.tokens - again - trained},
+        "tokens_reused": session.tokens_reused_dropped + session.tokens_reused,
         "unanswered": len(session.unanswered()),
     }
 

@@ -98,9 +98,11 @@ class Session:
         """Of the weights that sampled its tokens."""
         self.began = 0
         """When the first attempt was opened, on the clock that people read."""
+        self.attempt_began = 0
+        """When the last one was."""
         self.retries = 0
         """Generations beyond the first of each turn, over all attempts."""
-        self.tokens_dropped = self.version_restarts = 0
+        self.tokens_dropped = self.tokens_reused_dropped = self.version_restarts = 0
         """Tokens of attempts that are not gone on with, and how many ended for their tokens' versions alone."""
         self.ended: Ended | None = None
         self.fault = ""
@@ -128,9 +130,10 @@ class Session:
                 case Opened():
                     self.checkpoint = self._asked_last() or self.checkpoint
                     self.tokens_dropped += entry.tokens_dropped
+                    self.tokens_reused_dropped += entry.tokens_reused_dropped
                     self.version_restarts += self.fault.startswith(SCRATCH)
                     self.spec, self.attempt, self.evidence, self.fault = entry.spec, entry.attempt, Evidence(), ""
-                    self.began = self.began or entry.created
+                    self.began, self.attempt_began = self.began or entry.created, entry.created
                     self.known = Known()  # an agent that begins anew numbers its requests anew
                     self.counts.clear()
                     self.divergences, self._seen = {}, Seen(self.key)  # and spells what it says anew
@@ -178,6 +181,11 @@ class Session:
     def tokens(self) -> int:
         """How many were sampled for its turns, those in vain among them."""
         return sum(len(node.turn.output_ids) // 4 + node.turn.tokens_wasted for node in self.tree.nodes.values())
+
+    @property
+    def tokens_reused(self) -> int:
+        """How many of them were sampled by one engine and gone on from by another."""
+        return sum(node.turn.tokens_reused for node in self.tree.nodes.values())
 
     @property
     def tokens_unfinished(self) -> int:

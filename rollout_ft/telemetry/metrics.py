@@ -14,7 +14,7 @@ from itertools import product
 from rollout_ft.engine.gate import Closed
 from rollout_ft.fleet.health import State
 from rollout_ft.session.entries import KINDS
-from rollout_ft.types import Outcome, Served, SessionSpec
+from rollout_ft.types import RESTARTS, Outcome, Served, SessionSpec
 
 Series = tuple[str, ...]
 """A metric's name and the values of its labels, in their order."""
@@ -59,8 +59,10 @@ COUNTERS = _metrics(
         "reason": ("stale_attempt", "stale_owner", "stale_view", "unavailable", "refused")}),
     ("engines_lost", "Starts of engines that were lost, by what was seen.", {"reason": LOSSES}),
     ("trials_finished", "Trials that ended.", {"outcome": Outcome}),
-    ("attempts_restarted", "Attempts after the first, by where they began.", {"start": ("checkpoint", "scratch")}),
+    ("attempts_restarted", "Attempts after the first, by where they began and what for.", {
+        "start": ("checkpoint", "scratch"), "reason": RESTARTS}),
     ("sessions_moved", "Sessions that went to another owner.", {}),
+    ("spans_dropped", "Spans that the collector did not take, or for which there was no room.", {}),
 )  # fmt: skip
 GAUGES = _metrics(
     ("engines", "Engines by state.", {"state": State}),
@@ -73,7 +75,7 @@ RECOVERY_SECONDS = Metric(
 )
 (
     REQUESTS, TURNS_SERVED, TURNS_COMMITTED, TURNS_ACKNOWLEDGED, GENERATIONS, TOKENS_GENERATED, TOKENS_REUSED, TOKENS_WASTED, COMMITS,
-    COMMITS_REFUSED, ENGINES_LOST, TRIALS_FINISHED, ATTEMPTS_RESTARTED, SESSIONS_MOVED,
+    COMMITS_REFUSED, ENGINES_LOST, TRIALS_FINISHED, ATTEMPTS_RESTARTED, SESSIONS_MOVED, SPANS_DROPPED,
 ) = COUNTERS  # fmt: skip
 ENGINES, SESSIONS_ACTIVE, TURNS_PARKED, STALENESS = GAUGES
 

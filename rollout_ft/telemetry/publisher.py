@@ -33,7 +33,7 @@ class Publisher:
 
     def publish(self, totals: Totals) -> None:
         """Tells Ray what is new since the last call."""
-        for series, count in totals.counts.values.items():
+        for series, count in totals.counted().items():
             new = count - self._published.get(series, 0)
             if new:
                 self._published[series] = count

@@ -2,7 +2,9 @@
 
 Owns the sums. Pure. Each actor tells all that it has counted, so that an answer that is lost, late or repeated changes
 nothing. What an actor had counted since it was last asked dies with it, and a supervisor that is started again knows what the
-actors that live have counted: the sums are for people and alerts, the store is what knows of every turn.
+actors that live have counted: the sums are for people and alerts, the store is what knows of every turn. So tokens are counted
+once more when a trial ends, from what the store has of it: a count of those that is behind is brought up to them, and when all
+trials have ended it is the count of their summaries.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ class _Told:
 
 class Totals:
     def __init__(self) -> None:
-        self.counts = Counts()
+        self.counts, self._settled = Counts(), Counts()
         self.fleet: dict[Series, int] = {}
         """Gauges of what the supervisor itself knows."""
         self.recoveries: list[float] = []
@@ -67,8 +69,9 @@ class Totals:
                 self.counts.add(m.ENGINES_LOST, loss_of(event["reason"]) if started else "start")
             case "trial.ended":
                 self.counts.add(m.TRIALS_FINISHED, event["outcome"])
+                self._settle(event)
             case "trial.restarted":
-                self.counts.add(m.ATTEMPTS_RESTARTED, "checkpoint" if event["checkpoint"] else "scratch")
+                self.counts.add(m.ATTEMPTS_RESTARTED, "checkpoint" if event["checkpoint"] else "scratch", event["reason"] or "asked")
             case "session.moved":
                 self.counts.add(m.SESSIONS_MOVED)
             case "session.resumed":
@@ -77,6 +80,15 @@ class Totals:
                     self.recoveries.append(event["seconds"])
             case _:
                 pass
+
+    def _settle(self, ended: JSON) -> None:
+        for name in (m.TOKENS_GENERATED, m.TOKENS_REUSED, m.TOKENS_WASTED):
+            self._settled.add(name, ended["mode"], ended["pool"] or m.POOL, by=ended[name])
+
+    def counted(self) -> dict[Series, int]:
+        """Every counter that is not zero."""
+        live, settled = self.counts.values, self._settled.values
+        return {**live, **{series: max(count, live.get(series, 0)) for series, count in settled.items()}}
 
     def gauges(self) -> dict[Series, int]:
         """Every gauge, also those that are zero."""
@@ -90,7 +102,7 @@ class Totals:
         recovered = f"rollout_ft/{m.RECOVERY_SECONDS.name}"
         made: dict[str, float] = {f"{recovered}/count": self._recovered, f"{recovered}/sum": round(self._recovered_s, 3)}
         zeros = dict.fromkeys(seeds(m.COUNTERS.values()), 0)
-        for series, value in ({**zeros, **self.counts.values} | self.gauges()).items():
+        for series, value in ({**zeros, **self.counted()} | self.gauges()).items():
             key, labels = f"rollout_ft/{series[0]}", (m.COUNTERS | m.GAUGES)[series[0]].labels
             made[key] = made.get(key, 0) + value
             if labels and next(iter(labels)) != "mode":

@@ -37,7 +37,7 @@ from rollout_ft.session.render import Renderer
 from rollout_ft.telemetry.events import Events
 from rollout_ft.telemetry.metrics import Counts
 from rollout_ft.telemetry.timeline import Moment, of_entries
-from rollout_ft.types import JSON, Ended, SessionSpec
+from rollout_ft.types import JSON, Ended, SessionSpec, Why
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +111,8 @@ class LocalEngine:
 
     # -- called by the supervisor's parts -------------------------------------------------------------------------
 
-    async def open(self, trial_id: str, attempt: int, epoch: int, spec: SessionSpec | None, resume: bool) -> JSON:
-        return summary(await self.host.open(trial_id, attempt, epoch, spec, resume))
+    async def open(self, trial_id: str, attempt: int, epoch: int, spec: SessionSpec | None, resume: bool, why: Why) -> JSON:
+        return summary(await self.host.open(trial_id, attempt, epoch, spec, resume, why))
 
     async def adopt(self, sid: str, epoch: int) -> JSON:
         return summary(await self.host.adopt(sid, epoch))

@@ -31,6 +31,7 @@ from rollout_ft.fleet.listing import Query
 from rollout_ft.fleet.looks import Looks, memory
 from rollout_ft.fleet.member import Gone, Member
 from rollout_ft.fleet.pulse import Pulse
+from rollout_ft.fleet.register import Register
 from rollout_ft.fleet.sessions import Sessions
 from rollout_ft.fleet.stores import Stores
 from rollout_ft.fleet.weights import Command
@@ -47,7 +48,7 @@ from rollout_ft.testing.local_engine import LocalEngine, Means
 from rollout_ft.trial.agents import InlineAgent
 from rollout_ft.trial.client import Client
 from rollout_ft.trial.runner import OnGroup, OnResult, TrialResult, TrialRunner
-from rollout_ft.types import JSON, Outcome, SessionSpec
+from rollout_ft.types import JSON, Outcome, SessionSpec, Why
 
 ENDS_S = 10.0
 
@@ -123,7 +124,7 @@ class HeardEvents(Events):
 
     def emit(self, name: str, **fields: Any) -> None:
         super().emit(name, **fields)
-        self.listener({"time": wall(), "event": name, "source": "run", **fields})
+        self.listener(self._buffer[-1])
 
 
 class LocalSupervisor:
@@ -144,8 +145,8 @@ class LocalSupervisor:
     async def open_session(self, spec: SessionSpec, resume: bool) -> JSON:
         return await self.sessions.open(spec, resume)
 
-    async def restart_trial(self, trial_id: str, from_attempt: int, resume: bool) -> JSON:
-        return await self.sessions.restart(trial_id, from_attempt, resume)
+    async def restart_trial(self, trial_id: str, from_attempt: int, resume: bool, why: Why) -> JSON:
+        return await self.sessions.restart(trial_id, from_attempt, resume, why)
 
     async def end_trial(self, trial_id: str, attempt: int | None, outcome: Outcome, reward: float | None, cause: str) -> JSON:
         return await self.sessions.end(trial_id, attempt, outcome, reward, cause)
@@ -212,6 +213,8 @@ class LocalRun:
     events: Events
     counts: Counts
     """Of everything here, also of what is lost meanwhile."""
+    store: Store
+    register: Register
 
     async def run_trials(
         self, tasks: Sequence[JSON], agent: Callable[..., Any], *, prefix: str, config: TrialConfig, on_result: OnResult,
@@ -268,7 +271,8 @@ async def local_run(config: Config, gateways: int = 1) -> AsyncGenerator[LocalRu
             await engines.start([], {})
             for server in servers:
                 await server.ready()
-            yield LocalRun(config, url, servers, client, keys, crew, engines, events, counts)
+            store, register = next(iter(stores.values())), supervisor.sessions.register
+            yield LocalRun(config, url, servers, client, keys, crew, engines, events, counts, store, register)
         finally:
             for engine in engines.by_id.values():
                 engines.retire(engine.engine_id)

@@ -144,6 +144,7 @@ def variables(session: Session) -> dict[str, str]:
         "ANTHROPIC_BASE_URL": anthropic, "ANTHROPIC_API_KEY": api_key, "ANTHROPIC_AUTH_TOKEN": api_key,
         "ROLLOUT_FT_TRIAL_ID": session.trial_id, "ROLLOUT_FT_ATTEMPT": str(session.attempt),
         **({"ROLLOUT_FT_ENVIRONMENT_URL": session.environment_url} if session.environment_url else {}),
+        **({"TRACEPARENT": session.traceparent} if session.traceparent else {}),
     }  # fmt: skip
 
 

@@ -43,6 +43,8 @@ class Session:
     """What the agent's tools act on, where the trial has one: `await session.environment.step({…})`."""
     environment_url: str = ""
     """The same for an agent in a process of its own: `trial.remote`."""
+    traceparent: str = ""
+    """Of the attempt's span, where the run is traced: what the agent traces itself belongs below it."""
 
     async def messages(self) -> list[JSON]:
         """For an agent that starts from messages: the conversation of earlier attempts up to the last reply that they asked for,
@@ -82,8 +84,9 @@ class Client:
         """Opens a trial's session; a call whose answer was lost gives the same one."""
         return self._session(await self.request("POST", "/sessions", request, idempotency_key=uuid.uuid4().hex))
 
-    async def restart(self, trial_id: str, from_attempt: int, checkpoint: bool) -> Session:
-        body = {"from_attempt": from_attempt, "checkpoint": checkpoint}
+    async def restart(self, trial_id: str, from_attempt: int, checkpoint: bool, reason: str = "asked", cause: str = "") -> Session:
+        """`reason` is one of `types.RESTARTS`."""
+        body = {"from_attempt": from_attempt, "checkpoint": checkpoint, "reason": reason, "cause": cause[:4096]}
         return self._session(await self.request("POST", f"/trials/{trial_id}/restart", body))
 
     async def outcome(self, trial_id: str, outcome: str, reward: float | None, cause: str, attempt: int) -> JSON:
@@ -135,7 +138,7 @@ class Client:
 
     def _session(self, opened: JSON) -> Session:
         names = ("session_id", "trial_id", "attempt", "base_url", "api_key", "turns")
-        return Session(**{k: opened[k] for k in names}, client=self)
+        return Session(**{k: opened[k] for k in names}, client=self, traceparent=opened.get("traceparent", ""))
 
     async def aclose(self) -> None:
         await self._http.close()

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from rollout_ft.clock import monotonic
 from rollout_ft.config import TrialConfig
 from rollout_ft.errors import BadRequest
+from rollout_ft.telemetry.account import faults_survived
 from rollout_ft.trial.agents import Agent
 from rollout_ft.trial.attempt import Attempts, Workshop
 from rollout_ft.trial.client import Client, Session
@@ -171,7 +172,9 @@ class TrialRunner:
         if isinstance(decision, Finish):
             await self._attempts.over(trial["trial_id"], None)
             return await self._end(trial["trial_id"], trial["attempt"], decision)
-        return await self._play(task, await self._client.restart(trial["trial_id"], trial["attempt"], decision.checkpoint))
+        return await self._play(
+            task, await self._client.restart(trial["trial_id"], trial["attempt"], decision.checkpoint, "resumed", decision.cause)
+        )
 
     async def _play(self, task: JSON, session: Session) -> JSON:
         """Attempt after attempt, to the outcome; what the store then has of the trial."""
@@ -194,7 +197,9 @@ class TrialRunner:
             if tools is not None and not decision.checkpoint:
                 await tools.forget()
             spent = spent.and_one(decision.spends)
-            session = await self._client.restart(session.trial_id, session.attempt, decision.checkpoint)
+            session = await self._client.restart(
+                session.trial_id, session.attempt, decision.checkpoint, decision.spends, decision.cause
+            )  # fmt: skip
 
     async def _end(self, trial_id: str, attempt: int, end: Finish) -> JSON:
         return await self._client.outcome(trial_id, end.outcome.value, end.reward, end.cause, attempt)
@@ -207,10 +212,9 @@ def _not_played(play: Play) -> TrialResult:
 
 def result_of(trial: JSON, seconds: float) -> TrialResult:
     """The result of a trial that has ended, from what the store has of it."""
-    meta, outcome = trial["metadata"], trial["outcome"]
-    survived = trial["attempt"] - 1 - meta["version_restarts"] + meta["generations"] - meta["turns_committed"]
+    meta = trial["metadata"]
     return TrialResult(
-        trial["trial_id"], trial["task_id"], outcome, trial["reward"], trial["cause"], trial["attempt"],
-        meta["turns_in_trajectory"], survived if outcome != Outcome.INFRA_EXHAUSTED else 0, meta["tokens_generated"],
+        trial["trial_id"], trial["task_id"], trial["outcome"], trial["reward"], trial["cause"], trial["attempt"],
+        meta["turns_in_trajectory"], faults_survived(trial), meta["tokens_generated"],
         meta["tokens_reused"], meta["tokens_wasted"], round(seconds, 3), meta.get("divergences", 0),
     )  # fmt: skip

@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -111,6 +112,24 @@ class Orders:
         """Seconds of CPU that each actor has had."""
         pids: dict[str, int] = await self.run.supervisor.ask("pids")
         return {name: sum(psutil.Process(pid).cpu_times()[:2]) for name, pid in pids.items()}
+
+    async def turns(self, seconds: float) -> JSON:
+        """How long turns of one token take, one after the other, as their agent sees it."""
+        session = await self.run.open_session(trial_id=f"timed-{time.monotonic_ns()}")
+        messages: list[JSON] = [{"role": "user", "content": "explain tides"}]
+        took: list[float] = []
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            began = time.monotonic()
+            body = {"model": "default", "messages": messages, "max_tokens": 1}
+            headers = {"authorization": f"Bearer {session.api_key}"}
+            async with self._http.post(f"{session.base_url}/chat/completions", json=body, headers=headers) as answer:
+                said: Any = await answer.json()
+            took.append(1000 * (time.monotonic() - began))
+            messages = [*messages[-20:], said["choices"][0]["message"], {"role": "user", "content": "go on"}]
+            await asyncio.sleep(0.02)
+        took.sort()
+        return {"turns": len(took), "p50": round(took[len(took) // 2], 1), "p99": round(took[len(took) * 99 // 100], 1)}
 
     async def _engine(self, engine: str) -> psutil.Process:
         pids: dict[str, int] = await self.run.supervisor.ask("pids")

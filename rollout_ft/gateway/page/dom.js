@@ -101,15 +101,18 @@ export function tiles(list, facts) {
   });
 }
 
-// Shares of a whole side by side; said in words beside it.
-export function bar(home, parts) {
+// Shares of a whole side by side, and what they are. `parts`: [name, number, class].
+export function bar(id, parts) {
   const whole = parts.reduce((sum, [, n]) => sum + n, 0);
-  show(home, whole > 0);
-  home.setAttribute("aria-label", parts.map(([name, n]) => `${number(n)} ${name}`).join(", "));
-  home.replaceChildren(...parts.filter(([, n]) => n > 0).map(([name, n, cls]) => {
-    const part = el("span", { cls, title: `${number(n)} ${name}` });
+  show(byId(id), whole > 0);
+  byId(id).replaceChildren(...parts.filter(([, n]) => n > 0).map(([, n, cls]) => {
+    const part = el("span", { cls });
     part.style.flexGrow = String(n);
     return part;
+  }));
+  byId(`${id}-legend`).replaceChildren(...(whole ? parts : []).map(([name, n, cls]) => {
+    const share = (100 * n) / whole;
+    return el("span", {}, el("i", { cls }), `${number(n)} ${name} (${share > 0 && share < 0.1 ? "under 0.1" : share.toFixed(1)} %)`);
   }));
 }
 

@@ -42,8 +42,8 @@ function facts(trial) {
     ["replayed", number(about.replayed || 0)], ["phantoms", number(about.phantoms || 0)], ["unanswered", number(about.unanswered || 0), about.unanswered ? "warn" : ""],
   ]);
   const made = about.tokens_generated || 0, wasted = Math.min(made, about.tokens_wasted || 0), reused = Math.min(made - wasted, about.tokens_reused || 0);
-  bar(byId("one-tokens"), [["useful", made - wasted - reused, "useful"], ["saved", reused, "reused"], ["in no trajectory", wasted, "wasted"]]);
-  say(byId("one-words"), made ? `${number(made)} tokens sampled, ${number(reused)} saved from engines that were lost, ${number(wasted)} in no trajectory${trial.outcome ? "" : " so far"}.` : "");
+  bar("one-tokens", [["useful", made - wasted - reused, "useful"], ["saved", reused, "reused"], ["in no trajectory", wasted, "wasted"]]);
+  say(byId("one-words"), made ? `${number(made)} tokens were sampled${trial.outcome ? "" : " so far"}.` : "");
 }
 
 // An attempt is a line on which time goes from left to right.

@@ -26,7 +26,7 @@ export class Whole {
     this.events = [];
     this.all = false;
     this.trials = new Table(byId("trials"), "Trials", [
-      ["trial", "id"], ["", "badge"], ["what is the matter, and what to do", "why"], ["state", "w"], ["attempt", "n"], ["engine", "w"], ["reward", "n"],
+      ["trial", "id"], ["needs", "badge"], ["what is the matter, and what to do", "why"], ["state", "w"], ["attempt", "n"], ["engine", "w"], ["reward", "n"],
     ]);
     this.engines = new Table(byId("engines"), "Engines", [
       ["engine", "id"], ["state", "badge"], ["sessions", "n"], ["start", "n"], ["version", "w"], ["why", "why"],
@@ -96,9 +96,9 @@ export class Whole {
       ["sessions", number(fleet.sessions), ""],
     ]);
     const made = m("tokens_generated"), wasted = Math.min(made, m("tokens_wasted")), reused = Math.min(made - wasted, m("tokens_reused"));
-    bar(byId("tokens"), [["useful", made - wasted - reused, "useful"], ["saved", reused, "reused"], ["wasted", wasted, "wasted"]]);
+    bar("tokens", [["useful", made - wasted - reused, "useful"], ["saved", reused, "reused"], ["wasted", wasted, "wasted"]]);
     say(byId("tokens-words"), made
-      ? `${number(made)} tokens sampled: ${number(reused)} were saved from engines that were lost and gone on from; ${number(wasted)} are wasted (known when a trial ends).`
+      ? `${number(made)} tokens were sampled. Saved: sampled by an engine that was lost, and gone on from elsewhere. Wasted: in no trajectory, known when a trial ends.`
       : "No token was sampled yet.");
   }
 
@@ -122,7 +122,7 @@ export class Whole {
     const shown = this.all ? sorted : sorted.slice(0, ENGINES);
     this.engines.update(shown.map((e) => [e.engine_id, [
       { text: e.engine_id, second: e.node }, { text: e.draining ? `${e.state}, drains` : e.state, cls: `badge ${HEALTH[e.state] || ""}` },
-      number(e.sessions), String(e.incarnation), e.weight_version, e.stale || e.reason || (e.open === false ? `its owner has it: ${e.held}` : ""),
+      number(e.sessions), String(e.incarnation), e.weight_version, e.stale || (e.reason && e.state === "healthy" ? `its last start: ${e.reason}` : e.reason) || (e.open === false ? `its owner has it: ${e.held}` : ""),
     ], e.state === "healthy" ? "" : "told"]));
     const counts = new Map();
     for (const e of fleet.engines) counts.set(e.state, (counts.get(e.state) || 0) + 1);

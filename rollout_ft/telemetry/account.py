@@ -1,0 +1,174 @@
+"""A run as its events tell it: what was lost, what came of it, what was sampled.
+
+Owns the account, a fold over events in any order in which they may have been collected. Pure. Knows nothing of summaries and
+counters: `telemetry.audit` compares them with it. It grows with what is under way, never with what has ended, and is itself an
+event's content: an account of the events that are not kept any more is where the file of the others begins.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any, cast
+
+from rollout_ft.telemetry.feed import MAX_SOURCES
+from rollout_ft.telemetry.totals import loss_of
+from rollout_ft.types import JSON, Outcome
+
+ROTATED, MISSED = "events.rotated", "events.missed"
+MAX_LATELY = 4096
+"""Ended trials whose end may be told once more."""
+SUMS = ("attempts", "turns", "tokens_generated", "tokens_reused", "tokens_wasted")
+
+
+@dataclass(slots=True)
+class Account:
+    """`lost` by what was lost and how it was seen; `recoveries` by what became of a session that another engine took over."""
+
+    events: Counter[str] = field(default_factory=Counter[str])
+    missing: int = 0
+    """Events that were made and are not here."""
+    opened: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter[str])
+    sums: Counter[str] = field(default_factory=Counter[str])
+    """Over the ended trials: `SUMS`."""
+    wasted: Counter[str] = field(default_factory=Counter[str])
+    """Their `tokens_wasted`, by why."""
+    lost: Counter[str] = field(default_factory=Counter[str])
+    restarts: Counter[str] = field(default_factory=Counter[str])
+    recoveries: Counter[str] = field(default_factory=Counter[str])
+    recovered_s: float = 0.0
+    running: dict[str, int] = field(default_factory=dict[str, int])
+    """Trials without an end, and their attempt."""
+    moving: dict[str, int] = field(default_factory=dict[str, int])
+    """Sessions that were taken over and have no new token yet, and their owner's epoch."""
+    early: dict[str, int] = field(default_factory=dict[str, int])
+    """Those that had one, at an epoch of which the takeover is not here yet: another actor tells it."""
+    down: dict[str, str] = field(default_factory=dict[str, str])
+    """Engines that were lost and are not up again, and why."""
+    heard: dict[str, int] = field(default_factory=dict[str, int])
+    lately: dict[str, None] = field(default_factory=dict[str, None])
+
+    def saw(self, event: JSON) -> bool:
+        """False for one that was seen before: a process may tell it twice, to two supervisors."""
+        if not self._is_new(event):
+            return False
+        self._fold(event)
+        return True
+
+    def _fold(self, event: JSON) -> None:
+        name = event["event"]
+        self.events[name] += 1
+        match name:
+            case "trial.opened":
+                self.opened += 1
+                if event["trial"] not in self.lately:
+                    self.running.setdefault(event["trial"], 1)
+            case "trial.restarted":
+                self.restarts[event["reason"] or "asked"] += 1
+                self.running[event["trial"]] = event["attempt"]
+                self._settle_all(event["trial"], "restarted")
+            case "trial.ended":
+                self._end(event)
+            case "session.moved":
+                self._settle(event["session"], "moved again")
+                self.moving[event["session"]] = event["epoch"]
+                if self.early.get(event["session"]) == event["epoch"]:
+                    self._settle(event["session"], "resumed")
+            case "session.resumed":
+                self.recovered_s += event["seconds"]
+                if self.moving.get(event["session"]) == event["epoch"]:
+                    self._settle(event["session"], "resumed")
+                else:
+                    self.early[event["session"]] = event["epoch"]
+            case "engine.dead":
+                self.lost[f"engine: {loss_of(event['reason'])}"] += 1
+                self.down[event["engine"]] = event["reason"]
+            case "engine.up" | "engine.retired":
+                self.down.pop(event["engine"], None)
+            case _ if name == MISSED:
+                self.missing += event["count"]
+            case "store.lost" | "gateway.lost" | "supervisor.rebuilt":
+                self.lost[name.partition(".")[0]] += 1
+            case _:
+                pass
+
+    def _is_new(self, event: JSON) -> bool:
+        """Numbers that are left out are events that nobody has. What the run's own process says has none."""
+        source, seq = event["source"], event.get("seq", 0)
+        heard = self.heard.get(source, 0)
+        if seq:
+            if seq <= heard:
+                return False
+            self.missing += seq - heard - 1
+            self.heard.pop(source, None)
+            self.heard[source] = seq
+            if len(self.heard) > MAX_SOURCES:
+                del self.heard[next(iter(self.heard))]
+        return event["event"] != "trial.ended" or event["trial"] not in self.lately
+
+    def _end(self, event: JSON) -> None:
+        trial = event["trial"]
+        self.lately[trial] = None
+        if len(self.lately) > MAX_LATELY:
+            del self.lately[next(iter(self.lately))]
+        self.running.pop(trial, None)
+        self._settle_all(trial, "ended")
+        self.outcomes[event["outcome"]] += 1
+        self.sums.update({name: event[name] for name in SUMS})
+        self.wasted.update(event["tokens_wasted_by"])
+
+    def _settle_all(self, trial: str, how: str) -> None:
+        for session in [s for s in (*self.moving, *self.early) if s.rpartition("~")[0] == trial]:
+            self._settle(session, how)
+            self.early.pop(session, None)
+
+    def _settle(self, session: str, how: str) -> None:
+        self.recoveries[how] += self.moving.pop(session, None) is not None
+
+    def json(self) -> JSON:
+        return {each.name: _plain(getattr(self, each.name)) for each in fields(self)}
+
+
+def account(events: Iterable[JSON]) -> Account:
+    """Of a run's events as they are kept; the first may be the account of those before it."""
+    made: Account | None = None
+    for event in events:
+        if event["event"] != ROTATED:
+            made = made or Account()
+            made.saw(event)
+        elif made is None:
+            made = _restored(event["account"])
+    return made or Account()
+
+
+def _plain(value: Any) -> Any:
+    return dict(cast("Counter[str]", value)) if isinstance(value, Counter) else value  # `asdict` makes another count of it
+
+
+def _restored(told: JSON) -> Account:
+    made = Account()
+    for name, value in told.items():
+        setattr(made, name, type(getattr(made, name))(value))
+    return made
+
+
+def end_of(trial: JSON) -> JSON:
+    """The fields of `trial.ended`, from the summary of a trial that has an end."""
+    meta = trial["metadata"]
+    return {
+        "trial": trial["trial_id"], "task": trial["task_id"], "group": trial["group_id"], "mode": trial["mode"], "pool": trial["pool"],
+        "outcome": trial["outcome"], "reward": trial["reward"], "cause": trial["cause"], "attempts": trial["attempt"],
+        "turns": meta["turns_in_trajectory"], "faults_survived": faults_survived(trial), "replayed": meta["replayed"],
+        "seconds": trial["seconds"],
+        **{name: meta[name] for name in ("tokens_generated", "tokens_reused", "tokens_wasted", "tokens_wasted_by")},
+    }  # fmt: skip
+
+
+def faults_survived(trial: JSON) -> int:
+    """Attempts and generations beyond the first, but for those that a fault did not make; none where the trial was lost to them."""
+    if trial["outcome"] == Outcome.INFRA_EXHAUSTED:
+        return 0
+    meta = trial["metadata"]
+    return trial["attempt"] - 1 - meta["version_restarts"] + meta["generations"] - meta["turns_committed"]
