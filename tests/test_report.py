@@ -101,7 +101,7 @@ def test_the_worst_trials_are_told_of_on_the_same_page(tmp_path: Path):
     for n, each in enumerate(chosen):
         assert f'<a href="#run-0-{n}">{each["trial_id"]}</a>' in text
         told = text[text.index(f'<article id="run-0-{n}">') :].split("</article>")[0]
-        assert f"<h4>{each['trial_id']}" in told
+        assert f"<h3>{each['trial_id']}" in told
         assert f"{each['outcome']}, reward" in told
 
 
@@ -297,4 +297,4 @@ def test_a_keyboard_reaches_what_scrolls(tmp_path: Path):
     text, _ = page_of(written(tmp_path / "run", *a_run()))
     scrolling: list[Any] = re.findall(r'<div class="scroll"[^>]*>', text)
     assert scrolling
-    assert all('tabindex="0"' in tag and 'role="region"' in tag and "aria-label" in tag for tag in scrolling)
+    assert all('tabindex="0"' in tag and 'role="group"' in tag and "aria-label" in tag for tag in scrolling)

@@ -19,14 +19,14 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, escaped: bool =
     rows = list(rows)
     if not rows:
         return ""
-    cells = "".join(f'<th scope="col"{_class(i, text)}>{escape(name)}</th>' for i, name in enumerate(head))
+    cells = "".join(f'<th scope="col"{_class(i, text)}>{escape(name)}</th>' if name else "<td></td>" for i, name in enumerate(head))
     body = "".join(
         "<tr>" + "".join(f"<td{_class(i, text)}>{cell if escaped else escape(cell)}</td>" for i, cell in enumerate(row)) + "</tr>"
         for row in rows
     )
     about = escape(" ".join(filter(None, head)))
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{about}"><table><thead><tr>{cells}</tr></thead>'
+        f'<div class="scroll" tabindex="0" role="group" aria-label="{about}"><table><thead><tr>{cells}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 

@@ -250,7 +250,7 @@ def distribution(
     y = up_to([tallest])
     lines = [line(_outline(heights, edges, x, y), f"line {kind}", _KEY[kind]) for kind, heights in marks.items() if heights.any()]
     fills = [area(_outline(heights, edges, x, y), f"fill {kind}") for kind, heights in marks.items() if heights.any()]
-    return f"<h4>{what}</h4>" + panel(
+    return f"<h3>{what}</h3>" + panel(
         f"{what} of trials that met faults, and of those that met none.", x, y, [*fills, *lines], label, share, height="10rem"
     )
 

@@ -59,12 +59,13 @@ def report(runs: Sequence[Reported], now: float) -> str:
     nav = "".join(f'<a href="#{key}">{SECTIONS[key]}</a>' for key in drawn)
     sections = "".join(f'<section id="{key}"><h2>{SECTIONS[key]}</h2>{body}</section>' for key, body in drawn.items())
     made = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    lead = beside.each(_lead, "h2")
     title = " beside ".join(run.name for run in runs)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         f'<meta name="color-scheme" content="light dark"><title>{escape(title)} – rollout_ft</title><style>{_style()}</style></head><body>'
-        f'<header><p class="of">rollout_ft report, {made}</p><h1>{escape(title)}</h1>{beside.each(_lead)}</header>'
+        f'<header><p class="of">rollout_ft report, {made}</p><h1>{escape(title)}</h1>{lead}</header>'
         f'<nav aria-label="sections">{nav}</nav><main>{sections}</main></body></html>\n'
     )  # fmt: skip
 
@@ -84,12 +85,16 @@ class _Beside:
         self.most_running = max((n for run in runs for _, n in plots.running(run.seen, self.time.high)), default=0)
         self.most_tokens = max((each["useful"] + each["wasted"] for bins in self.bins.values() for each in bins), default=0)
 
-    def each(self, draw: Callable[[Reported], str]) -> str:
+    def each(self, draw: Callable[[Reported], str], heading: str = "h3") -> str:
         """Of every run, beside each other where there are several and room."""
         shown = [(run.name, body) for run in self.runs if (body := draw(run))]
         if len(self.runs) == 1:
             return "".join(body for _, body in shown)
-        return f'<div class="beside">{"".join(f"<div><h3>{escape(name)}</h3>{body}</div>" for name, body in shown)}</div>' if shown else ""
+        return (
+            f'<div class="beside">{"".join(f"<div><{heading} class='run'>{escape(name)}</{heading}>{body}</div>" for name, body in shown)}</div>'
+            if shown
+            else ""
+        )
 
     def over(self, of: Callable[[TrialResult], float | None]) -> Scale:
         return up_to([value for run in self.runs for r in run.results if not r.lost and (value := of(r)) is not None])
@@ -152,7 +157,7 @@ def _over_time(beside: _Beside) -> str:
         return (
             plots.trials_over_time(run.seen, beside.time, beside.most_running)
             + table(("fault", "how many", "first after", "last after"), faults)
-            + f"<h4>Trial by trial</h4>{plots.each_trial(run.results, run.seen, beside.time, links)}{note}"
+            + f"<h3>Trial by trial</h3>{plots.each_trial(run.results, run.seen, beside.time, links)}{note}"
         )
 
     return beside.each(draw)
@@ -237,7 +242,7 @@ def _worst_row(anchor: str, each: JSON) -> list[str]:
 
 def _timeline(anchor: str, trial_id: str, moments: Sequence[Moment]) -> str:
     if not moments:
-        return f'<article id="{anchor}"><h4>{escape(trial_id)}</h4><p class="note">Nothing is left of it but its result.</p></article>'
+        return f'<article id="{anchor}"><h3>{escape(trial_id)}</h3><p class="note">Nothing is left of it but its result.</p></article>'
     began = moments[0].time
     rows = "".join(
         f'<tr class="{m.kind}{" bad" if m.bad else ""}"><td>+{m.time - began:.2f} s</td><td>{m.kind}</td><td>{escape(m.text)}</td></tr>'
@@ -245,9 +250,9 @@ def _timeline(anchor: str, trial_id: str, moments: Sequence[Moment]) -> str:
     )
     at = datetime.fromtimestamp(began, UTC).strftime("%Y-%m-%d %H:%M:%S UTC") if began else ""
     return (
-        f'<article id="{anchor}"><h4>{escape(trial_id)} <span class="note">from {at}</span></h4>'
-        f'<div class="scroll" tabindex="0" role="region" aria-label="moments of {escape(trial_id)}">'
-        f'<table class="moments"><thead><tr><th>after</th><th>what</th><th></th></tr></thead><tbody>{rows}</tbody>'
+        f'<article id="{anchor}"><h3>{escape(trial_id)} <span class="note">from {at}</span></h3>'
+        f'<div class="scroll" tabindex="0" role="group" aria-label="moments of {escape(trial_id)}">'
+        f'<table class="moments"><thead><tr><th>after</th><th>what</th><th>told</th></tr></thead><tbody>{rows}</tbody>'
         f"</table></div></article>"
     )  # fmt: skip
 
