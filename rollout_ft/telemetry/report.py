@@ -90,11 +90,8 @@ class _Beside:
         shown = [(run.name, body) for run in self.runs if (body := draw(run))]
         if len(self.runs) == 1:
             return "".join(body for _, body in shown)
-        return (
-            f'<div class="beside">{"".join(f"<div><{heading} class='run'>{escape(name)}</{heading}>{body}</div>" for name, body in shown)}</div>'
-            if shown
-            else ""
-        )
+        columns = [f'<div><{heading} class="run">{escape(name)}</{heading}>{body}</div>' for name, body in shown]
+        return f'<div class="beside">{"".join(columns)}</div>' if shown else ""
 
     def over(self, of: Callable[[TrialResult], float | None]) -> Scale:
         return up_to([value for run in self.runs for r in run.results if not r.lost and (value := of(r)) is not None])
