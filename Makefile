@@ -10,7 +10,7 @@ CLIENTS := $(basename $(notdir $(wildcard tests/clients/requirements/*.txt)))
 # mini-swe-agent's environment is that of its client.
 INTEGRATIONS := $(basename $(notdir $(wildcard tests/integrations/requirements/*.txt))) mini-swe-agent-2
 
-.PHONY: demo demo-sglang test test-cluster test-clients test-integrations test-sglang test-parsers test-templates test-api test-page check bench clean
+.PHONY: demo demo-sglang test test-cluster test-clients test-integrations test-metrics test-sglang test-parsers test-templates test-api test-page check bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rollout-ft demo $(ARGS)
@@ -23,6 +23,15 @@ test: $(VENV)/.installed
 # killed: minutes. Prints what each fault cost.
 test-cluster: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/cluster $(ARGS)
+
+# The board and the alerts with a Prometheus that scrapes a real run: Debian's, unpacked and not installed.
+test-metrics: $(VENV)/.installed $(VENVS)/prometheus/.installed
+	$(BIN)/python -m pytest tests/metrics tests/test_board.py $(ARGS)
+
+$(VENVS)/prometheus/.installed:
+	rm -rf $(@D) && mkdir -p $(@D)
+	cd $(@D) && apt-get -q download prometheus && dpkg -x prometheus_*.deb . && rm prometheus_*.deb
+	@touch $@
 
 # SGLang itself on a CPU, 2.7 GB, in an environment of its own: its dependencies are those of a GPU otherwise.
 test-sglang: $(VENV)/.installed $(VENVS)/sglang/.installed

@@ -503,6 +503,8 @@ class TrialConfig(Settings):
 
 
 class TelemetryConfig(Settings):
+    metrics: bool = True
+    """Turns are counted and timed, for Ray's Prometheus endpoint and `run.metrics()`; without, both are empty."""
     tracing: Literal["auto", "on", "off"] = "auto"
     """OpenTelemetry spans of trials, attempts, turns and engine calls, which `rollout-ft[tracing]` sends where the standard
     environment variables say (OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_SAMPLER, OTEL_BSP_MAX_QUEUE_SIZE, …), those of the process

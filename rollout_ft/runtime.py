@@ -129,38 +129,48 @@ async def start(
     loaded = config if isinstance(config, Config) else configs.load(config, overrides)
     check(loaded)
     await installed.check(loaded, here=False)
-    otel, untraced = wanted(loaded.telemetry.tracing, os.environ)
+    _, untraced = wanted(loaded.telemetry.tracing, os.environ)
     if untraced and loaded.telemetry.tracing == "on":
         raise ConfigError(f"telemetry.tracing on: {untraced}")
     cluster = await asyncio.to_thread(connect, loaded.ray, job_config=rayjob.job_config(loaded))
     restore_signals()
-    secret, alone = secret or secrets.token_hex(32), bool(cluster.temp_dir)
-    setup = Setup(loaded, loaded.ray.namespace, secret, faults, loopback=alone, home=node_id(), last_view=last_view, otel=otel)
     try:
-        supervisor = await predecessor.supervisor(setup, resume=resume)
-        try:
-            if faults:
-                from rollout_ft.testing.faults import create_plan
-
-                create_plan(setup)
-            started = await supervisor.ask("start")
-            await asyncio.to_thread(rayjob.announce, loaded, started["gateway_url"])
-            warnings = [*started["warnings"], *([f"nothing is traced (telemetry.tracing): {untraced}"] if untraced else [])]
-            run = Run(loaded, setup, cluster, supervisor, started["gateway_url"], tuple(warnings))
-            renewing = asyncio.create_task(_renew(run))
-            try:
-                yield run
-            finally:
-                renewing.cancel()
-                await run.client.aclose()
-                with contextlib.suppress(Exception):  # what ended the block is the error to see
-                    await run.renew(timeout_s=10)
-        finally:
-            with contextlib.suppress(Exception):
-                await supervisor.ask("stop", timeout_s=30)
-            await asyncio.to_thread(supervisor.kill)
+        async with within(cluster, loaded, secret=secret, faults=faults, resume=resume, last_view=last_view) as run:
+            yield run
     finally:
         await asyncio.to_thread(cluster.leave)
+
+
+@contextlib.asynccontextmanager
+async def within(
+    cluster: Cluster, config: Config, *, secret: str = "", faults: bool = False, resume: bool = False, last_view: int = 0
+) -> AsyncGenerator[Run]:
+    """A run in a cluster that this process is connected to, with a config that was checked; see `start`."""
+    secret, alone = secret or secrets.token_hex(32), bool(cluster.temp_dir)
+    otel, untraced = wanted(config.telemetry.tracing, os.environ)
+    setup = Setup(config, config.ray.namespace, secret, faults, loopback=alone, home=node_id(), last_view=last_view, otel=otel)
+    supervisor = await predecessor.supervisor(setup, resume=resume)
+    try:
+        if faults:
+            from rollout_ft.testing.faults import create_plan
+
+            create_plan(setup)
+        started = await supervisor.ask("start")
+        await asyncio.to_thread(rayjob.announce, config, started["gateway_url"])
+        warnings = [*started["warnings"], *([f"nothing is traced (telemetry.tracing): {untraced}"] if untraced else [])]
+        run = Run(config, setup, cluster, supervisor, started["gateway_url"], tuple(warnings))
+        renewing = asyncio.create_task(_renew(run))
+        try:
+            yield run
+        finally:
+            renewing.cancel()
+            await run.client.aclose()
+            with contextlib.suppress(Exception):  # what ended the block is the error to see
+                await run.renew(timeout_s=10)
+    finally:
+        with contextlib.suppress(Exception):
+            await supervisor.ask("stop", timeout_s=30)
+        await asyncio.to_thread(supervisor.kill)
 
 
 def check(config: Config) -> None:

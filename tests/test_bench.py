@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rollout_ft.cli.bench import telemetry
 from rollout_ft.cli.bench.generator import generator
 from rollout_ft.cli.bench.loads import Chat, Load, LoadFailed, Result
 from rollout_ft.cli.bench.phases import joined, parts_of
 from rollout_ft.cli.bench.profile import hottest
 from rollout_ft.cli.bench.recovery import figures_of
+from rollout_ft.cli.bench.telemetry import Compared, order
 from rollout_ft.cli.bench.trial import Restart
 from rollout_ft.cli.bench.trial import figures as figures_of_restarts
 from rollout_ft.testing.siege import Blow, Siege
@@ -59,6 +62,19 @@ def load(url: str) -> Load:
     return Load("through", [Chat(url, "key")], [url], str(MODEL_DIR), 20, 5)
 
 
+@given(st.lists(st.tuples(st.floats(1, 10), st.floats(0.95, 1.2)), min_size=1, max_size=20))
+def test_what_telemetry_adds_is_told_round_by_round_whatever_else_the_machine_does(rounds: list[tuple[float, float]]):
+    noise, ratios = zip(*rounds, strict=True)
+    made = telemetry.figures(Compared(64, {"off": list(noise), "all": [a * b for a, b in rounds]}))
+    assert made["off"]["ratio"] == 1
+    assert made["all"]["ratio"] == pytest.approx(statistics.median(ratios), abs=1e-3)
+    assert min(ratios) - 1e-3 <= made["all"]["ratio_low"] <= made["all"]["ratio"] <= made["all"]["ratio_high"] <= max(ratios) + 1e-3
+
+
+def test_each_run_is_first_as_often_as_the_other():
+    assert [order(["off", "on"], n) for n in range(3)] == [["off", "on"], ["on", "off"], ["off", "on"]]
+
+
 async def test_a_load_that_nobody_answers_fails_with_the_address():
     with pytest.raises(LoadFailed, match=r"http://127\.0\.0\.1:9/v1/chat/completions"):
         async with generator(load("http://127.0.0.1:9/v1")) as clients:
@@ -92,6 +108,15 @@ def test_bench_session_returns_its_figures(tmp_path: Path):
     assert all(75 <= b - a <= 90 for a, b in itertools.pairwise(lengths)), lengths
     assert figures["long"]["parts"][-1]["prompt_tokens"] > 3000
     assert {file.name.rpartition("-")[0] for file in tmp_path.iterdir()} <= {"gateway", "engine-actor", "store", "supervisor"}
+
+
+def test_bench_overhead_compares_runs_with_and_without_telemetry():
+    command = [sys.executable, "-m", "rollout_ft.cli.main", "bench", "overhead", "--sessions", "2", "--turns", "2", "--tokens-in", "60"]
+    command += ["--tokens-out", "20", "--rounds", "2", "--json"]
+    made = orjson.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)["telemetry"]
+    assert (made["rounds"], made["turns"]) == (2, 16)
+    assert {"off", "metrics"} <= made.keys()
+    assert min(made["off"]["cpu_ms_per_turn"], made["metrics"]["cpu_ms_per_turn"], made["metrics"]["ratio_low"]) > 0
 
 
 def test_bench_store_returns_its_figures(tmp_path: Path):

@@ -15,6 +15,7 @@ from rollout_ft.checkpoint.store import Store
 from rollout_ft.checkpoint.view import View
 from rollout_ft.config import Config
 from rollout_ft.fleet.listing import STUCK_S
+from rollout_ft.fleet.looks import MAX_ENGINES, _abridged
 from rollout_ft.fleet.register import Register
 from rollout_ft.testing.local_run import LocalRun, local_run
 from rollout_ft.trial.client import Session
@@ -170,6 +171,13 @@ async def test_a_register_that_knows_nothing_learns_all_from_the_store(run: Loca
 
 def sorted_rows(register: Register) -> list[JSON]:
     return [row.describe("") for _, row in sorted(register.rows.items())]
+
+
+async def test_a_thousand_engines_are_abridged_with_those_in_trouble_first():
+    engines = [{"engine_id": f"e{i}", "state": "dead" if i == 900 else "healthy"} for i in range(1000)]
+    told = _abridged({"engines": engines, "nodes": {"a": "b"}})
+    assert (told["engines"][0]["engine_id"], len(told["engines"])) == ("e900", MAX_ENGINES)
+    assert told["engine_states"] == {"dead": 1, "healthy": 999}
 
 
 async def test_an_empty_store_has_no_outlines() -> None:

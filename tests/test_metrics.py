@@ -20,8 +20,9 @@ from rollout_ft.engine.process import Exit
 from rollout_ft.fleet.engines import SILENT
 from rollout_ft.samples.trajectory import metadata
 from rollout_ft.telemetry import metrics as m
-from rollout_ft.telemetry.metrics import COUNTERS, GAUGES, MAX_POOLS, Counts, Readings, whose
-from rollout_ft.telemetry.totals import Totals, loss_of, seeds
+from rollout_ft.telemetry.losses import Loss, loss_of
+from rollout_ft.telemetry.metrics import COUNTERS, GAUGES, HISTOGRAMS, MAX_POOLS, Counts, Readings, Uncounted, whose
+from rollout_ft.telemetry.totals import Totals, seeds
 from rollout_ft.types import JSON, Ended, Outcome, SessionSpec
 
 MINE = ("train", "default")
@@ -73,8 +74,8 @@ def test_everything_begins_at_zero():
 
 
 def test_no_label_is_an_id():
-    labels = {label for metric in (COUNTERS | GAUGES).values() for label in metric.labels}
-    assert labels == {"mode", "pool", "outcome", "status", "kind", "reason", "start", "state", "cause"}
+    labels = {label for metric in (COUNTERS | GAUGES | HISTOGRAMS).values() for label in metric.labels}
+    assert labels == {"mode", "pool", "outcome", "status", "kind", "reason", "start", "state", "cause", "count", "le"}
 
 
 def test_pools_without_end_are_counted_as_one():
@@ -163,16 +164,14 @@ def test_ends_restarts_moves_and_recoveries_are_counted_from_their_events():
     totals = Totals()
     for event in (
         ended("completed"), {"event": "trial.restarted", "checkpoint": True, "reason": "infra"},
-        {"event": "trial.restarted", "checkpoint": False, "reason": ""}, {"event": "session.moved"},
-            {"event": "session.resumed", "seconds": 0.5},
-        {"event": "session.resumed", "seconds": 1.25}, {"event": "view.opened"},
+        {"event": "trial.restarted", "checkpoint": False, "reason": ""}, {"event": "session.moved"}, {"event": "view.opened"},
+        {"event": "session.resumed", "seconds": 0.5, "reason": "stalled"}, {"event": "session.resumed", "seconds": 1.25, "reason": "moved"},
     ):  # fmt: skip
         totals.saw(event)
     flat = totals.flat()
     assert [flat[f"rollout_ft/attempts_restarted{at}"] for at in ("", "/checkpoint", "/scratch")] == [2, 1, 1]
     assert (flat["rollout_ft/trials_finished/completed"], flat["rollout_ft/sessions_moved"]) == (1, 1)
     assert (flat["rollout_ft/recovery_seconds/count"], flat["rollout_ft/recovery_seconds/sum"]) == (2, 1.75)
-    assert totals.recoveries == [0.5, 1.25]
 
 
 # -- where turns pass ---------------------------------------------------------------------------------------------
@@ -226,6 +225,41 @@ def test_tokens_generated_agree_with_the_trials_summary_also_after_a_start_from_
         assert about["tokens_wasted_by"]["scratch"] >= 4
 
     played(play)
+
+
+def test_a_hosts_turns_are_timed_to_their_first_token_and_its_commits():
+    async def play(w: World) -> None:
+        await w.answered(ask(user("a")))
+        await w.host.serve(SID, ask(user("a"), retry=True))
+        seen = counted(w)
+        assert seen["rollout_ft/first_token_seconds/count"] == 1, "a replay has none"
+        assert 0 < seen["rollout_ft/first_token_seconds/p99"] < 60
+        assert seen["rollout_ft/commit_seconds/count"] == seen["rollout_ft/commits"] >= 2
+
+    played(play)
+
+
+@pytest.mark.parametrize(("resent", "seconds"), [(True, 4 + 9), (False, 0)])
+def test_a_recovery_is_counted_from_the_loss_where_a_turn_was_in_flight_else_from_the_takeover(resent: bool, seconds: float):
+    async def play(w: World) -> None:
+        other = w.another_host()
+        await other.adopt(SID, 2, Loss("stalled", ago_s=4, unseen_s=9))
+        asked = asyncio.create_task(other.serve(SID, ask(user("a"), resent=resent)))
+        call = await w.engine.call(0)
+        call.go.set()
+        await asked
+        [event] = [e for e in other._events.take() if e["event"] == "session.resumed"]
+        assert (event["reason"], event["detect_s"]) == ("stalled", 9)
+        assert event["seconds"] == pytest.approx(seconds, abs=2)
+
+    played(play)
+
+
+def test_counting_that_is_off_counts_nothing():
+    counts = Uncounted()
+    counts.add(m.TURNS_COMMITTED, *MINE)
+    counts.observe(m.TURN_SECONDS, 1.0, *MINE)
+    assert counts.values == {}
 
 
 def test_a_commit_that_was_refused_is_counted_by_why():

@@ -62,6 +62,11 @@ async def test_turns_tokens_and_zeros_are_on_rays_endpoint_and_agree_with_the_tr
     ended = before["rollout_ft/trials_finished/completed"] + 1
     await shows(stage, ended, "rollout_ft_trials_finished_total", outcome="completed")
     await shows(stage, 2, "rollout_ft_engines", state="healthy")
+    await shows(stage, before["rollout_ft/turn_seconds/count"] + 2, "rollout_ft_turn_seconds_bucket", le="+Inf", **mine)
+    await shows(stage, before["rollout_ft/first_token_seconds/count"] + 2, "rollout_ft_first_token_seconds_count", **mine)
+    await shows(stage, 2, "rollout_ft_store_replicas", count="in_view")
+    await shows(stage, 1, "rollout_ft_store_exposed")
+    assert (await sample(stage, "rollout_ft_checkpoint_bytes", kind="entries") or 0) > 0
     assert await sample(stage, "rollout_ft_turns_served_total", outcome="fresh", mode="eval", pool="default") == 0
     assert await sample(stage, "rollout_ft_engines_lost_total", reason="stalled") == 0
     assert await sample(stage, "rollout_ft_turns_parked", cause="paused") == 0
@@ -74,7 +79,7 @@ async def test_after_an_engines_death_counters_go_on_and_agree_with_the_trials_t
     mine = {"mode": "train", "pool": "default"}
     await shows(stage, 1, "rollout_ft_engines_lost_total", reason="process")
     await shows(stage, before["rollout_ft/turns_committed"] + 2, "rollout_ft_turns_committed_total", **mine)
-    await shows(stage, 1, "rollout_ft_recovery_seconds_count")
+    await shows(stage, 1, "rollout_ft_recovery_seconds_count", reason="process")
     await shows(stage, 2, "rollout_ft_engines", state="healthy")
     now = await stage.run.metrics()
     gained = {key: value - before[key] for key, value in now.items()}

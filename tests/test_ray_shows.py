@@ -136,3 +136,22 @@ async def test_a_submitted_jobs_metadata_gets_the_link_and_keeps_what_it_had(sta
     job = next(each for each in await dashboard("/api/jobs/") if each["submission_id"] == submitted)
     assert job["metadata"] == {"mine": "kept", rayjob.RUN: "shown", rayjob.STATUS: stage.run.status_url}
     assert stage.run.operator_key not in json.dumps(job)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(180)
+@pytest.mark.asyncio(loop_scope="module")
+async def test_after_the_supervisors_death_a_group_is_had_as_before_and_a_reader_of_events_is_told(stage: Stage) -> None:
+    await stage.run.open_session(trial_id="kept", group_id="g1", task_id="q")
+    await stage.run.client.outcome("kept", "completed", 1.0, "", 1)
+    await stage.run.open_session(trial_id="kept-too", group_id="g1")
+    before = await stage.run.client.get("/trials?group_id=g1")
+    cursor = (await stage.run.client.get("/events"))["next"]
+    await asyncio.to_thread(ray.kill, ray.get_actor("shown/supervisor/1", stage.run.setup.namespace), no_restart=False)
+    after = await stage.run.client.get("/trials?group_id=g1")
+    assert [(t["trial_id"], t["state"], t["outcome"], t["task_id"]) for t in after] == [
+        ("kept", "ended", "completed", "q"), ("kept-too", "held", None, ""),
+    ]  # fmt: skip
+    assert after == before
+    told = await stage.run.client.get(f"/events?since={cursor}")
+    assert told["missed"]

@@ -31,7 +31,7 @@ from rollout_ft.telemetry.sending import Sending
 from rollout_ft.telemetry.tracing import EXTRA, OFF, Tracing, wanted
 from rollout_ft.trial.agents import variables
 from rollout_ft.trial.client import Client
-from rollout_ft.types import JSON, Outcome
+from rollout_ft.types import JSON, UNSAID, Outcome
 
 SECRET = "a run's secret"
 AGENTS = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -73,7 +73,7 @@ async def test_a_trial_its_attempts_turns_and_generations_are_one_whole_tree():
     async with stack(tracing=tracing) as s:
         first = await s.open("t", task_id="sums", group_id="g")
         await two_turns(s, first)
-        second = (await s.supervisor.restart_trial("t", 1, True))["session_id"]
+        second = (await s.supervisor.restart_trial("t", 1, True, UNSAID))["session_id"]
         await two_turns(s, second)
         await s.supervisor.end_trial("t", 2, Outcome.COMPLETED, 0.5, "")
     spans = await told(tracing, kept)

@@ -45,7 +45,7 @@ from rollout_ft.errors import ConfigError, StoreUnavailable
 from rollout_ft.fleet.lease import Lease, live
 from rollout_ft.line import TOKEN_BYTES, Door, serve
 from rollout_ft.telemetry.events import Events
-from rollout_ft.telemetry.metrics import Readings
+from rollout_ft.telemetry.metrics import CHECKPOINT_BYTES, Readings
 from rollout_ft.types import Partial, Raw
 
 EXPORT_BYTES = 4 * 1024 * 1024
@@ -304,10 +304,12 @@ class Store:
             self._living = asyncio.create_task(live(self._lease))
 
     async def renew(self, heard: int) -> tuple[list[dict[str, Any]], Readings]:
-        """The run lives; hands over the events after number `heard`. What is committed is counted by those who commit."""
+        """The run lives; hands over the events after number `heard`, and what is kept here. What is committed is counted by those
+        who commit."""
         if self._lease is not None:
             self._lease.renew()
-        return self._events.unheard(heard), Readings()
+        kept = {(CHECKPOINT_BYTES, "entries"): self._memory.used, (CHECKPOINT_BYTES, "routed_experts"): self._shelf.used}
+        return self._events.unheard(heard), Readings(gauges=kept)
 
     def close(self) -> None:
         """Give the journal to whoever opens it next."""

@@ -284,14 +284,15 @@ ProfileDir = Annotated[Path | None, typer.Option(help="run py-spy on all our pro
 
 @bench_app.command("overhead")
 def bench_overhead(
-    sessions: Sessions = 64, turns: Turns = 50, tokens_in: TokensIn = 650, tokens_out: TokensOut = 300, profile: ProfileDir = None,
-    json: AsJson = False,
+    sessions: Sessions = 64, turns: Turns = 50, tokens_in: TokensIn = 650, tokens_out: TokensOut = 300,
+    rounds: Annotated[int, typer.Option(min=0, help="with telemetry and without it, in turn; 0: none")] = 12,
+    profile: ProfileDir = None, json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Latency, CPU and memory that a turn costs over talking to the engine directly. The first part of `session`."""
+    """Latency, CPU and memory that a turn costs over talking to the engine directly, and what telemetry has of that."""
     from rollout_ft.cli.bench.command import Scale
     from rollout_ft.cli.bench.phases import Sizes
 
-    _bench(Scale(Sizes(sessions, turns, tokens_in, tokens_out)), profile, json)
+    _bench(Scale(Sizes(sessions, turns, tokens_in, tokens_out), rounds=rounds), profile, json)
 
 
 @bench_app.command("session")

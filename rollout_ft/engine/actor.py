@@ -46,7 +46,8 @@ from rollout_ft.samples.summary import summary
 from rollout_ft.session.drift import load_renderer
 from rollout_ft.session.render import ChatTemplate
 from rollout_ft.telemetry.events import Events
-from rollout_ft.telemetry.metrics import Readings
+from rollout_ft.telemetry.losses import Loss
+from rollout_ft.telemetry.metrics import Readings, counting
 from rollout_ft.telemetry.timeline import Moment, of_entries
 from rollout_ft.telemetry.tracing import LAST_FLUSH_S, LOST_FLUSH_S, tracing_of
 from rollout_ft.testing.faults import fault_points
@@ -91,7 +92,7 @@ class EngineActor:
             payload_copies=config.store.payload_copies,
         )  # fmt: skip
         faults = fault_points(self._setup, self._unit)
-        self._driver = Driver(self._engine, config.engine, self._events)
+        self._driver = Driver(self._engine, config.engine, self._events, counts=counting(config.telemetry.metrics))
         self._driver.tracing = tracing_of(self._setup, self._name)
         self._readings = self._driver.readings
         self._driver.ranks = await self._engine.ranks()
@@ -199,8 +200,8 @@ class EngineActor:
     async def open(self, trial_id: str, attempt: int, epoch: int, spec: SessionSpec | None, resume: bool, why: Why) -> JSON:
         return summary(await self._host.open(trial_id, attempt, epoch, spec, resume, why))
 
-    async def adopt(self, sid: str, epoch: int) -> JSON:
-        session = await self._host.adopt(sid, epoch)
+    async def adopt(self, sid: str, epoch: int, loss: Loss) -> JSON:
+        session = await self._host.adopt(sid, epoch, loss)
         self._events.emit("session.adopted", session=sid, epoch=epoch, turns=len(session.tree.nodes), engine=self._engine_id)
         return summary(session)
 

@@ -20,6 +20,7 @@ from rollout_ft.session.entries import SessionEntry, encode_entry
 from rollout_ft.session.session import Session
 from rollout_ft.session.tree import Node
 from rollout_ft.telemetry import metrics
+from rollout_ft.telemetry.losses import Loss
 from rollout_ft.telemetry.metrics import Counts, whose
 from rollout_ft.types import JSON, Answered, Opened, Partial, Turn
 
@@ -44,8 +45,8 @@ class Held:
     """When it was taken over."""
     excused: bool = False
     """It was let go of on purpose: what was in flight goes on elsewhere, and nobody failed."""
-    moved: bool = False
-    """It came from another owner, and no token was sampled here yet."""
+    loss: Loss | None = None
+    """Why it came from another owner; none once a token was sampled here."""
     log: asyncio.Lock = field(default_factory=asyncio.Lock)
     failing: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Of those who record a failure or a divergence: a second of the same would take no place in the log, and leave a gap."""
@@ -70,6 +71,7 @@ class Held:
         async with self.log:
             if self.gone:
                 raise SessionMoved(self.session.id)
+            began = monotonic()
             try:
                 await self.mirror.commit(Append(trial_id, attempt, self.epoch, self.next_seq, Entry(kind, key, payload)))
             except Fenced as e:
@@ -82,6 +84,7 @@ class Held:
                 self.counts.add(metrics.COMMITS_REFUSED, "unavailable" if isinstance(e, StoreUnavailable) else "refused")
                 self.let_go(spare)
                 raise SessionMoved(self.session.id, in_flight=True) from e
+            self.counts.observe(metrics.COMMIT_SECONDS, monotonic() - began)
             self.next_seq += 1
         self._count(kind, entry)
 

@@ -41,7 +41,8 @@ from rollout_ft.session.request import TurnRequest
 from rollout_ft.session.session import Attach, Begin, Diverged, Replay, Session
 from rollout_ft.session.tree import Node
 from rollout_ft.telemetry.events import Events
-from rollout_ft.telemetry.metrics import TOKENS_GENERATED, TURNS_SERVED, whose
+from rollout_ft.telemetry.losses import Loss
+from rollout_ft.telemetry.metrics import FIRST_TOKEN_SECONDS, TOKENS_GENERATED, TURNS_SERVED, whose
 from rollout_ft.telemetry.tracing import Tracing
 from rollout_ft.types import (
     JSON,
@@ -61,6 +62,7 @@ from rollout_ft.types import (
 
 DELIVERED_S = 0.2
 """How long after a turn its reply is on its way, in all likelihood."""
+UNHURT = Loss()
 _log = logging.getLogger("rollout_ft")
 AbortEngine = Callable[[str], Awaitable[None]]
 """Told once, with the reason, when the engine is lost: kills what is left of it and tells the supervisor."""
@@ -125,8 +127,8 @@ class SessionHost:
         self._held[session.id] = held
         return session
 
-    async def adopt(self, sid: str, epoch: int) -> Session:
-        """Becomes the owner of a session that exists, at the given epoch."""
+    async def adopt(self, sid: str, epoch: int, loss: Loss = UNHURT) -> Session:
+        """Becomes the owner of a session that exists, at the given epoch; `loss` is why its last one is not."""
         parts = split_session_id(sid)
         if parts is None:
             raise SessionClosed(f"{sid} is no session id")
@@ -151,7 +153,7 @@ class SessionHost:
             raise Fenced("stale_owner", trial_id, now.epoch)
         if now is not None and now.epoch == epoch:
             return now.session  # asked twice, for the answer was lost: the first stands
-        self._held[sid] = Held(session, epoch, len(entries), self._mirror, self._left, self._counts, moved=True)
+        self._held[sid] = Held(session, epoch, len(entries), self._mirror, self._left, self._counts, loss=loss)
         return session
 
     def _refuse_if_losing(self) -> None:
@@ -448,21 +450,28 @@ class SessionHost:
     async def _generate(self, held: Held, flight: Flight, generation: Generation) -> JSON:
         """Generates until the turn is finished, and returns its message."""
         engine = self._config.engine
-        depth, seen, fleet = depth_of(flight), len(generation.ids), self.fleet()
+        depth, had, begun, fleet = depth_of(flight), len(generation.ids), False, self.fleet()
+
+        def moved(g: Generation) -> None:
+            """Being asked is no progress: a frozen engine is asked all the time."""
+            nonlocal begun
+            if not begun and len(g.ids) > had:
+                begun = True
+                self._counts.observe(FIRST_TOKEN_SECONDS, monotonic() - g.began, *whose(held.session.spec))
+                self._resumed(held, in_flight=flight.request.resent)
 
         async def progress(g: Generation) -> dict[str, object] | None:
-            nonlocal seen, fleet
+            nonlocal fleet
             if fleet is not self.fleet():
                 fleet = self.fleet()
                 self._check_versions(held.session, held.session.versions, more=True)
-            if len(g.ids) > seen:  # being asked is no progress: a frozen engine is asked all the time
-                seen = len(g.ids)
-                self._resumed(held)
+            moved(g)
             return await self._faults.generating(held.session.spec, depth, len(g.ids))
 
         for _ in range(engine.max_generations_per_turn):  # also of a message that cannot be made
             try:
                 await self._driver.run(generation, progress, held.session.began)
+                moved(generation)  # progress is not told of the last chunk
                 return await message_of(held.session, flight, generation, self._renderer, self._parser)
             except EngineLost as e:
                 if await self._driver.is_lost(e):
@@ -474,11 +483,16 @@ class SessionHost:
                     raise SessionMoved(held.session.id, in_flight=True) from e
         raise spent_error(engine.max_generations_per_turn)
 
-    def _resumed(self, held: Held) -> None:
-        if held.moved:
-            held.moved = False
-            took = round(monotonic() - held.taken, 3)
-            self._events.emit("session.resumed", session=held.session.id, engine=self._engine_id, epoch=held.epoch, seconds=took)
+    def _resumed(self, held: Held, *, in_flight: bool) -> None:
+        """A turn that was in flight waits since its engine was lost; another since somebody asked for it."""
+        if held.loss is None:
+            return
+        loss, held.loss = held.loss, None
+        before_s = loss.ago_s + loss.unseen_s if in_flight else 0.0
+        self._events.emit(
+            "session.resumed", session=held.session.id, engine=self._engine_id, epoch=held.epoch, reason=loss.why,
+            seconds=round(monotonic() - held.taken + before_s, 3), detect_s=round(loss.unseen_s, 3),
+        )  # fmt: skip
 
     async def _lose(self, reason: str) -> None:
         """The engine is gone: keep what was sampled, tell the supervisor, let go of every session. Once."""

@@ -2,7 +2,7 @@
 
 Owns what a call from a gateway means, and the translation of errors into statuses. `OWNER` in a reply's headers tells
 a gateway that the session is somebody else's now; `READ` names what was read of a large body, a later one may come as
-what stands `BEHIND` that, and `WHOLE` asks for all of it.
+what stands `BEHIND` that, and `WHOLE` asks for all of it. `WHOSE` says as whose a turn is timed, of one that is.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ from rollout_ft.samples.trajectory import max_trim
 from rollout_ft.session.freshness import advice, code_of
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.session import Session
+from rollout_ft.telemetry.metrics import whose
 from rollout_ft.telemetry.tracing import TRACEPARENT, USAGE
-from rollout_ft.types import JSON, Raw, Step, split_session_id
+from rollout_ft.types import JSON, Raw, Served, Step, split_session_id
 
 OWNER, REQUEST, RESENT, DEPTH, STILL = b"x-rft-owner", b"x-request-id", b"x-rft-resent", b"x-rft-depth", b"x-rft-still"
-READ, BEHIND, WHOLE = b"x-rft-read", b"x-rft-behind", b"x-rft-whole"
+READ, BEHIND, WHOLE, WHOSE = b"x-rft-read", b"x-rft-behind", b"x-rft-whole", b"x-rft-whose"
 RETRY = [(b"x-should-retry", b"true")]
 _log = logging.getLogger("rollout_ft")
 ARRAY_STEP = 8192
@@ -45,10 +46,12 @@ FINAL = [(b"x-should-retry", b"false")]
 
 @dataclass(frozen=True, slots=True)
 class _Spoken:
-    """What is kept of a session's requests: its own sampling parameters, and the body that was read last."""
+    """What is kept of a session's requests: its own sampling parameters, the body that was read last, and as whose its turns
+    are counted."""
 
     sampling: JSON
     reading: Reading
+    whose: bytes
 
 
 class OwnerHTTP:
@@ -117,7 +120,8 @@ class OwnerHTTP:
         try:
             request = self._parse(sid, dialect, body, evidence, headers.get(BEHIND, b"").decode())
             del body  # it is parsed: several times its size is in hand already
-            read = self._spoken_by(self._host.session(sid)).reading.name  # of this body: others may be read while it waits
+            spoken = self._spoken_by(self._host.session(sid))
+            read = spoken.reading.name  # of this body: others may be read while it waits
             with self._host.tracing.under(headers):
                 reply = await self._host.serve(sid, request.turn)
         except NotRead:
@@ -147,7 +151,7 @@ class OwnerHTTP:
             if request is not None:
                 await self._host.failed(sid, request.turn)
             return await x.reply(500, error_body("the engine's actor failed; its log says where", "internal_error", 500), RETRY)
-        await self._send(x, reply, request, read, traced=TRACEPARENT in headers)
+        await self._send(x, reply, request, read, spoken.whose, traced=TRACEPARENT in headers)
 
     async def _count(self, x: Exchange, sid: str) -> None:
         """The tokens that a turn of this body would have before its output. Nothing is marked or begun."""
@@ -199,11 +203,12 @@ class OwnerHTTP:
     def _spoken_by(self, session: Session) -> _Spoken:
         spoken = self._spoken.get(session)
         if spoken is None:
+            mine = "/".join(whose(session.spec)).encode("latin-1", "replace")
             sampling = session_sampling(self._config.sampling.parameters, session.spec.sampling)
-            spoken = self._spoken[session] = _Spoken(sampling, Reading(self._config.gateway.max_json_depth))
+            spoken = self._spoken[session] = _Spoken(sampling, Reading(self._config.gateway.max_json_depth), mine)
         return spoken
 
-    async def _send(self, x: Exchange, reply: Reply, request: Asked, read: str, *, traced: bool) -> None:
+    async def _send(self, x: Exchange, reply: Reply, request: Asked, read: str, mine: bytes, *, traced: bool) -> None:
         turn, sampled = reply.node.turn, len(reply.node.turn.output_ids) // 4
         content = b"text/event-stream" if request.stream else b"application/json"
         headers = [
@@ -212,6 +217,7 @@ class OwnerHTTP:
             (b"x-rollout-ft-generations", str(turn.generations).encode()),
             (b"x-rollout-ft-weight-version", (turn.version_spans[-1].version if turn.version_spans else "").encode()),
             (DEPTH, str(turn.depth).encode()),
+            *([(WHOSE, mine)] if reply.served is not Served.REPLAYED else []),
             *([(READ, read.encode())] if read else []),
             *([(USAGE, b"%d %d %d" % (reply.node.tokens - sampled, sampled, turn.tokens_reused))] if traced else []),
         ]

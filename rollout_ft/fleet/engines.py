@@ -22,10 +22,11 @@ from rollout_ft.fleet.killcap import KillCap
 from rollout_ft.fleet.member import Gone, Member, quietly
 from rollout_ft.fleet.owners import Owners, Seen, Watched
 from rollout_ft.fleet.placement import Candidate, share
-from rollout_ft.fleet.pulse import Pulse
+from rollout_ft.fleet.pulse import MISSES, Pulse
 from rollout_ft.fleet.restarts import Restarts
 from rollout_ft.fleet.weights import Command, Op
 from rollout_ft.telemetry.events import Events
+from rollout_ft.telemetry.losses import OTHER, Loss, loss_of, unseen_s
 from rollout_ft.types import JSON
 
 TAKE_OVER_S = 5.0
@@ -57,6 +58,8 @@ class Engine:
     restarts: Restarts = field(default_factory=Restarts)
     up_since: float = -math.inf
     """Of one that came to others that serve: those that begin together warm up together."""
+    last_loss: tuple[int, str, float] = (0, "", 0.0)
+    """Which incarnation was lost last, why, and when that was noticed."""
 
     def candidate(self, sessions: int, warmup_s: float) -> Candidate:
         """What would wait for an owner is in doubt."""
@@ -228,6 +231,7 @@ class Engines:
         if after is engine.health or after.state is not State.DEAD:
             return
         engine.health = after
+        engine.last_loss = incarnation, reason, monotonic()
         self._events.emit("engine.dead", engine=engine_id, incarnation=incarnation, reason=reason)
         if engine.member is not None:
             self._crew.gone(engine.member, silent=silent)
@@ -240,6 +244,17 @@ class Engines:
             why = f"it died more than {limits.max_restarts} times in {limits.restart_window_s:g} s (engine.max_restarts)"
             return self._retire(engine, incarnation, f"{reason}; {why}")
         self._spawn(self._replace(engine))
+
+    def loss(self, engine_id: str, incarnation: int) -> Loss:
+        """What became of an engine that had a session."""
+        engine = self.by_id.get(engine_id)
+        if engine is not None and engine.health.incarnation == incarnation and engine.health.state is not State.DEAD:
+            return Loss()
+        lost, reason, at = engine.last_loss if engine is not None else (0, "", 0.0)
+        if lost != incarnation:
+            return Loss(OTHER)
+        silence_s = MISSES * self._crew.setup.config.fleet.ping_s
+        return Loss(loss_of(reason), monotonic() - at, unseen_s(reason, silence_s))
 
     def _retire(self, engine: Engine, incarnation: int, reason: str) -> None:
         engine.health = step(engine.health, Event.RETIRE, incarnation=incarnation, reason=reason)

@@ -17,6 +17,7 @@ import orjson
 from rollout_ft.clock import monotonic, wall
 from rollout_ft.errors import BadRequest, RolloutFTError
 from rollout_ft.fleet.engines import Engines
+from rollout_ft.fleet.health import State
 from rollout_ft.fleet.listing import WAITS, Around, Query, counts, select
 from rollout_ft.fleet.sessions import Sessions
 from rollout_ft.fleet.stores import Stores
@@ -35,6 +36,7 @@ SHARE = 100
 """A list of the store's trials is good for so many times what it cost."""
 MAX_TURNS = 200
 """Of each engine."""
+MAX_ENGINES = 200
 MAX_MOMENTS = 2000
 OUTLINES = 500
 """At once."""
@@ -64,7 +66,7 @@ class Looks:
         around, flying, now = await self._around(), await self._in_flight(), wall()
         recoveries = self._recoveries.describe()
         return orjson.dumps({
-            "now": now, "fleet": fleet, "problems": problems(fleet, now, recoveries), "recoveries": recoveries,
+            "now": now, "fleet": _abridged(fleet), "problems": problems(fleet, now, recoveries), "recoveries": recoveries,
             "turns": {**flying, "turns": flying["turns"][:turns]}, "events": self._recent.since(since, events, newest=True),
             "trials": counts(self._sessions.register.rows.values(), around) | self._page(query, around), "store_silent": silent,
         })  # fmt: skip
@@ -135,6 +137,13 @@ class Looks:
     async def _learn(self, unknown: Sequence[str], learn: Callable[[Any], None]) -> None:
         for at in range(0, len(unknown), OUTLINES):
             learn(await self._stores.port().outlines(unknown[at : at + OUTLINES]))
+
+
+def _abridged(fleet: JSON) -> JSON:
+    """Of many engines those that are not as they should be come first, and no more than `MAX_ENGINES`; all are counted."""
+    gravest = sorted(fleet["engines"], key=lambda engine: engine["state"] in (State.HEALTHY, State.RETIRED))
+    states = dict(Counter(engine["state"] for engine in gravest))
+    return {**fleet, "engines": gravest[:MAX_ENGINES], "engine_states": states, "nodes": {}}
 
 
 def memory() -> tuple[Recent, Recoveries]:

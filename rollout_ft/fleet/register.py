@@ -34,8 +34,10 @@ class Register:
         return row
 
     def opened(self, spec: SessionSpec) -> None:
+        """A trial begins; what is known of an earlier one of that name, which the store has forgotten, is not about it."""
+        self.rows.pop(spec.trial_id, None)
         row = self._row(spec.trial_id)
-        row.attempt, row.known = max(1, row.attempt), True
+        row.attempt, row.known = 1, True
         _label(row, spec)
 
     def restarted(self, trial_id: str, attempt: int) -> None:

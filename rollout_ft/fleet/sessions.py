@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import orjson
@@ -24,6 +25,7 @@ from rollout_ft.fleet.register import Register
 from rollout_ft.fleet.stores import Stores
 from rollout_ft.telemetry.account import end_of
 from rollout_ft.telemetry.events import Events
+from rollout_ft.telemetry.losses import Loss
 from rollout_ft.telemetry.timeline import Moment
 from rollout_ft.types import JSON, UNSAID, Ended, Outcome, SessionSpec, Why, session_id, split_session_id
 
@@ -32,6 +34,8 @@ HOLDS_TIMEOUT_S = 1.0
 TRIES = 4
 MAX_ENDED = 1024
 """Summaries of trials that have just ended: a trial is released soon, and need not be read again for it."""
+MAX_READ = 16
+"""Trials whose moments are kept for who looks again."""
 MAX_NOTE_BYTES = 4096
 """Of the summary that is left of a trial; its parts are small unless its `cause` is long."""
 
@@ -48,6 +52,7 @@ class Sessions:
         self._places: dict[str, Place] = {}
         self._ended: dict[str, JSON] = {}
         self.register = Register()
+        self._read: dict[str, tuple[int, Sequence[Moment]]] = {}
         self._coming: Counter[str] = Counter()
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
@@ -188,12 +193,19 @@ class Sessions:
                 pass
         return await self._any_engine("read", trial_id)
 
-    async def moments(self, trial_id: str) -> list[Moment]:
-        """What a trial's checkpoint has of it; of one that was released nothing is left."""
-        try:
-            return await self._any_engine("moments", trial_id)
-        except SessionClosed:
-            return []
+    async def moments(self, trial_id: str) -> Sequence[Moment]:
+        """What a trial's checkpoint has of it; of one that was released nothing is left. Read again only when its log has grown."""
+        head = await self._known(trial_id)
+        length, made = self._read.pop(trial_id, (0, ()))
+        if head.length != length and not head.released:
+            try:
+                length, made = head.length, await self._any_engine("moments", trial_id)
+            except SessionClosed:
+                length, made = 0, ()
+        self._read[trial_id] = length, made
+        if len(self._read) > MAX_READ:
+            del self._read[next(iter(self._read))]
+        return made
 
     async def read_session(self, sid: str, what: str) -> bytes:
         trial_id, _ = split_session_id(sid) or ("", 0)
@@ -252,6 +264,7 @@ class Sessions:
         if head.damaged:
             return {"state": "closed", "message": await self._stores.damage(trial_id)}
         epoch, exclude = head.owner_epoch, set[str]()
+        loss = self._engines.loss(at.engine_id, at.incarnation) if at else Loss()
         message = "no engine can serve just now"
         for _ in range(TRIES):
             epoch += 1
@@ -261,7 +274,7 @@ class Sessions:
             there = Place(engine.engine_id, engine.health.incarnation)
             self._coming[engine.engine_id] += 1
             try:
-                await engine.member.ask("adopt", sid, epoch, timeout_s=ADOPT_TIMEOUT_S)
+                await engine.member.ask("adopt", sid, epoch, loss, timeout_s=ADOPT_TIMEOUT_S)
             except SessionClosed as e:
                 return {"state": "closed", "message": str(e)}
             except Fenced as e:

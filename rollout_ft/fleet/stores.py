@@ -25,6 +25,7 @@ from rollout_ft.fleet.member import Gone, Member
 from rollout_ft.fleet.pulse import Pulse
 from rollout_ft.fleet.spread import Placement, exposed, to_move
 from rollout_ft.telemetry.events import Events
+from rollout_ft.telemetry.metrics import STORE_EXPOSED, STORE_REPLICAS, Series
 
 RETRY_PAUSE_S = 0.2
 REFILL_PAUSE_S = 5.0
@@ -130,6 +131,11 @@ class Stores:
 
     def members(self) -> list[Member]:
         return list(self._members.values())
+
+    def gauges(self) -> dict[Series, int]:
+        view, wanted = self.view, self._config.replicas
+        counts = {"in_view": len(view.members), "wanted": wanted, "minimum": view.min_replicas}
+        return {**{(STORE_REPLICAS, name): n for name, n in counts.items()}, (STORE_EXPOSED,): int(bool(self.warning))}
 
     def counted(self) -> list[Member]:
         """The members of the view: those whose silence stops commits."""

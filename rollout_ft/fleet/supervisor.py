@@ -51,7 +51,8 @@ class Supervisor:
         self._crew = Crew(setup)
         self._feed = Feed()
         self._events = Events(f"supervisor:{self._feed.name}")
-        self._totals, self._publisher = Totals(), Publisher(setup.config.run)
+        self._totals = Totals()
+        self._publisher = Publisher(setup.config.run) if setup.config.telemetry.metrics else None
         self._recent, self._recoveries = memory()
         self._fresh: list[JSON] = []
         """What was told since the last round, which has it from all actors: only then is it in about its order."""
@@ -196,8 +197,10 @@ class Supervisor:
         self._totals.fleet = {
             **{(ENGINES, state): n for state, n in Counter(e.health.state.value for e in engines.by_id.values()).items()},
             (SESSIONS_ACTIVE,): self._sessions.held().total(), (STALENESS,): max(behind, default=0),
+            **self._stores.gauges(),
         }  # fmt: skip
-        self._publisher.publish(self._totals)
+        if self._publisher is not None:
+            self._publisher.publish(self._totals)
 
     async def _renew(self, member: Member) -> None:
         readings: Readings | None = None
@@ -364,7 +367,7 @@ class Supervisor:
             "warnings": [*([self._stores.warning] if self._stores.warning else []), *self._engines.commands.warnings()],
             "nodes": {self._crew.name("supervisor", 1): node_id(), **{m.name: self._crew.node_of(m) for m in self._crew_members()}},
             "gateways": [m.name for m in self._gateways.members()], "sessions": held.total(),
-            "metrics": self._totals.flat(),
+            "metrics": self._totals.flat() if self._publisher is not None else {},
         }  # fmt: skip
 
     async def pids(self) -> dict[str, int]:

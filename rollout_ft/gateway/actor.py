@@ -20,7 +20,7 @@ from rollout_ft.gateway.keys import Keys
 from rollout_ft.gateway.owners import Owners
 from rollout_ft.line import token_of
 from rollout_ft.rayapi import ray
-from rollout_ft.telemetry.metrics import Readings
+from rollout_ft.telemetry.metrics import Readings, counting
 from rollout_ft.telemetry.tracing import LAST_FLUSH_S, OFF, tracing_of
 from rollout_ft.testing.faults import fault_points
 from rollout_ft.types import JSON
@@ -65,7 +65,8 @@ class GatewayActor:
         owners = self._owners = Owners(supervisor, token_of(keys.internal), config.ping_s)
         faults = fault_points(setup)
         tracing = self._tracing = tracing_of(setup, str(ray.get_runtime_context().get_actor_name()))
-        gateway = Gateway(config, keys, supervisor, owners, base_url(setup, self._port), faults, setup.config.model, tracing=tracing)
+        counts = counting(setup.config.telemetry.metrics)
+        gateway = Gateway(config, keys, supervisor, owners, base_url(setup, self._port), faults, setup.config.model, counts, tracing)
         self._readings = gateway.readings
         server = Server(gateway.handle, bind(config.host, self._port), config)
         await server.ready()

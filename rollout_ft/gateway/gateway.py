@@ -32,7 +32,7 @@ from rollout_ft.gateway.openapi import document
 from rollout_ft.gateway.owners import MAX_LOSSES, Owner, OwnerLost, Owners
 from rollout_ft.gateway.session_server import NoSession, SessionServer
 from rollout_ft.gateway.watching import PAGE, Files, redirect
-from rollout_ft.telemetry.metrics import NO_ENGINE, REQUESTS, SPANS_DROPPED, TURNS_PARKED, Counts, Readings
+from rollout_ft.telemetry.metrics import NO_ENGINE, REQUESTS, SPANS_DROPPED, TURN_SECONDS, TURNS_PARKED, Counts, Readings
 from rollout_ft.telemetry.tracing import OFF, Tracing, TurnSpan
 from rollout_ft.types import Raw, split_session_id
 
@@ -194,7 +194,7 @@ class Gateway:
         check_id(headers.get(b"idempotency-key", b"").decode("latin-1"), "idempotency-key", self._config.max_id_chars)
         body = await x.body(self._config.max_body_bytes)
         call = _TurnCall(self._owners, self._bodies, sid, dialect_of(x.path), body, headers, span)
-        answer = asyncio.create_task(call.run())
+        answer = asyncio.create_task(self._timed(call, began))
         gone = asyncio.create_task(x.disconnected())
         try:
             hold_s = _hold_s(headers, self._config) - (monotonic() - began)
@@ -210,6 +210,13 @@ class Gateway:
         finally:
             answer.cancel()
             gone.cancel()
+
+    async def _timed(self, call: _TurnCall, began: float) -> _Answer:
+        answer = await call.run()
+        whose = answer[1].get("x-rft-whose")
+        if whose is not None:
+            self.counts.observe(TURN_SECONDS, monotonic() - began, *whose.split("/", 1))
+        return answer
 
     async def _answer(self, x: Exchange, call: _TurnCall, answer: _Answer, gone: asyncio.Task[None]) -> None:
         status, headers, body = answer

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from rollout_ft.telemetry.losses import loss_of
 from rollout_ft.telemetry.metrics import OTHER
-from rollout_ft.telemetry.totals import loss_of
 from rollout_ft.types import JSON, split_session_id
 
 FAULTS = {

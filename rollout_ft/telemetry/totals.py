@@ -9,20 +9,17 @@ trials have ended it is the count of their summaries.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from rollout_ft.telemetry import metrics as m
+from rollout_ft.telemetry.histograms import Spread
+from rollout_ft.telemetry.losses import START, loss_of
 from rollout_ft.telemetry.metrics import Counts, Metric, Readings, Series
 from rollout_ft.types import JSON
 
 MAX_STARTS = 1024
-MAX_RECOVERIES = 10_000
-_LOSSES = (
-    ("process", ("exited", "killed by", "ended")), ("actor", ("actor died",)), ("silent", ("does not answer", "missed pings")),
-    ("stalled", ("stalled",)), ("requests", ("failed:",)), ("probes", ("probes:",)), ("connection", ("connection", "/")),
-)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -37,9 +34,6 @@ class Totals:
         self.counts, self._settled = Counts(), Counts()
         self.fleet: dict[Series, int] = {}
         """Gauges of what the supervisor itself knows."""
-        self.recoveries: list[float] = []
-        """Those that nobody has published yet."""
-        self._recovered, self._recovered_s = 0, 0.0
         self._told: dict[str, _Told] = {}
         self._starts: dict[tuple[str, int], None] = {}
 
@@ -66,7 +60,7 @@ class Totals:
                     del self._starts[next(iter(self._starts))]
             case "engine.dead":
                 started = (event["engine"], event["incarnation"]) not in self._starts
-                self.counts.add(m.ENGINES_LOST, loss_of(event["reason"]) if started else "start")
+                self.counts.add(m.ENGINES_LOST, loss_of(event["reason"]) if started else START)
             case "trial.ended":
                 self.counts.add(m.TRIALS_FINISHED, event["outcome"])
                 self._settle(event)
@@ -75,9 +69,7 @@ class Totals:
             case "session.moved":
                 self.counts.add(m.SESSIONS_MOVED)
             case "session.resumed":
-                self._recovered, self._recovered_s = self._recovered + 1, self._recovered_s + event["seconds"]
-                if len(self.recoveries) < MAX_RECOVERIES:
-                    self.recoveries.append(event["seconds"])
+                self.counts.observe(m.RECOVERY_SECONDS, event["seconds"], event["reason"])
             case _:
                 pass
 
@@ -87,7 +79,8 @@ class Totals:
 
     def counted(self) -> dict[Series, int]:
         """Every counter that is not zero."""
-        live, settled = self.counts.values, self._settled.values
+        live = {series: count for series, count in self.counts.values.items() if series[0] in m.COUNTERS}
+        settled = self._settled.values
         return {**live, **{series: max(count, live.get(series, 0)) for series, count in settled.items()}}
 
     def gauges(self) -> dict[Series, int]:
@@ -98,9 +91,12 @@ class Totals:
         return dict(now)
 
     def flat(self) -> dict[str, float]:
-        """`rollout_ft/NAME`, summed over all labels, and `rollout_ft/NAME/VALUE` by its first label, where that is not `mode`."""
-        recovered = f"rollout_ft/{m.RECOVERY_SECONDS.name}"
-        made: dict[str, float] = {f"{recovered}/count": self._recovered, f"{recovered}/sum": round(self._recovered_s, 3)}
+        """`rollout_ft/NAME`, summed over all labels, and `rollout_ft/NAME/VALUE` by its first label, where that is not `mode`; of a
+        histogram `/count`, `/sum`, `/p50` and `/p99`."""
+        made: dict[str, float] = {}
+        for name, spread in spreads(self.counts.values, whole=True).items():
+            said = {"count": spread.count, "sum": round(spread.sum, 3), "p50": spread.quantile(0.5), "p99": spread.quantile(0.99)}
+            made |= {f"rollout_ft/{name[0]}/{key}": value for key, value in said.items()}
         zeros = dict.fromkeys(seeds(m.COUNTERS.values()), 0)
         for series, value in ({**zeros, **self.counted()} | self.gauges()).items():
             key, labels = f"rollout_ft/{series[0]}", (m.COUNTERS | m.GAUGES)[series[0]].labels
@@ -114,9 +110,10 @@ def seeds(metrics: Iterable[Metric]) -> list[Series]:
     return [series for metric in metrics for series in metric.seeds()]
 
 
-def loss_of(reason: str) -> str:
-    """Which of `LOSSES` a reason for an engine's loss is."""
-    return next((loss for loss, starts in _LOSSES if reason.startswith(starts)), m.OTHER)
-
-
-assert {loss for loss, _ in _LOSSES} | {"start", m.OTHER} == set(m.LOSSES)
+def spreads(values: Mapping[Series, int], *, whole: bool = False) -> dict[Series, Spread]:
+    """Every histogram by its name and its labels without the bucket's; with `whole` by its name, summed over its labels."""
+    zeros = dict.fromkeys(seeds(m.HISTOGRAMS.values()), 0)
+    counted: defaultdict[Series, Counter[str]] = defaultdict(Counter)
+    for (name, le, *labels), count in (zeros | {series: n for series, n in values.items() if series[0] in m.HISTOGRAMS}).items():
+        counted[(name,) if whole else (name, *labels)][le] += count
+    return {series: Spread.of(m.HISTOGRAMS[series[0]].bounds, buckets) for series, buckets in counted.items()}

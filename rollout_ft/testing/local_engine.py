@@ -35,6 +35,7 @@ from rollout_ft.fleet.weights import Command, Weights
 from rollout_ft.samples.summary import summary
 from rollout_ft.session.render import Renderer
 from rollout_ft.telemetry.events import Events
+from rollout_ft.telemetry.losses import Loss
 from rollout_ft.telemetry.metrics import Counts
 from rollout_ft.telemetry.timeline import Moment, of_entries
 from rollout_ft.types import JSON, Ended, SessionSpec, Why
@@ -114,8 +115,8 @@ class LocalEngine:
     async def open(self, trial_id: str, attempt: int, epoch: int, spec: SessionSpec | None, resume: bool, why: Why) -> JSON:
         return summary(await self.host.open(trial_id, attempt, epoch, spec, resume, why))
 
-    async def adopt(self, sid: str, epoch: int) -> JSON:
-        return summary(await self.host.adopt(sid, epoch))
+    async def adopt(self, sid: str, epoch: int, loss: Loss) -> JSON:
+        return summary(await self.host.adopt(sid, epoch, loss))
 
     async def retire(self, sid: str) -> None:
         await self.host.retire(sid)

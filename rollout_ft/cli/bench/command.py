@@ -1,7 +1,7 @@
 """`rollout-ft bench overhead` and `session`: which loads, on which runs, and the object that is returned.
 
 Owns the order of the loads and the names of the figures (DESIGN section 7). Prints through `tables`. Both commands are
-one: `overhead` is the first half of `session`.
+one: `overhead` is the first half of `session`, and what telemetry adds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from rollout_ft import runtime
-from rollout_ft.cli.bench import tables
+from rollout_ft.cli.bench import tables, telemetry
 from rollout_ft.cli.bench.loads import Result
 from rollout_ft.cli.bench.machine import machine
 from rollout_ft.cli.bench.phases import OTHERS, Bench, Collecting, Grown, Sizes
@@ -32,12 +32,14 @@ PACED_TURNS = 5
 @dataclass(frozen=True, slots=True)
 class Scale:
     """How much of what. `wide`: sessions that grow to 128k; `long_tokens`: length of the one long session;
-    `paced_tokens_per_s`: pace of the engines whose tokens come one by one. 0 leaves a part out."""
+    `paced_tokens_per_s`: pace of the engines whose tokens come one by one; `rounds`: with and without telemetry. 0 leaves a
+    part out."""
 
     load: Sizes
     wide: int = 0
     long_tokens: int = 0
     paced_tokens_per_s: float = 0.0
+    rounds: int = 0
 
     @property
     def wide_sizes(self) -> Sizes:
@@ -99,7 +101,12 @@ async def bench(scale: Scale, console: Console, profile: Path | None = None) -> 
     if profiled is not None:
         for table in tables.of_profile(profiled, measured.loaded):
             console.print(table)
-    return {**figures(measured), "machine": facts}
+    made = {**figures(measured), "machine": facts}
+    if scale.rounds:
+        compared = await telemetry.compare(settings(scale), scale.load, scale.rounds, console)
+        console.print(telemetry.table(compared))
+        made["telemetry"] = telemetry.figures(compared)
+    return made
 
 
 async def _at_once(scale: Scale, console: Console, profile: Path | None) -> tuple[Measured, Profile | None]:

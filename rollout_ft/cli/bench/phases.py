@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 
@@ -61,6 +61,9 @@ class Part:
     def cpu_ms(self) -> float:
         """Ours, a turn."""
         return together(self.spent, OURS).cpu_s * 1e3 / self.result.turns
+
+
+Take = Callable[[int], Awaitable[Part]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,15 +127,20 @@ class Bench:
 
     async def grown(self, sessions: Sequence[Session], sizes: Sizes, watch: AbstractAsyncContextManager[object] | None = None) -> Grown:
         """Everybody asks as soon as the answer is there, through the gateways; `watch` is entered for as long."""
-        parts: list[Part] = []
-        async with generator(self._load(sessions, sizes, "through")) as clients, watch or contextlib.nullcontext():
-            before = self._processes.usage()
-            for turns in parts_of(sizes.turns):
+        async with self.steps(sessions, sizes) as take, watch or contextlib.nullcontext():
+            return Grown(sizes, [await take(turns) for turns in parts_of(sizes.turns)])
+
+    @contextlib.asynccontextmanager
+    async def steps(self, sessions: Sequence[Session], sizes: Sizes) -> AsyncGenerator[Take]:
+        """Through the gateways, as many turns more of everybody as are asked for at a time."""
+        async with generator(self._load(sessions, sizes, "through")) as clients:
+
+            async def take(turns: int) -> Part:
+                before = self._processes.usage()
                 result = await clients.take(turns=turns)
-                now = self._processes.usage()
-                parts.append(Part(result, since(now, before)))
-                before = now
-        return Grown(sizes, parts)
+                return Part(result, since(self._processes.usage(), before))
+
+            yield take
 
     async def direct(self, sizes: Sizes) -> Result:
         """As many conversations of the same size, straight to the engines."""

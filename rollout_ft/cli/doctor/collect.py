@@ -17,6 +17,8 @@ from typing import Any
 
 import psutil
 
+from rollout_ft.cli.doctor import monitoring
+from rollout_ft.cli.doctor.monitoring import Monitoring
 from rollout_ft.cli.doctor.rules import Facts, HealthCheck, Node
 from rollout_ft.cluster import Cluster
 from rollout_ft.config import Config, journalled
@@ -41,7 +43,9 @@ def collect(config: Config, cluster: Cluster, tokens_per_s: float) -> Facts:
     set_ms = {name: int(gcs[f"RAY_health_check_{name}"]) for name in _HEALTH if f"RAY_health_check_{name}" in gcs}
     storage = "redis" if gcs.get("RAY_REDIS_ADDRESS") else str(gcs.get("RAY_gcs_storage", "memory"))
     nodes = tuple(_node(node, each) for node, each in zip(alive, found, strict=True))
-    return Facts(config, HealthCheck(**set_ms), found[0]["auth_mode"], storage, nodes, bool(cluster.temp_dir), tokens_per_s)
+    watched: Monitoring | None = next((each["watched"] for each in found if each["watched"] is not None), None)
+    auth, alone = found[0]["auth_mode"], bool(cluster.temp_dir)
+    return Facts(config, HealthCheck(**set_ms), auth, storage, nodes, alone, tokens_per_s, watched or Monitoring())
 
 
 def _mark(config: Config) -> str:
@@ -57,20 +61,24 @@ def _mark(config: Config) -> str:
 
 def _on(node: JSON, marker: str) -> Any:
     strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-    return ray.remote(num_cpus=0, max_retries=0)(probe).options(scheduling_strategy=strategy).remote(marker)
+    probing = ray.remote(num_cpus=0, max_retries=0)(probe).options(scheduling_strategy=strategy)
+    return probing.remote(marker, node["NodeManagerAddress"], int(node["MetricsExportPort"]))
 
 
 def _node(node: JSON, probed: JSON) -> Node:
     return Node(
         node["NodeManagerAddress"], probed["gcs"] is not None, probed["niceness"], probed["open_files"], probed["reaps"],
-        int(node["Resources"].get("object_store_memory", 0)), probed["sees_journal"],
+        int(node["Resources"].get("object_store_memory", 0)), probed["sees_journal"], probed["exports"],
     )  # fmt: skip
 
 
-def probe(marker: str) -> JSON:
+def probe(marker: str, address: str, metrics_port: int) -> JSON:
     """Runs on a node."""
+    gcs = _gcs()
     return {
-        "niceness": os.nice(0), "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0], "reaps": _reaps(), "gcs": _gcs(),
+        "niceness": os.nice(0), "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0], "reaps": _reaps(), "gcs": gcs,
+        "exports": monitoring.exports(address, metrics_port),
+        "watched": monitoring.look(gcs, ray._private.worker._global_node.get_session_dir_path()) if gcs is not None else None,
         "auth_mode": os.environ.get("RAY_AUTH_MODE", "disabled"),
         "sees_journal": not marker or (os.path.exists(marker) and os.access(os.path.dirname(marker), os.W_OK)),
     }  # fmt: skip

@@ -17,7 +17,7 @@ from rollout_ft.types import JSON
 
 
 def examine(config: Config, tokens_per_s: float) -> JSON:
-    """`{findings: [{level, what, why, do}], nodes, node_loss_s, auth_mode, gcs_storage}`."""
+    """`{findings: [{level, what, why, do}], nodes, node_loss_s, auth_mode, gcs_storage, watched}`."""
     cluster = connect(config.ray)
     restore_signals()
     try:
@@ -31,7 +31,7 @@ def report(facts: Facts, findings: list[Finding]) -> JSON:
     return {
         "findings": [asdict(finding) for finding in findings], "nodes": [asdict(node) for node in facts.nodes],
         "node_loss_s": {"gone": facts.health.gone_s, "hung": facts.health.hung_s}, "auth_mode": facts.auth_mode,
-        "gcs_storage": facts.gcs_storage,
+        "gcs_storage": facts.gcs_storage, "watched": asdict(facts.watched),
     }  # fmt: skip
 
 

@@ -7,9 +7,10 @@ fault comes; a note is what the owner of the cluster should have decided.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from rollout_ft.cli.doctor.monitoring import GRAFANA, PROMETHEUS, Monitoring
 from rollout_ft.config import Config, journalled
 
 NODE_LOSS_S = 5.0
@@ -48,6 +49,8 @@ class Node:
     """Whether its process 1 collects children that nobody else waits for."""
     object_store_bytes: int
     sees_journal: bool
+    exports: bool
+    """Whether Ray shows its metrics to Prometheus."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,7 @@ class Facts:
     """A cluster that the command started for itself, on this machine alone."""
     tokens_per_s: float = 0.0
     """How fast one generation is; 0 where nobody said."""
+    watched: Monitoring = field(default_factory=Monitoring)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +200,60 @@ def client_patience(facts: Facts) -> Iterator[Finding]:
         )
 
 
-RULES = (node_loss, niceness, auth, replicas, reaping, open_files, object_store, journal, head, client_patience)
+def metrics(facts: Facts) -> Iterator[Finding]:
+    silent = [node.address for node in facts.nodes if not node.exports]
+    if not facts.config.telemetry.metrics:
+        yield Finding(
+            "note", "turns are not counted (telemetry.metrics)", "boards, alerts and run.metrics() are empty", "telemetry.metrics=true"
+        )  # fmt: skip
+    elif silent:
+        yield Finding(
+            "note", f"Ray shows no metrics on {_some(silent)}", "Prometheus finds nothing there, and no board or alert has what it tells",
+            "install ray[default] on every node, and start it without RAY_enable_metrics_collection=0",
+        )  # fmt: skip
+    elif not facts.watched.discovery:
+        yield Finding(
+            "note", "Ray keeps no list of its nodes for Prometheus", "its dashboard writes that, and is off",
+            "start the head with --include-dashboard=true (ray.dashboard=true for a cluster that we start)",
+        )  # fmt: skip
+
+
+def prometheus(facts: Facts) -> Iterator[Finding]:
+    watched = facts.watched
+    if not watched.prometheus_answers:
+        yield Finding(
+            "note", f"no Prometheus answers at {watched.prometheus}", "nobody is told when trials are lost, and there is no history",
+            f"start one as docs/dashboards.md says, or start the head with {PROMETHEUS[0]} set to where it is",
+        )  # fmt: skip
+    elif watched.scraped is False:
+        yield Finding(
+            "note", f"the Prometheus at {watched.prometheus} has no metrics of this cluster", "it reads another list of nodes",
+            "give it this cluster's list (file_sd_configs): docs/dashboards.md",
+        )  # fmt: skip
+    if watched.rules is False:
+        yield Finding(
+            "note", f"the Prometheus at {watched.prometheus} has no alert rules of ours", "nobody is told when trials are lost",
+            "add configs/grafana/alerts.yaml to its rule_files: docs/dashboards.md",
+        )  # fmt: skip
+
+
+def grafana(facts: Facts) -> Iterator[Finding]:
+    watched = facts.watched
+    if not watched.grafana_answers:
+        yield Finding(
+            "note", f"no Grafana answers at {watched.grafana}", "there is no board of the run, and Ray's dashboard shows no time series",
+            f"start one as docs/dashboards.md says, or start the head with {GRAFANA[0]} set to where it is",
+        )  # fmt: skip
+    elif watched.board is False:
+        yield Finding(
+            "note", f"the Grafana at {watched.grafana} has no board of ours", "Ray's own boards know of actors, not of trials",
+            "install configs/grafana/rollout_ft.json: docs/dashboards.md",
+        )  # fmt: skip
+
+
+RULES = (
+    node_loss, niceness, auth, replicas, reaping, open_files, object_store, journal, head, client_patience, metrics, prometheus, grafana,
+)  # fmt: skip
 
 
 def _some(names: list[str]) -> str:

@@ -1,12 +1,12 @@
-// The page's life: the key, the looks, which of the two views is shown. Owns when the run is asked: every 2 s while somebody can see it,
-// every 30 s in a tab that is hidden, less and less often while nobody answers.
+// The page's life: the key, the looks, which of the two views is shown. Owns when the run is asked: every 2 s while somebody can see it
+// (one trial every 5 s), every 30 s in a tab that is hidden, less and less often while nobody answers.
 
 import { Refused, ask, forget, fragment, keep, key, takeKey } from "./api.js";
 import { byId, clock, length, plural, say, show } from "./dom.js";
 import { drawOne } from "./trial.js";
 import { Whole } from "./whole.js";
 
-const EVERY_S = 2, HIDDEN_S = 30, SLOWEST_S = 30;
+const EVERY_S = 2, TRIAL_S = 5, HIDDEN_S = 30, SLOWEST_S = 30;
 const whole = new Whole(() => look());
 let timer = 0, turn = 0, failures = 0, held = false, answered = 0;
 
@@ -47,7 +47,7 @@ async function look() {
 }
 
 function pauseS() {
-  const wanted = document.hidden ? HIDDEN_S : EVERY_S;
+  const wanted = document.hidden ? HIDDEN_S : trial() ? TRIAL_S : EVERY_S;
   return failures ? Math.max(wanted, Math.min(SLOWEST_S, 2 ** failures)) : wanted;
 }
 

@@ -82,9 +82,10 @@ export class Whole {
     const lost = (trials.outcomes.infra_exhausted || 0) + (trials.outcomes.env_failed || 0);
     const parked = Object.entries(fleet.metrics || {}).filter(([name, n]) => name.startsWith(PARKED) && n > 0);
     const ended = trials.states.ended + trials.states.released;
-    const serving = fleet.engines.filter((each) => each.state === "healthy" || each.state === "suspect").length;
+    const states = fleet.engine_states, serving = (states.healthy || 0) + (states.suspect || 0);
+    const there = Object.values(states).reduce((sum, n) => sum + n, 0) - (states.retired || 0);
     tiles(byId("totals"), [
-      ["engines that serve", `${number(serving)} of ${number(fleet.engines.filter((e) => e.state !== "retired").length)}`, fleet.serves ? "" : "bad"],
+      ["engines that serve", `${number(serving)} of ${number(there)}`, fleet.serves ? "" : "bad"],
       ["trials", `${number(trials.states.held + trials.states.idle)} run, ${number(ended)} ended`],
       ["trials lost", number(lost), lost ? "bad" : "", "infra_exhausted or env_failed: their reward is None"],
       ["attempts restarted", number(trials.restarts), ""],
@@ -98,14 +99,14 @@ export class Whole {
     const made = m("tokens_generated"), wasted = Math.min(made, m("tokens_wasted")), reused = Math.min(made - wasted, m("tokens_reused"));
     bar("tokens", [["useful", made - wasted - reused, "useful"], ["saved", reused, "reused"], ["wasted", wasted, "wasted"]]);
     say(byId("tokens-words"), made
-      ? `${number(made)} tokens were sampled. Saved: sampled by an engine that was lost, and gone on from elsewhere. Wasted: in no trajectory, known when a trial ends.`
+      ? `${number(made)} tokens were sampled. Saved: sampled before a fault or a pause, and gone on from. Wasted: in no trajectory, known when a trial ends.`
       : "No token was sampled yet.");
   }
 
   drawTrials({ trials, total, next }) {
     this.next = next;
     this.trials.update(trials.map((t) => [t.trial_id, [
-      { text: t.trial_id, href: `#trial=${encodeURIComponent(t.trial_id)}`, second: [t.task_id && `task ${t.task_id}`, t.group_id && `group ${t.group_id}`].filter(Boolean).join(", ") },
+      { text: t.trial_id, href: `#trial=${encodeURIComponent(t.trial_id)}`, second: [t.task_id, t.group_id].filter(Boolean).join(" · ") },
       { text: NEEDS[t.attention][0], cls: `badge ${NEEDS[t.attention][1]}` },
       { text: t.why, second: t.remedy && t.why ? t.remedy : "" },
       t.outcome ? `${t.outcome}${t.state === "released" ? ", collected" : ""}` : t.state,
@@ -124,9 +125,9 @@ export class Whole {
       { text: e.engine_id, second: e.node }, { text: e.draining ? `${e.state}, drains` : e.state, cls: `badge ${HEALTH[e.state] || ""}` },
       number(e.sessions), String(e.incarnation), e.weight_version, e.stale || (e.reason && e.state === "healthy" ? `its last start: ${e.reason}` : e.reason) || (e.open === false ? `its owner has it: ${e.held}` : ""),
     ], e.state === "healthy" ? "" : "told"]));
-    const counts = new Map();
-    for (const e of fleet.engines) counts.set(e.state, (counts.get(e.state) || 0) + 1);
-    say(byId("engines-note"), [...counts].map(([state, n]) => `${number(n)} ${state}`).join(", "));
+    const all = Object.values(fleet.engine_states).reduce((sum, n) => sum + n, 0);
+    const left = all > sorted.length ? `; the first ${number(sorted.length)} are here, GET /fleet has all` : "";
+    say(byId("engines-note"), Object.entries(fleet.engine_states).map(([state, n]) => `${number(n)} ${state}`).join(", ") + left);
     show(byId("all-engines"), sorted.length > ENGINES);
     say(byId("all-engines"), this.all ? "Show the first only" : `Show all ${number(sorted.length)}`);
   }
