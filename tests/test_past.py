@@ -26,7 +26,7 @@ from rollout_ft.config import Config
 from rollout_ft.errors import ConfigError
 from rollout_ft.samples.trajectory import trajectory
 from rollout_ft.session.entries import SessionEntry, encode_entry
-from rollout_ft.types import Answered, Ended, Opened, Outcome, SessionSpec
+from rollout_ft.types import Answered, Ended, Opened, Outcome, SessionSpec, Why
 
 MEMBERS = ("run/store-0/1", "run/store-1/1")
 HELLO, MORE = user("hello"), user("more")
@@ -173,7 +173,8 @@ def test_a_transcript_says_where_a_turn_was_made_and_what_is_dropped(tmp_path: P
     made = replace(first, engine="engine-1", seconds=0.5)
     disk.trial("a", made, replace(second, unheard=True, acknowledged=()), END)
     disk.trial("b", made, attempt=1)
-    disk.write("b", Opened(SessionSpec("b"), 2, False, 101), first, second, END, attempt=2)
+    began = Opened(SessionSpec("b"), 2, False, 101, why=Why("infra", "engine_lost"))
+    disk.write("b", began, first, second, END, attempt=2)
     past = disk.closed()
     phantom, anew = past.shown("a"), past.shown("b")
     assert [turn["dropped"] for turn in phantom["attempts_made"][0]["turns"]] == ["", PHANTOM]
@@ -181,6 +182,8 @@ def test_a_transcript_says_where_a_turn_was_made_and_what_is_dropped(tmp_path: P
     words = "\n".join(lines(phantom))
     assert f"{len(first.output_ids) // 4} tokens in 0.5 s at engine-1, weights v0, stop" in words
     assert f"dropped: {PHANTOM}" in words
+    assert "from nothing, 1970-01-01 00:01:41 UTC, for infra: engine_lost" in "\n".join(lines(anew))
+    assert any(moment["text"].endswith("begins from nothing: infra: engine_lost") for moment in anew["timeline"])
     assert [moment["kind"] for moment in anew["timeline"]] == ["opened", "turn", "restarted", "turn", "turn", "ended"]
 
 

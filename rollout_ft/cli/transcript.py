@@ -85,7 +85,9 @@ def text(attempts: Sequence[JSON]) -> Iterator[str]:
     """Lines for people."""
     for attempt in attempts:
         began = datetime.fromtimestamp(attempt["created"], UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        yield f"attempt {attempt['attempt']}, from {'its checkpoint' if attempt['resume'] else 'nothing'}, {began}"
+        why = ": ".join(filter(None, (attempt["reason"], attempt["cause"])))
+        begins = f"attempt {attempt['attempt']}, from {'its checkpoint' if attempt['resume'] else 'nothing'}, {began}"
+        yield f"{begins}, for {why}" if why else begins
         previous = 0
         for turn in attempt["turns"]:
             if turn["how"] == "failed":

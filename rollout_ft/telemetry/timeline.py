@@ -217,7 +217,8 @@ def of_entries(entries: Iterable[SessionEntry]) -> list[Moment]:
         match entry:
             case Opened():
                 attempt, numbers = entry.attempt, numbers if entry.resume else {}
-                again = f"attempt {attempt} begins from {'its checkpoint' if entry.resume else 'nothing'}"
+                why = ": ".join(filter(None, (entry.why.reason, entry.why.cause)))
+                again = f"attempt {attempt} begins from {'its checkpoint' if entry.resume else 'nothing'}{f': {why}' if why else ''}"
                 first = Moment(entry.created, Kind.OPENED, "opened", attempt)
                 made.append(replace(first, kind=Kind.RESTARTED, text=again) if made else first)
             case Turn():
