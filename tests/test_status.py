@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp.web
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ports import free_port
 from rich.console import Console
@@ -144,6 +144,7 @@ def test_thousands_of_trials_and_engines_fit_a_screen_and_those_in_trouble_come_
 WORDS = st.text(max_size=300)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from(list(State)), st.booleans(), WORDS), max_size=40),
     st.sampled_from(["serving", "paused", "updating", "offloaded"]), st.lists(st.tuples(st.sampled_from(list(Rank)), WORDS), max_size=20),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollout_ft.session.entries import FAULT, SessionEntry
@@ -114,6 +114,7 @@ def the_same(one: Moment, other: Moment) -> bool:
     return one.kind is other.kind and (once or (one.kind in (Kind.RESTARTED, Kind.DIVERGED) and one.attempt == other.attempt))
 
 
+@settings(deadline=None)
 @given(MOMENTS, MOMENTS)
 def test_nothing_is_lost_and_the_order_of_the_checkpoint_holds(told: list[Moment], made: list[Moment]):
     told = sorted(told, key=lambda moment: moment.time)
@@ -133,6 +134,7 @@ WORLD = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(WORLD)
 def test_a_fault_is_met_exactly_where_a_session_is(steps: list[tuple[str, str, str]]):
     at: dict[str, str] = {}
