@@ -64,7 +64,7 @@ async def test_a_run_that_lost_an_engine_is_on_its_page_to_the_token(tmp_path: P
     assert whole(page.row("tokens", "in trajectories")[1]) == TRIALS * TURNS * TOKENS
     assert summary["tokens_reused"] > 0
     assert page.marks["tokens"]["f-engine"] == happened["engine.dead"] == 1
-    assert page.row("recovery", "process")[1] == str(happened["session.resumed"])
+    assert sum(whole(row[1]) for row in page.cells["recovery"] if row) == happened["session.resumed"] > 0
     told = {tuple(row[1:]) for row in page.cells["worst"] if len(row) == 3}
     assert any(kind == "fault" and said.startswith("its engine engine-0 was lost: ") for kind, said in told)
     assert any(kind == "turn" and "of them from before a fault" in said for kind, said in told)
