@@ -42,7 +42,7 @@ from rollout_ft.telemetry.events import Events
 from rollout_ft.telemetry.recent import Recent
 from rollout_ft.telemetry.tracing import OFF, Tracing
 from rollout_ft.testing.plain import STOP, PlainTemplate
-from rollout_ft.types import JSON, Ended, Outcome, SessionSpec, VersionSpan, Why, session_id, split_session_id
+from rollout_ft.types import JSON, UNSAID, Ended, Outcome, SessionSpec, VersionSpan, Why, session_id, split_session_id
 
 KEYS = Keys("a secret")
 
@@ -116,11 +116,11 @@ class Supervisor:
         known = await self.trial(trial_id)
         if known["attempt"] != from_attempt or known["state"] == "ended":
             raise BadRequest(f"trial {trial_id} is at another attempt", 409, "stale_attempt")
-        return await self._start(trial_id, from_attempt + 1, None, resume)
+        return await self._start(trial_id, from_attempt + 1, None, resume, why)
 
-    async def _start(self, trial_id: str, attempt: int, spec: SessionSpec | None, resume: bool) -> JSON:
+    async def _start(self, trial_id: str, attempt: int, spec: SessionSpec | None, resume: bool, why: Why = UNSAID) -> JSON:
         await self.host.retire(session_id(trial_id, attempt - 1))
-        opened = summary(await self.host.open(trial_id, attempt, 1, spec, resume))
+        opened = summary(await self.host.open(trial_id, attempt, 1, spec, resume, why))
         self.attempts[trial_id] = attempt
         return {k: opened[k] for k in ("session_id", "trial_id", "attempt", "turns")}
 

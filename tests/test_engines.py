@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 from test_checkpoint_fakes import run
 
 from rollout_ft.checkpoint.view import View
@@ -18,6 +19,7 @@ from rollout_ft.fleet.health import State
 from rollout_ft.fleet.member import Gone, Member
 from rollout_ft.fleet.weights import Weights
 from rollout_ft.telemetry.events import Events
+from rollout_ft.telemetry.losses import Loss
 from rollout_ft.types import JSON
 
 VIEW = View(1, ("store-0",), 1)
@@ -123,6 +125,20 @@ def test_processes_that_ended_are_replaced_however_many_there_are():
         assert w.states() == ["healthy"] * 4
         assert [w.engine(i).health.incarnation for i in range(4)] == [2] * 4
         assert w.said("engine.spared") == []
+
+    played(play)
+
+
+def test_what_became_of_the_engine_that_had_a_session_is_told_with_when_that_was():
+    async def play(w: World) -> None:
+        assert w.engines.loss("engine-0", 1) == Loss("moved")
+        w.engines.lost("engine-0", 1, "stalled: no token of any of its 3 calls for 9.0 s")
+        w.engines.lost("engine-1", 1, "missed pings")
+        await asyncio.sleep(4)
+        assert w.engines.loss("engine-0", 1) == Loss("stalled", pytest.approx(4), 9.0)
+        assert w.engines.loss("engine-1", 1) == Loss("silent", pytest.approx(4), 2.0)
+        assert w.engines.loss("engine-0", 2) == Loss("moved"), "the one that came after it lives"
+        assert w.engines.loss("engine-9", 1) == Loss("other"), "a supervisor that was started again knows nothing of it"
 
     played(play)
 

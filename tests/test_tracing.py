@@ -31,7 +31,7 @@ from rollout_ft.telemetry.sending import Sending
 from rollout_ft.telemetry.tracing import EXTRA, OFF, Tracing, wanted
 from rollout_ft.trial.agents import variables
 from rollout_ft.trial.client import Client
-from rollout_ft.types import JSON, UNSAID, Outcome
+from rollout_ft.types import JSON, Outcome, Why
 
 SECRET = "a run's secret"
 AGENTS = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -73,7 +73,7 @@ async def test_a_trial_its_attempts_turns_and_generations_are_one_whole_tree():
     async with stack(tracing=tracing) as s:
         first = await s.open("t", task_id="sums", group_id="g")
         await two_turns(s, first)
-        second = (await s.supervisor.restart_trial("t", 1, True, UNSAID))["session_id"]
+        second = (await s.supervisor.restart_trial("t", 1, True, Why("infra", "the agent's process died")))["session_id"]
         await two_turns(s, second)
         await s.supervisor.end_trial("t", 2, Outcome.COMPLETED, 0.5, "")
     spans = await told(tracing, kept)
@@ -83,7 +83,7 @@ async def test_a_trial_its_attempts_turns_and_generations_are_one_whole_tree():
     assert (trial.of(c.OUTCOME), trial.of(c.REWARD), trial.failed) == ("completed", 0.5, None)
     one, two = spans.attempts
     assert {one.parent, two.parent} == {trial.id}
-    assert one.failed == "another attempt took its place"
+    assert (one.failed, one.of(c.REASON)) == ("the agent's process died", "infra")
     assert two.failed is None
     assert [[s.of(c.OUTCOME) for s in spans.turns if s.parent == a.id] for a in (one, two)] == [["fresh"] * 2, ["replayed"] * 2]
     assert [s.of(c.OUTCOME) for s in spans.generations] == ["finished"] * 2
@@ -120,10 +120,12 @@ async def test_no_span_has_anything_in_it_of_what_was_said():
     async with stack(tracing=tracing) as s:
         sid = await s.open("t", metadata={"hint": SAID})
         said = [m["content"] for m in await two_turns(s, sid)]
-        await s.supervisor.end_trial("t", 1, Outcome.AGENT_FAILED, None, f"ValueError: {SAID}")
+        await s.supervisor.restart_trial("t", 1, True, Why("environment", f"EnvironmentLost: {SAID}"))
+        await s.supervisor.end_trial("t", 2, Outcome.AGENT_FAILED, None, f"ValueError: {SAID}")
     spans = await told(tracing, kept)
     assert spans.trials[0].of(c.CAUSE) == "ValueError"
     assert spans.trials[0].failed == "agent_failed: ValueError"
+    assert [a.failed for a in spans.attempts] == ["EnvironmentLost", "ValueError"]
     assert len(said) == 4
     assert not [text for text in said for span in spans if text in repr(span)]
 

@@ -84,7 +84,8 @@ async def test_of_an_agent_that_traces_itself_and_is_killed_everything_is_one_tr
     assert (result.outcome, result.attempts) == ("completed", 2)
     spans = await spans_of(received, "itself-q", turns=5, generations=3)
     one, two = spans.attempts
-    assert (one.failed, two.failed) == ("another attempt took its place", None)
+    assert (one.of(c.REASON), two.failed) == ("infra", None)
+    assert "the agent's process" in (one.failed or "")
     steps = spans.named("step")
     assert [s.name for s in spans.below(one)] == ["step 1"]  # the second was killed with its agent
     assert [s.name for s in spans.below(two)] == ["step 1", "step 2", "step 3"]

@@ -114,7 +114,7 @@ class SessionHost:
             opened = Opened(spec, attempt, resume, int(wall()), *dropped, why)
             await held.commit(f"open/{attempt}", opened)
             if first is not None:
-                self.tracing.attempt_ended(session)
+                self.tracing.attempt_ended(session, why)
             if not resume:  # what is in no turn was counted nowhere
                 self._counts.add(TOKENS_GENERATED, *whose(spec), by=session.tokens_unfinished)
             # A turn that failed ends its attempt; the next may try as often again.

@@ -20,7 +20,7 @@ TRIAL_SPAN, ATTEMPT_SPAN = f"{WORKFLOW} trial", f"{AGENT} attempt"
 
 RUN, TRIAL, TASK, GROUP, MODE = "rollout_ft.run", "rollout_ft.trial", "rollout_ft.task", "rollout_ft.group", "rollout_ft.mode"
 ATTEMPT, ATTEMPTS, TURNS = "rollout_ft.attempt", "rollout_ft.attempts", "rollout_ft.turns"
-OUTCOME, REWARD, CAUSE = "rollout_ft.outcome", "rollout_ft.reward", "rollout_ft.cause"
+OUTCOME, REWARD, REASON, CAUSE = "rollout_ft.outcome", "rollout_ft.reward", "rollout_ft.reason", "rollout_ft.cause"
 TURN, DEPTH, GENERATIONS = "rollout_ft.turn", "rollout_ft.depth", "rollout_ft.generations"
 ENGINE, INCARNATION, WEIGHT_VERSION = "rollout_ft.engine", "rollout_ft.incarnation", "rollout_ft.weight_version"
 GENERATION, RID, SAMPLED, REUSED = "rollout_ft.generation", "rollout_ft.rid", "rollout_ft.tokens_sampled", "rollout_ft.tokens_reused"

@@ -27,7 +27,7 @@ from rollout_ft.telemetry.contexts import Ids, attached, headers_of, of, sent
 from rollout_ft.telemetry.making import Attributes, Maker, Open
 from rollout_ft.telemetry.sending import Sending, otlp
 from rollout_ft.telemetry.tracing import NO_CALL, USAGE, CallSpan, Tracing, TurnSpan
-from rollout_ft.types import JSON, Outcome, split_session_id
+from rollout_ft.types import JSON, UNSAID, Outcome, Why, split_session_id
 
 MAX_CAUSE_CHARS = 500
 MAX_KNOWN = 16_384
@@ -38,6 +38,8 @@ _HEADERS = {
 }  # fmt: skip
 """Of an owner's reply."""
 _NUMBERS = (c.DEPTH, c.GENERATIONS)
+_FAULTS = ("infra", "environment", "agent")
+"""Of the reasons for another attempt."""
 _GOOD = (Outcome.COMPLETED, Outcome.TRUNCATED)
 
 
@@ -87,13 +89,13 @@ class OTel(Tracing):
 
     # -- trials and attempts --------------------------------------------------------------------------------------
 
-    def attempt_ended(self, session: Session) -> None:
-        ended, sid, cause = session.ended, session.id, _cause(session)
+    def attempt_ended(self, session: Session, why: Why = UNSAID) -> None:
+        ended, sid, cause = session.ended, session.id, _cause(session, why)
         attributes: Attributes = {
             c.OPERATION: c.AGENT, c.CONVERSATION: sid, **_of_spec(session), c.ATTEMPT: session.attempt, c.CAUSE: cause,
-            c.TURNS: len(session.evidence.asked),
+            c.TURNS: len(session.evidence.asked), **({c.REASON: why.reason} if why.reason else {}),
         }  # fmt: skip
-        failed = ended is None or ended.outcome not in _GOOD
+        failed = why.reason in _FAULTS if ended is None else ended.outcome not in _GOOD
         error = (cause or "failed") if failed else ""
         self._tell(c.ATTEMPT_SPAN, self._attempt(sid), self._trial(session.spec.trial_id), attributes, session.attempt_began, error)
 
@@ -208,12 +210,12 @@ class _Call(CallSpan):
         self._maker.end(self._span, (cause or outcome)[:MAX_CAUSE_CHARS] if failed else "")
 
 
-def _cause(session: Session) -> str:
+def _cause(session: Session, why: Why = UNSAID) -> str:
     """Why the attempt ended. What an agent or its tools raised may have anything in it, as may what a replay differs in: of
     these it is the kind alone."""
     ended = session.ended
-    cause = ended.cause if ended else session.fault or "another attempt took its place"
-    told = ended is not None and ended.outcome in (Outcome.AGENT_FAILED, Outcome.ENV_FAILED)
+    cause = ended.cause if ended else session.fault or why.cause
+    told = ended.outcome in (Outcome.AGENT_FAILED, Outcome.ENV_FAILED) if ended else why.reason in ("agent", "environment")
     return (cause.partition(": ")[0] if told or cause.startswith(DIVERGED) else cause)[:MAX_CAUSE_CHARS]
 
 

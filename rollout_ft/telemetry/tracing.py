@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rollout_ft.types import JSON
+from rollout_ft.types import JSON, UNSAID, Why
 
 if TYPE_CHECKING:
     from rollout_ft.engine.generation import Generation
@@ -86,8 +86,8 @@ class Tracing:
         """An engine is about to be called for this."""
         return NO_CALL
 
-    def attempt_ended(self, session: Session) -> None:
-        """The store has the end of the session's attempt."""
+    def attempt_ended(self, session: Session, why: Why = UNSAID) -> None:
+        """The store has the end of the session's attempt; `why` another follows, where one does."""
 
     def trial_ended(self, session: Session, counted: JSON) -> None:
         """The store has the end of the session's trial; `counted` is its metadata."""

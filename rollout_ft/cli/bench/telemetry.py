@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from aiohttp import web
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from rollout_ft import runtime
@@ -137,5 +138,5 @@ def table(compared: Compared) -> Table:
         adds = "" if name == OFF else f"{ratio:+.1f} % ({low:+.1f} … {high:+.1f})"
         made.add_row(name, f"{np.median(ms):.3f} ({min(ms):.3f} … {max(ms):.3f})", adds)
     if "all" not in compared.ms:
-        made.caption = f"spans are left out: pip install '{EXTRA}'"
+        made.caption = escape(f"spans are left out: pip install '{EXTRA}'")
     return made
