@@ -54,7 +54,7 @@ class Run:
         self.operator_key = Keys(setup.secret).operator
         self.supervisor = supervisor
         self.client = Client(gateway_url, self.operator_key, verify=not config.gateway.tls_cert)
-        self.on_event: Callable[[JSON], None] = lambda event: None
+        self.on_event: Callable[[JSON], object] = lambda event: None
         self._cursor = ""
 
     @property

@@ -114,7 +114,7 @@ def result(trial_id: str) -> TrialResult:
 
 
 def output(path: Path, tasks: list[dict[str, Any]] = TASKS, **rules: Any) -> Output:
-    return Output(path, Board(plays(tasks, TrialConfig(**rules)), TrialConfig(**rules)))
+    return Output(path, Board(plays(tasks, TrialConfig(**rules)), TrialConfig(**rules)), 2**20)
 
 
 def trajectory(trial_id: str) -> dict[str, Any]:

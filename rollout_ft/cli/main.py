@@ -216,6 +216,23 @@ def report(
         Console(stderr=True).print(f"written: {command.write(runs, output)}", highlight=False, markup=False, soft_wrap=True)
 
 
+@app.command("audit")
+def audit_command(
+    directory: Annotated[Path, typer.Argument(help="what `run` wrote to")],
+    json: AsJson = False,
+) -> None:
+    """Whether a run's events alone, its trials' lines, its summary and its counters agree to the token. Exit code 1 when they do not."""
+    from rollout_ft.cli.audit import audited, shown
+
+    made = audited(directory)
+    if json:
+        print(orjson.dumps(made.line()).decode())
+    else:
+        for part in shown(made):
+            Console().print(part, highlight=False, soft_wrap=isinstance(part, str), markup=not isinstance(part, str))
+    raise typer.Exit(1 if made.wrong else 0)
+
+
 @app.command()
 def status(
     directory: Annotated[Path | None, typer.Argument(help="what `run` writes to: says where its gateway is, and has the key")] = None,

@@ -1,6 +1,7 @@
 """What a run writes for people and trainers.
 
-Owns `DIR/trials.jsonl`, `DIR/groups.jsonl`, `DIR/events.jsonl`, `DIR/trajectories/` and `DIR/summary.json`.
+Owns `DIR/trials.jsonl`, `DIR/groups.jsonl`, `DIR/trajectories/`, `DIR/metrics.json` and `DIR/summary.json`;
+`DIR/events.jsonl` is `telemetry.eventsfile`'s.
 Decides nothing. All of it is derived from outcomes that the store has: a trial whose line or trajectory is not there whole is
 owed, and asked for again; a trajectory is written before its line, and a group's line is made of those of its trials.
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 import orjson
 
 from rollout_ft.samples.export import write_trajectory
+from rollout_ft.telemetry.eventsfile import EventsFile
 from rollout_ft.telemetry.figures import totals
 from rollout_ft.telemetry.lines import Lines, read_lines
 from rollout_ft.trial.board import Board
@@ -27,13 +29,13 @@ class Output:
     """`results` are the trials with a line, those of earlier processes too; `lost` those that could not be ended. `board` is of all
     trials of the run, and has not heard of any."""
 
-    def __init__(self, directory: Path, board: Board):
+    def __init__(self, directory: Path, board: Board, max_events_bytes: int):
         self._directory, self._board = directory, board
         (directory / "trajectories").mkdir(exist_ok=True)
         self.results = {result.trial_id: result for result in _settled(directory)}
         self.lost: list[TrialResult] = []
         self._trials = Lines(directory / "trials.jsonl")
-        self._events = Lines(directory / "events.jsonl")
+        self._events = EventsFile(directory, max_events_bytes)
         for result in self.results.values():
             board.ended(result.trial_id, lost=result.lost, reward=result.reward)
         self._groups = self._decided() if board.has_groups else None
@@ -58,7 +60,11 @@ class Output:
 
     def last_view(self) -> int:
         """The highest view that an earlier process heard of."""
-        return max((e["number"] for e in read_lines(self._directory / "events.jsonl") if e.get("event") == "view.opened"), default=0)
+        return self._events.account.view
+
+    def counters(self, metrics: dict[str, float]) -> None:
+        """What the actors of this process's run have counted when all trials had ended."""
+        _replace(self._directory / "metrics.json", orjson.dumps(metrics, option=orjson.OPT_INDENT_2))
 
     @property
     def owed(self) -> int:
@@ -75,6 +81,8 @@ class Output:
 
     def summary(self, seconds: float) -> JSON:
         """Writes and returns the totals of all trials; `seconds` are added to those of earlier processes."""
+        for trial_id in self.results.keys() & self._events.account.running.keys():  # told by a supervisor that was lost with it
+            self._events.append(self.results[trial_id].event())
         made: JSON = {
             **totals(list(self.results.values())), "unfinished": self.owed, "seconds": round(self._seconds() + seconds, 1)
         }  # fmt: skip

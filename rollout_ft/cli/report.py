@@ -21,6 +21,7 @@ from rollout_ft.errors import ConfigError
 from rollout_ft.telemetry.bias import HEAD, between, grouped, rows_between, rows_grouped, rows_within, within
 from rollout_ft.telemetry.divergences import HEAD as DIVERGED
 from rollout_ft.telemetry.divergences import divergences, rows_diverged
+from rollout_ft.telemetry.eventsfile import read_events
 from rollout_ft.telemetry.figures import QUANTILES
 from rollout_ft.telemetry.figures import figures as figures_of
 from rollout_ft.telemetry.history import history
@@ -39,7 +40,7 @@ Line = TypeVar("Line", TrialResult, GroupResult)
 
 def reported(directory: Path) -> Reported:
     """A run as its directory has it by now."""
-    results, events = _read(directory / "trials.jsonl", TrialResult), read_lines(directory / "events.jsonl")
+    results, events = results_of(directory), list(read_events(directory))
     seen = history(events)
     found = figures_of(results, seen)
     file = directory / "summary.json"
@@ -50,6 +51,14 @@ def reported(directory: Path) -> Reported:
         str(directory), results, seen, beside | found["totals"], found, _read(directory / "groups.jsonl", GroupResult), divergences(events),
         {trial_id: merged(told[trial_id], of_paths(_paths(directory, trial_id))) for trial_id in worst},
     )  # fmt: skip
+
+
+def results_of(directory: Path) -> list[TrialResult]:
+    """Raises ConfigError naming the file that is not there."""
+    path = directory / "trials.jsonl"
+    if not path.is_file():
+        raise ConfigError(f"{path} is not there: name a directory that `rollout-ft run` wrote to")
+    return _read(path, TrialResult)
 
 
 def write(runs: Sequence[Reported], output: Path | None = None) -> Path:
@@ -64,9 +73,6 @@ def read(directories: Sequence[Path]) -> list[Reported]:
     """Raises ConfigError naming the directory."""
     if len(set(directories)) < len(directories):
         raise ConfigError("a directory is named twice: nothing differs from itself")
-    for each in directories:
-        if not (each / "trials.jsonl").is_file():
-            raise ConfigError(f"{each / 'trials.jsonl'} is not there: name a directory that `rollout-ft run` wrote to")
     runs = [reported(each) for each in directories]
     empty = next((run.name for run in runs if not run.results), None)
     if empty is not None:

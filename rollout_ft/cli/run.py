@@ -7,6 +7,7 @@ a trial has an outcome in the store before it has a line. So that wherever a pro
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import orjson
@@ -20,7 +21,7 @@ from rollout_ft.cli.progress import Progress
 from rollout_ft.cli.serve import warn
 from rollout_ft.clock import monotonic, wall
 from rollout_ft.config import Config, journalled
-from rollout_ft.errors import ConfigError
+from rollout_ft.errors import BadRequest, ConfigError
 from rollout_ft.trial.attempt import factory_of
 from rollout_ft.trial.board import Board
 from rollout_ft.trial.commands import agent_of
@@ -60,7 +61,8 @@ async def _finish(directory: Directory, console: Console) -> int:
     for warning in directory.warnings:
         console.print(f"rollout-ft: {warning}", highlight=False, soft_wrap=True)
     config = directory.config.trial
-    output, began = Output(directory.path, Board(plays(directory.tasks, config), config)), monotonic()
+    board, began = Board(plays(directory.tasks, config), config), monotonic()
+    output = Output(directory.path, board, directory.config.telemetry.max_events_bytes)
     if output.complete():
         console.print(f"all {len(output.results)} trials have their outcome", highlight=False)
         return _code(output, directory)
@@ -117,6 +119,8 @@ async def _play_out(directory: Directory, output: Output, console: Console) -> N
             await started.run_trials(
                 directory.tasks, agent, on_result=ended, release=True, resume=resumed, earlier=earlier, sandboxes=sandboxes
             )  # fmt: skip
+            with contextlib.suppress(BadRequest):  # the results are there without them
+                output.counters(await started.metrics())
     finally:
         agent.close()
 

@@ -26,8 +26,8 @@ from rollout_ft.errors import BadRequest, ConfigError
 from rollout_ft.fleet.health import State
 from rollout_ft.fleet.listing import WAITS
 from rollout_ft.gateway.keys import Keys
+from rollout_ft.telemetry.eventsfile import read_events
 from rollout_ft.telemetry.explanations import explain
-from rollout_ft.telemetry.lines import read_lines
 from rollout_ft.telemetry.plots import duration
 from rollout_ft.telemetry.words import counted, printable
 from rollout_ft.trial.client import Client
@@ -68,7 +68,7 @@ def where(directory: Path | None, gateway_url: str, key_file: Path | None) -> Wh
 
 
 def _last_url(directory: Path) -> str:
-    started = [e for e in read_lines(directory / "events.jsonl") if e.get("event") == "run.started"]
+    started = [e for e in read_events(directory) if e.get("event") == "run.started"]
     if not started:
         raise ConfigError(f"{directory} does not say where its gateway is: no process of the run was up yet; wait, or give --gateway-url")
     return started[-1]["gateway_url"]

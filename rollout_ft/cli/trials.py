@@ -28,6 +28,7 @@ from rollout_ft.samples.trajectory import trajectory
 from rollout_ft.session.drift import load_renderer
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.session import Session
+from rollout_ft.telemetry.eventsfile import read_events
 from rollout_ft.telemetry.lines import read_lines
 from rollout_ft.telemetry.timeline import Kind, of_entries, of_paths, timeline
 from rollout_ft.telemetry.words import printable
@@ -67,7 +68,7 @@ class Past:
             return self._row(trial)
         paths, turns = self._decoded(trial_id) if trial.released else ([], [])
         made = of_paths(turns) if trial.released else of_entries(trial.entries)
-        moments = timeline(trial_id, read_lines(self.directory / "events.jsonl"), made)
+        moments = timeline(trial_id, list(read_events(self.directory)), made)
         row = self._row(trial) | {"timeline": [moment.line() for moment in moments]}
         return row | ({"paths": paths} if trial.released else {"attempts_made": transcript(trial.entries, self._chosen(trial))})
 

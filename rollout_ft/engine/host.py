@@ -280,7 +280,7 @@ class SessionHost:
         match decision:
             case Replay(node, first):
                 await _whole(self._replay(held, node, request, first))
-                return Reply(node, Served.REPLAYED)
+                return self._reply(sid, node, Served.REPLAYED, tell=not first)
             case Begin(flight):
                 generation = begin(held.session, flight, self._renderer, self._routing.shape if self._routing else None)
                 generation.rank = self._driver.rank_of(sid)
@@ -290,10 +290,22 @@ class SessionHost:
                 task.add_done_callback(lambda t: t.cancelled() or t.exception())
                 held.tasks[flight.key] = task
                 node = await self._heard(held, await self._wait(held, flight, request), request)
-                return Reply(node, how(generation))
+                served = how(generation)
+                return self._reply(sid, node, served, tell=served is not Served.FRESH)
             case Attach(flight):
                 held.session.counts["attached"] += 1
-                return Reply(await self._heard(held, await self._wait(held, flight, request), request), Served.ATTACHED)
+                node = await self._heard(held, await self._wait(held, flight, request), request)
+                return self._reply(sid, node, Served.ATTACHED, tell=True)
+
+    def _reply(self, sid: str, node: Node, served: Served, *, tell: bool) -> Reply:
+        """What a trial survived is told; a restarted agent's replay is as many turns as it has, and told as its restart."""
+        if tell:
+            turn = node.turn
+            self._events.emit(
+                f"turn.{served}", session=sid, turn=turn.depth, engine=self._engine_id, tokens=len(turn.output_ids) // 4,
+                tokens_reused=turn.tokens_reused, tokens_wasted=turn.tokens_wasted, generations=turn.generations,
+            )  # fmt: skip
+        return Reply(node, served)
 
     async def _diverge(self, held: Held, met: Divergence) -> None:
         session = held.session

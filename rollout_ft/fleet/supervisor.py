@@ -114,7 +114,7 @@ class Supervisor:
         held = await self._engines.start([m for m, _ in alive if m.role.startswith("engine-")], floor)
         self._sessions.restore(held)
         await gateways
-        if existing:
+        if any(member.role != "faults" for member in existing):  # a plan of faults is there before the run
             self._events.emit("supervisor.rebuilt", actors=len(alive), sessions=sum(map(len, held.values())))
         self._spawn(pulse.patrol(self._counted, self._look))
         if self._workers is not None and self._engines.owners is not None:

@@ -49,6 +49,8 @@ class Account:
     """Engines that were lost and are not up again, and why."""
     heard: dict[str, int] = field(default_factory=dict[str, int])
     lately: dict[str, None] = field(default_factory=dict[str, None])
+    view: int = 0
+    """The highest number of a view of the checkpoint store."""
 
     def saw(self, event: JSON) -> bool:
         """False for one that was seen before: a process may tell it twice, to two supervisors."""
@@ -87,6 +89,8 @@ class Account:
                 self.down[event["engine"]] = event["reason"]
             case "engine.up" | "engine.retired":
                 self.down.pop(event["engine"], None)
+            case "view.opened":
+                self.view = max(self.view, event["number"])
             case _ if name == MISSED:
                 self.missing += event["count"]
             case "store.lost" | "gateway.lost" | "supervisor.rebuilt":
@@ -96,7 +100,7 @@ class Account:
 
     def _is_new(self, event: JSON) -> bool:
         """Numbers that are left out are events that nobody has. What the run's own process says has none."""
-        source, seq = event["source"], event.get("seq", 0)
+        source, seq = event.get("source", ""), event.get("seq", 0)
         heard = self.heard.get(source, 0)
         if seq:
             if seq <= heard:

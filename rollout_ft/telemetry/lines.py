@@ -7,6 +7,7 @@ that lost its power left of the last one is cut before the next is written.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,9 +21,11 @@ class Lines:
         self._file = path.open("ab")
         self._file.truncate(_whole(path))
 
-    def append(self, line: JSON) -> None:
-        self._file.write(orjson.dumps(line) + b"\n")
+    def append(self, line: JSON) -> int:
+        """Returns its length in bytes."""
+        written = self._file.write(orjson.dumps(line) + b"\n")
         self._file.flush()
+        return written
 
     def sync(self) -> None:
         """On disk, whatever happens to the machine."""
@@ -33,16 +36,21 @@ class Lines:
 
 
 def read_lines(path: Path) -> list[JSON]:
+    return list(each_line(path))
+
+
+def each_line(path: Path) -> Iterator[JSON]:
     """Every line that is a whole JSON object; none when there is no file."""
-    found: list[JSON] = []
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
-        try:
-            value: Any = orjson.loads(line) if line.endswith(b"\n") else None
-        except orjson.JSONDecodeError:
-            continue
-        if isinstance(value, dict):
-            found.append(cast(JSON, value))
-    return found
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                value: Any = orjson.loads(line) if line.endswith(b"\n") else None
+            except orjson.JSONDecodeError:
+                continue
+            if isinstance(value, dict):
+                yield cast(JSON, value)
 
 
 def _whole(path: Path) -> int:

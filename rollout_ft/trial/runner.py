@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Container, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from rollout_ft.clock import monotonic
+from rollout_ft.clock import monotonic, wall
 from rollout_ft.config import TrialConfig
 from rollout_ft.errors import BadRequest
 from rollout_ft.telemetry.account import faults_survived
@@ -47,6 +47,19 @@ class TrialResult:
 
     def line(self) -> JSON:
         return asdict(self)
+
+    def event(self) -> JSON:
+        """`trial.ended`, where the store's summary of the trial is not at hand."""
+        told = {name: value for name, value in self.line().items() if name not in ("trial_id", "task_id", "group_id", "divergences")}
+        whose = {"trial": self.trial_id, "task": self.task_id, "group": self.group_id}
+        return {
+            "time": wall(),
+            "event": "trial.ended",
+            "source": "run",
+            **whose,
+            **told,
+            "tokens_wasted_by": {"unknown": self.tokens_wasted},
+        }
 
     @property
     def recorded(self) -> bool:

@@ -1,0 +1,51 @@
+"""`DIR/events.jsonl`: the events of a run, in the order in which they came, bounded on disk.
+
+Owns the file and `DIR/events.old.jsonl`, which it becomes when it has half of what both may have. Each of the two begins with the
+account of all before it, so that what is not kept any more is still accounted for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+from rollout_ft.clock import wall
+from rollout_ft.telemetry.account import ROTATED, Account, account
+from rollout_ft.telemetry.lines import Lines, each_line
+from rollout_ft.types import JSON
+
+NAME, OLD = "events.jsonl", "events.old.jsonl"
+
+
+class EventsFile:
+    """`account`: of all events that were ever written here."""
+
+    def __init__(self, directory: Path, max_bytes: int):
+        self._path, self._old, self._most = directory / NAME, directory / OLD, max_bytes // 2
+        self.account: Account = account(read_events(directory))
+        self._open()
+
+    def append(self, event: JSON) -> None:
+        """Writes it, unless it was written before."""
+        if not self.account.saw(event):
+            return
+        self._bytes += self._lines.append(event)
+        if self._bytes > self._most:
+            self._lines.close()
+            os.replace(self._path, self._old)
+            self._open()
+
+    def _open(self) -> None:
+        self._lines, self._bytes = Lines(self._path), self._path.stat().st_size
+        if not self._bytes and self._old.exists():
+            self._lines.append({"time": wall(), "event": ROTATED, "source": "run", "account": self.account.json()})
+
+    def close(self) -> None:
+        self._lines.close()
+
+
+def read_events(directory: Path) -> Iterator[JSON]:
+    """Every event that is kept, oldest first; the first may be an account of those before it (`account`)."""
+    return chain(each_line(directory / OLD), each_line(directory / NAME))

@@ -1,0 +1,65 @@
+"""The file of a run's events: each once, bounded on disk, and accounted for when it is not kept any more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from test_account import ended, event, numbered, opened
+
+from rollout_ft.telemetry.account import ROTATED, account
+from rollout_ft.telemetry.eventsfile import NAME, OLD, EventsFile, read_events
+from rollout_ft.telemetry.lines import read_lines
+from rollout_ft.types import JSON
+
+MOST = 20_000
+
+
+def life(trials: int) -> list[JSON]:
+    return numbered([each for n in range(trials) for each in (opened(f"t{n}"), ended(f"t{n}", tokens_generated=n, tokens_wasted=1))])
+
+
+def written(directory: Path, events: list[JSON]) -> EventsFile:
+    made = EventsFile(directory, MOST)
+    for each in events:
+        made.append(each)
+    made.close()
+    return made
+
+
+def test_an_event_that_is_told_again_is_written_once(tmp_path: Path):
+    events = life(3)
+    written(tmp_path, [*events, *events])
+    written(tmp_path, events)
+    assert list(read_events(tmp_path)) == events
+
+
+def test_what_is_on_disk_is_bounded_and_the_account_is_of_all(tmp_path: Path):
+    events = life(500)
+    made = written(tmp_path, events)
+    assert sum((tmp_path / name).stat().st_size for name in (NAME, OLD)) < 1.5 * MOST
+    kept = list(read_events(tmp_path))
+    assert len(kept) < len(events)
+    assert kept[0]["event"] == ROTATED
+    assert account(kept) == made.account == account(events)
+
+
+def test_another_process_goes_on_with_the_account(tmp_path: Path):
+    events = life(500)
+    written(tmp_path, events[:700])
+    assert written(tmp_path, events[700:]).account == account(events)
+
+
+def test_a_process_that_is_killed_between_the_two_files_loses_nothing(tmp_path: Path):
+    events = life(500)
+    written(tmp_path, events)
+    (tmp_path / NAME).replace(tmp_path / OLD)
+    assert EventsFile(tmp_path, MOST).account == account(events)
+    assert read_lines(tmp_path / NAME)[0]["event"] == ROTATED
+
+
+def test_a_torn_line_is_none(tmp_path: Path):
+    written(tmp_path, life(1))
+    with (tmp_path / NAME).open("ab") as file:
+        file.write(b'{"event": "trial.ope')
+    written(tmp_path, [event("run.started", "run")])
+    assert [each["event"] for each in read_events(tmp_path)] == ["trial.opened", "trial.ended", "run.started"]
