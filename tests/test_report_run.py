@@ -40,7 +40,7 @@ async def test_a_run_that_lost_an_engine_is_on_its_page_to_the_token(tmp_path: P
     config = Config.model_validate({"engine": engine, "trial": trial.model_dump()})
     tasks = [{"task_id": f"t{i}", "tokens": [TOKENS] * TURNS, "tools_s": [0.0] * TURNS} for i in range(TRIALS)]
     directory = create(tmp_path / "run", config, tasks)
-    output = Output(directory.path, Board(plays(tasks, trial), trial))
+    output = Output(directory.path, Board(plays(tasks, trial), trial), config.telemetry.max_events_bytes)
     load = Impatient(Patience(scale=10))
     async with local_run(config) as run:
         await run.whole()
