@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
 from rollout_ft.telemetry.feed import MAX_SOURCES
-from rollout_ft.telemetry.totals import loss_of
+from rollout_ft.telemetry.losses import loss_of
 from rollout_ft.types import JSON, Outcome
 
 ROTATED, MISSED = "events.rotated", "events.missed"
