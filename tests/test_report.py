@@ -128,6 +128,7 @@ def test_it_says_what_to_do_about_what_befell_the_run(tmp_path: Path):
 
 def test_a_run_that_goes_on_or_met_nothing_has_a_page_too(tmp_path: Path):
     (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "trials.jsonl").touch()
     assert "0 trials" in Page(write([command.reported(tmp_path / "begun")]).read_text()).text
     _, page = page_of(written(tmp_path / "clean", [result("a"), result("b")], []))
     assert "No event says when its trials ran" in page.text

@@ -17,24 +17,17 @@ from rollout_ft.cli.report import read, write
 from rollout_ft.clock import monotonic
 from rollout_ft.config import Config, TrialConfig
 from rollout_ft.testing.impatient import Impatient, Patience
-from rollout_ft.testing.local_engine import LocalEngine
 from rollout_ft.testing.local_run import LocalRun, local_run
 from rollout_ft.trial.board import Board
 from rollout_ft.trial.siblings import plays
-from rollout_ft.types import Partial
 
 TRIALS, TURNS, TOKENS = 6, 3, 60
-
-
-def flying(engine: LocalEngine) -> list[Partial]:
-    held: Any = engine.host
-    return [partial for each in held._held.values() for *_, partial in each.partials()]
 
 
 async def lose_an_engine(run: LocalRun) -> None:
     """In the middle of a generation."""
     ends, engine = monotonic() + 90, run.crew.engines["engine-0"]
-    while not any(len(partial.output_ids) >= 8 * 4 for partial in flying(engine)):
+    while not any(turn["tokens"] >= 8 for turn in (await engine.in_flight(TRIALS))["turns"]):
         assert monotonic() < ends
         await asyncio.sleep(0.01)
     engine.unit.kill()
@@ -47,7 +40,7 @@ async def test_a_run_that_lost_an_engine_is_on_its_page_to_the_token(tmp_path: P
     config = Config.model_validate({"engine": engine, "trial": trial.model_dump()})
     tasks = [{"task_id": f"t{i}", "tokens": [TOKENS] * TURNS, "tools_s": [0.0] * TURNS} for i in range(TRIALS)]
     directory = create(tmp_path / "run", config, tasks)
-    output = Output(directory.path, Board(plays(tasks, trial), trial))
+    output = Output(directory.path, Board(plays(tasks, trial), trial), config.telemetry.max_events_bytes)
     load = Impatient(Patience(scale=10))
     async with local_run(config) as run:
         await run.whole()

@@ -11,16 +11,18 @@ from typing import Any
 import aiohttp.web
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ports import free_port
 from rich.console import Console
 
-from rollout_ft.cli.status import Where, follow, screen, summary, waits, where
+from rollout_ft.cli.status import Where, follow, screen, summary, where
 from rollout_ft.config import Config
 from rollout_ft.errors import ConfigError
 from rollout_ft.fleet.health import State
+from rollout_ft.fleet.listing import WAITS, Rank
 from rollout_ft.gateway.keys import Keys
+from rollout_ft.telemetry.problems import problems
 from rollout_ft.testing.local_run import local_run
 
 NOW = 1_000_000.0
@@ -41,11 +43,25 @@ def fleet(*engines: dict[str, Any], **changed: Any) -> dict[str, Any]:
         "run": "math", "serves": any(e["state"] in ("healthy", "suspect") for e in there), "engines": there,
         "view": {"number": 2, "members": ["math/store-0/1", "math/store-1/1"], "min_replicas": 1}, "weights": WEIGHTS, "warnings": [],
         "nodes": {}, "gateways": ["math/gateway-0/1"], "sessions": sum(e["sessions"] for e in there),
+        "metrics": {"rollout_ft/tokens_generated": 9000, "rollout_ft/tokens_reused": 120, "rollout_ft/tokens_wasted": 7},
     } | changed  # fmt: skip
 
 
-def trials(count: int, state: str = "held", attempt: int = 1) -> list[dict[str, Any]]:
-    return [{"trial_id": f"{state}-{i}", "attempt": attempt, "entries": 9, "state": state} for i in range(count)]
+def row(trial_id: str, attention: str = "runs", **changed: Any) -> dict[str, Any]:
+    return {
+        "trial_id": trial_id, "attempt": 1, "entries": 9, "state": "held", "outcome": None, "engine_id": "engine-0", "attention": attention,
+        "why": "", "remedy": "",
+    } | changed  # fmt: skip
+
+
+def overview(of: dict[str, Any], *rows: dict[str, Any], **changed: Any) -> dict[str, Any]:
+    """As `GET /overview` answers."""
+    states = {"held": len(rows), "idle": 0, "ended": 2, "released": 0, "damaged": 0}
+    return {
+        "now": NOW, "fleet": of, "problems": problems(of, NOW), "recoveries": [], "store_silent": "",
+        "turns": {"count": 0, "waits": {}, "turns": [], "silent": []}, "events": {"events": [], "next": "0-0", "missed": False},
+        "trials": {"known": 2 + len(rows), "states": states, "outcomes": {"completed": 2}, "restarts": 4, "trials": list(rows), "total": 0},
+    } | changed  # fmt: skip
 
 
 def shown(seen: dict[str, Any], width: int = 100, failed: str = "") -> str:
@@ -54,63 +70,99 @@ def shown(seen: dict[str, Any], width: int = 100, failed: str = "") -> str:
     return text.getvalue()
 
 
-def test_a_fleet_that_serves_waits_for_nothing():
-    assert waits(fleet(), NOW) == []
-    assert "waits" not in shown(summary(fleet(), trials(3), NOW))
+def test_a_run_in_which_all_is_well_says_so_in_a_few_lines():
+    text = shown(summary(overview(fleet(), row("a"), row("b"))))
+    assert not any(word in text for word in ("what to do", "to look at", "recoveries"))
+    assert "4 known, 2 held, 2 ended; 4 restarts; 2 completed so far" in text
+    assert "9,000 generated, 120 saved, 7 wasted" in text
+    assert len(text.splitlines()) < 12
 
 
-def test_trials_are_counted_by_their_state():
-    seen = summary(fleet(), [*trials(3), *trials(2, "released", attempt=3), *trials(1, "damaged")], NOW)
-    assert seen["trials"] == {"known": 6, "held": 3, "released": 2, "damaged": 1}
-    assert seen["restarts"] == 4
-    assert seen["warnings"] == ["1 trials are damaged: rollout-ft explain trial_damaged"]
-    assert "6 known, 3 held, 2 released, 1 damaged; 4 restarts" in shown(seen)
+def test_what_is_wrong_stands_above_with_what_to_do():
+    dead = engine(1, "dead", reason="killed by SIGKILL (out of memory)")
+    seen = summary(overview(fleet(engine(0), dead)))
+    text = shown(seen, width=200)
+    assert "engine-1 is dead; 4 sessions are there. killed by SIGKILL (out of memory)" in text
+    assert "→ What is in brackets is the cause that the log or the kernel names" in text
+    assert text.index("what to do") < text.index("sessions  start")
+    assert [each["level"] for each in seen["problems"]] == ["bad"]
 
 
-@pytest.mark.parametrize(
-    ("seen", "said"),
-    [
-        (fleet(weights=WEIGHTS | {"phase": "paused", "still_since": NOW - 90}), "the trainer: paused for 90 s; POST /fleet/resume ends it"),
-        (fleet(weights=WEIGHTS | {"phase": "offloaded", "still_since": NOW - 5}), "the trainer: offloaded for 5 s"),
-        (fleet(weights=WEIGHTS | {"phase": "updating", "still_since": NOW}), "the trainer: updating for 0 s"),
-        (fleet(engine(0, "retired")), "every turn waits for an engine: none serves"),
-        (fleet(engine(0), engine(1, "dead")), "engine-1 is to be started again; 4 sessions are there until they are asked for"),
-        (fleet(engine(0), engine(1, "restarting", sessions=0)), "engine-1 starts, and serves nothing yet"),
-        (fleet(engine(0), engine(1, "stale")), "engine-1 waits for weights"),
-        (fleet(engine(0), engine(1, "offloaded")), "engine-1 waits for its memory and for weights"),
-        (fleet(engine(0), engine(1, open=False, held="aborted")), "engine-1 waits for its owner (aborted)"),
-        (fleet(engine(0), engine(1, draining=True)), "engine-1 ends when its turns have"),
-        (fleet(*(engine(i, "dead") for i in range(9))), "engine-0, engine-1, engine-2 and 6 more, each is to be started again"),
-        (fleet(view={"number": 4, "members": ["s"], "min_replicas": 2}), "every commit waits for the store: 1 replicas, and no"),
-    ],
-)  # fmt: skip
-def test_it_says_what_waits_for_what(seen: dict[str, Any], said: str):
-    assert any(said in line for line in waits(seen, NOW)), waits(seen, NOW)
-    assert said[:30] in shown(summary(seen, [], NOW), width=160)
+def test_it_says_which_trials_wait_for_what():
+    stuck = row("q7", "stuck", attempt=2, why="no token for 90 s, at engine-0: waits for a place at its engine", remedy="More engines.")
+    turns = {"count": 12, "waits": {"tokens": 8, "admission": 4}, "turns": [], "silent": []}
+    seen = summary(overview(fleet(), stuck, row("q8"), turns=turns))
+    text = shown(seen, width=140)
+    assert "12 in flight: 8 for its next token, 4 for a place at its engine" in text
+    assert "q7 2 engine-0 no token for 90 s, at engine-0: waits for a place at its engine" in " ".join(text.split())
+    assert "→ More engines." in text
+    assert [each["trial_id"] for each in seen["attention"]] == ["q7"]
+
+
+def test_it_says_how_the_run_got_over_what_was_lost():
+    lost = {
+        "engine": "engine-1", "incarnation": 1, "time": NOW - 90, "reason": "stalled: no token\nfor 2 s", "moved": 8, "resumed": 7,
+        "slowest_s": 1.25, "replaced_s": 31.0, "retired": False,
+    }  # fmt: skip
+    told = [
+        {"time": NOW - n, "event": name, "engine": "engine-1"}
+        for n, name in ((90, "engine.dead"), (80, "session.moved"), (59, "engine.up"))
+    ]
+    seen = summary(overview(fleet(), recoveries=[lost], events={"events": told, "next": "", "missed": False}))
+    text = shown(seen, width=200)
+    assert (
+        "90 s ago engine-1: 8 sessions moved, 7 had their next token, the slowest after 1.2 s; back after 31 s; stalled: no token for 2 s"
+        in text
+    )
+    assert text.index("59 s ago engine.up engine=engine-1") < text.index("90 s ago engine.dead engine=engine-1")
+    assert "session.moved" not in text
+
+
+def test_who_does_not_answer_is_named_first():
+    turns = {"count": 0, "waits": {}, "turns": [], "silent": ["engine-1"]}
+    seen = summary(overview(fleet(), store_silent="the checkpoint store does not answer: in time", turns=turns))
+    assert [each["what"] for each in seen["problems"]] == [
+        "the checkpoint store does not answer: in time", "engine-1 does not say what is in flight there.",
+    ]  # fmt: skip
 
 
 def test_thousands_of_trials_and_engines_fit_a_screen_and_those_in_trouble_come_first():
     many = [engine(i) for i in range(3000)] + [engine(3000, "dead", reason="killed by SIGKILL (out of memory on the GPU)")]
-    seen = summary(fleet(*many, warnings=[f"engine-{i} is odd" for i in range(100)]), trials(5000), NOW)
-    text = shown(seen, width=120)
-    assert len(text.splitlines()) < 50
+    rows = [row(f"t{i}", "lost", why="engines, stores and agents failed") for i in range(50)]
+    told = [{"time": NOW - i, "event": "engine.doubted", "engine": "e"} for i in range(200)]
+    seen = overview(
+        fleet(*many, warnings=[f"engine-{i} is odd" for i in range(100)]), *rows, events={"events": told, "next": "", "missed": False}
+    )
+    text = shown(summary(seen), width=120)
+    assert len(text.splitlines()) < 60
     assert "killed by SIGKILL (out of memory" in text
-    assert "and 2,981 healthy" in text
-    assert "and 92 more" in text
+    assert "and 2,989 healthy" in text
+    assert "and 95 more" in text
+    assert "and 42 more: the status page lists them" in text
 
 
+WORDS = st.text(max_size=300)
+
+
+@settings(deadline=None)
 @given(
-    st.lists(st.tuples(st.sampled_from(list(State)), st.booleans(), st.text(max_size=300)), max_size=60),
-    st.sampled_from(["serving", "paused", "updating", "offloaded"]), st.integers(40, 200),
+    st.lists(st.tuples(st.sampled_from(list(State)), st.booleans(), WORDS), max_size=40),
+    st.sampled_from(["serving", "paused", "updating", "offloaded"]), st.lists(st.tuples(st.sampled_from(list(Rank)), WORDS), max_size=20),
+    st.dictionaries(st.sampled_from(list(WAITS)), st.integers(1, 9)), st.integers(40, 200),
 )  # fmt: skip
-def test_any_fleet_can_be_shown(engines: list[tuple[State, bool, str]], phase: str, width: int):
+def test_any_run_can_be_shown_and_nothing_in_it_moves_the_cursor(
+    engines: list[tuple[State, bool, str]], phase: str, rows: list[tuple[Rank, str]], waits: dict[str, int], width: int
+):
     made = [engine(i, state.value, draining=draining, reason=reason) for i, (state, draining, reason) in enumerate(engines)]
     seen = fleet(weights=WEIGHTS | {"phase": phase}) | {"engines": made, "serves": False}
-    assert "math" in shown(summary(seen, trials(5), NOW), width)
+    trials = [row(f"t{i}", rank.name.lower(), why=why) for i, (rank, why) in enumerate(rows)]
+    text = shown(summary(overview(seen, *trials, turns={"count": 9, "waits": waits, "turns": [], "silent": []})), width)
+    assert "math" in text
+    assert not any((ord(c) < 32 and c != "\n") or 127 <= ord(c) < 160 for c in text)
 
 
 def test_what_is_no_longer_so_is_said_to_be_old():
-    assert "this is how it was: it does not answer" in shown(summary(fleet(), [], NOW), failed="it does not answer")
+    assert ": it does not answer" in shown(summary(overview(fleet())), failed="it does not answer")
 
 
 def a_directory(path: Path, *, events: str, mode: int = 0o600) -> Path:
@@ -175,8 +227,9 @@ async def test_a_run_is_seen_as_it_is(capsys: pytest.CaptureFixture[str]):
         await follow(Where(run.url, run.keys.operator), 0, True, QUIET)
         seen = orjson.loads(capsys.readouterr().out)
         assert seen["trials"] == {"known": 3, "held": 1, "ended": 1, "released": 1}
+        assert seen["outcomes"] == {"completed": 2}
         assert sum(e["sessions"] for e in seen["engines"]) == seen["sessions"] == 1
-        assert (seen["engine_states"], seen["waits"], seen["weights"]["phase"]) == ({"healthy": 2}, [], "serving")
+        assert (seen["engine_states"], seen["problems"], seen["weights"]["phase"]) == ({"healthy": 2}, [], "serving")
         with pytest.raises(ConfigError, match="`operator_key` of `rollout-ft serve`"):
             await follow(Where(run.url, "rft-op-of-another-run"), 0, True, QUIET)
         with pytest.raises(ConfigError, match="no such route"):
@@ -196,10 +249,10 @@ async def test_a_watch_follows_a_run_and_outlives_its_gateway():
         watching = asyncio.create_task(follow(Where(run.url, run.keys.operator), 0.05, False, console))
         await until("serving, version")
         await run.client.request("POST", "/fleet/pause", {})
-        await until("every turn waits for the trainer: paused")
+        await until("Every turn waits for the trainer: paused")
         for server in run.gateways:
             await server.aclose()
-        await until("this is how it was: the gateway at")
+        await until("this is how it was")
         watching.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await watching

@@ -238,17 +238,22 @@ def status(
     directory: Annotated[Path | None, typer.Argument(help="what `run` writes to: says where its gateway is, and has the key")] = None,
     gateway_url: Annotated[str, typer.Option(help="what `serve` printed (else ROLLOUT_FT_GATEWAY_URL)")] = "",
     operator_key_file: Annotated[Path | None, typer.Option(help="has the operator's key (else ROLLOUT_FT_OPERATOR_KEY)")] = None,
-    watch: Annotated[float, typer.Option(min=0, help="look again every so many seconds, until it is stopped; 0: once")] = 0,
+    watch: Annotated[
+        float | None,
+        typer.Option(min=0, help="look again every so many seconds, until it is stopped; 0: once", show_default="2 on a terminal, else 0"),
+    ] = None,
     link: Annotated[bool, typer.Option("--link", help="print only the status page's address, with the key in its fragment")] = False,
     json: AsJson = False,
 ) -> None:
-    """What a run that goes on does just now: engines, trials, the store, and what waits for what."""
+    """What a run that goes on does just now: what is wrong and what to do, trials, turns, tokens, engines, recoveries."""
     from rollout_ft.cli import status as command
 
     where = command.where(directory, gateway_url, operator_key_file)
     if link:
         return print(f"{where.url}/status#key={where.key}")
-    _run(command.follow(where, watch, json, Console()))
+    console = Console()
+    every_s = watch if watch is not None else command.EVERY_S if console.is_terminal and not json else 0
+    _run(command.follow(where, every_s, json, console))
 
 
 @app.command()

@@ -1,7 +1,7 @@
-"""`rollout-ft status`: what a run that goes on does just now, on one screen.
+"""`rollout-ft status`: what a run that goes on does just now, on one screen: what is wrong, and what to do.
 
-Owns what is asked of the gateway, what follows from the answers, and how it is shown. Changes nothing. Whatever the run's size, a
-screen has a bounded number of lines: trials are counted, and of many engines those in trouble come first.
+Owns what of the gateway's overview is shown, and how. Changes nothing. Whatever the run's size, a screen has a bounded number of
+lines: trials are counted, and of many engines or trials those in trouble come first.
 """
 
 from __future__ import annotations
@@ -9,42 +9,39 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 import orjson
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from rollout_ft.cli.directory import saved_config, secret_of
-from rollout_ft.clock import wall
 from rollout_ft.errors import BadRequest, ConfigError
 from rollout_ft.fleet.health import State
-from rollout_ft.fleet.weights import Phase
+from rollout_ft.fleet.listing import WAITS
 from rollout_ft.gateway.keys import Keys
 from rollout_ft.telemetry.eventsfile import read_events
 from rollout_ft.telemetry.explanations import explain
+from rollout_ft.telemetry.plots import duration
+from rollout_ft.telemetry.words import counted, printable
 from rollout_ft.trial.client import Client
 from rollout_ft.types import JSON
 
 GATEWAY_URL, OPERATOR_KEY = "ROLLOUT_FT_GATEWAY_URL", "ROLLOUT_FT_OPERATOR_KEY"
-ANSWER_S = 10.0
-MAX_ENGINES, MAX_WARNINGS, MAX_NAMED = 20, 8, 3
+ANSWER_S, EVERY_S = 10.0, 2.0
+OVERVIEW = "/overview?limit=50&events=200&turns=0"
+PAGE_AT = "at the gateway's URL"
+MAX_ENGINES, MAX_PROBLEMS, MAX_TRIALS, MAX_REMEDIES, MAX_RECOVERIES, MAX_EVENTS = 12, 6, 8, 2, 4, 6
 _STYLES = {State.HEALTHY: "green", State.DEAD: "bold red", State.RETIRED: "dim"}
-_ENDS = {
-    Phase.PAUSED: "POST /fleet/resume ends it",
-    Phase.UPDATING: "the end of its update does, or POST /fleet/weights",
-    Phase.OFFLOADED: "memory that is given back and then weights end it",
-}
-_WAITS = {
-    State.RESTARTING: "starts, and serves nothing yet",
-    State.DEAD: "is to be started again",
-    State.STALE: "waits for weights",
-    State.OFFLOADED: "waits for its memory and for weights",
-}
+_CALM = {"runs", "done", "idle", "restarted"}
+_GRAVE = {"damaged", "stuck", "lost"}
+_OF_TRIALS = ("trial.", "session.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +96,8 @@ async def _print_on(client: Client, url: str, every_s: float, seen: JSON, consol
 
 
 async def _show_on(client: Client, url: str, every_s: float, seen: JSON, console: Console) -> None:
-    with Live(screen(seen), console=console, auto_refresh=False) as live:
+    """What is below the terminal's last line is cut: the gravest stands above."""
+    with Live(screen(seen), console=console, auto_refresh=False, vertical_overflow="crop") as live:
         while True:
             await asyncio.sleep(every_s)
             try:
@@ -116,8 +114,7 @@ def _print(seen: JSON) -> None:
 async def look(client: Client, url: str) -> JSON:
     """Raises ConfigError, with what to do, where there is no answer."""
     try:
-        fleet, trials = await asyncio.gather(*(client.request("GET", path, answer_s=ANSWER_S) for path in ("/fleet", "/trials")))
-        return {"gateway_url": url} | summary(fleet, trials, wall())
+        return {"gateway_url": url} | summary(await client.request("GET", OVERVIEW, answer_s=ANSWER_S))
     except BadRequest as e:
         known = explain(e.code)
         raise ConfigError(f"{e.message} ({e.code}). {known.remedy if known else ''}".rstrip()) from None
@@ -125,52 +122,34 @@ async def look(client: Client, url: str) -> JSON:
         raise ConfigError(f"what answers at {url} is no gateway of rollout_ft: use the URL that `rollout-ft serve` prints") from None
 
 
-def summary(fleet: JSON, trials: Sequence[JSON], now: float) -> JSON:
-    """What a script gets. `now`: wall clock."""
-    states = Counter(trial["state"] for trial in trials)
-    warnings = list(fleet["warnings"])
-    if states["damaged"]:
-        warnings.append(f"{states['damaged']} trials are damaged: rollout-ft explain trial_damaged")
+def summary(overview: JSON) -> JSON:
+    """What a script gets: the parts of `GET /overview` that say how the run is, without what concerns no trouble."""
+    fleet, trials, turns = overview["fleet"], overview["trials"], overview["turns"]
     return {
         **{name: fleet[name] for name in ("run", "serves", "engines", "view", "weights", "sessions", "gateways")},
-        "engine_states": dict(Counter(engine["state"] for engine in fleet["engines"])),
-        "trials": {"known": len(trials), **states},
-        "restarts": sum(trial["attempt"] - 1 for trial in trials),
-        "warnings": warnings, "waits": waits(fleet, now),
+        "time": overview["now"], "engine_states": dict(Counter(engine["state"] for engine in fleet["engines"])),
+        "trials": {"known": trials["known"], **{state: count for state, count in trials["states"].items() if count}},
+        "outcomes": trials["outcomes"], "restarts": trials["restarts"], "tokens": tokens(fleet.get("metrics", {})),
+        "turns": {"in_flight": turns["count"], "waits": turns["waits"]},
+        "problems": [*_silent(overview), *overview["problems"]],
+        "attention": [row for row in trials["trials"] if row["attention"] not in _CALM], "recoveries": overview["recoveries"],
+        "events": [event for event in overview["events"]["events"] if not event["event"].startswith(_OF_TRIALS)],
     }  # fmt: skip
 
 
-def waits(fleet: JSON, now: float) -> list[str]:
-    """What waits for what, the gravest first. `now`: wall clock."""
-    weights, view, engines = fleet["weights"], fleet["view"], fleet["engines"]
-    said: list[str] = []
-    least = max(1, view["min_replicas"])
-    if len(view["members"]) < least:
-        said.append(
-            f"every commit waits for the store: {len(view['members'])} replicas, and no fewer than {least} may be (store.min_replicas)"
-        )
-    if weights["phase"] != Phase.SERVING:
-        for_s = now - (weights["still_since"] or now)
-        said.append(f"every turn waits for the trainer: {weights['phase']} for {for_s:.0f} s; {_ENDS[weights['phase']]}")
-    elif not fleet["serves"]:
-        said.append("every turn waits for an engine: none serves")
-    for state, what in _WAITS.items():
-        those = [engine for engine in engines if engine["state"] == state]
-        sessions = sum(engine["sessions"] for engine in those)
-        if those:
-            said.append(f"{_named(those)} {what}" + (f"; {sessions:,} sessions are there until they are asked for" if sessions else ""))
-    closed = [engine for engine in engines if not engine.get("open", True) and engine["state"] in (State.HEALTHY, State.SUSPECT)]
-    if closed:
-        said.append(f"{_named(closed)} waits for its owner ({closed[0]['held'] or 'not opened yet'})")
-    draining = [engine for engine in engines if engine["draining"] and engine["state"] != State.RETIRED]
-    if draining:
-        said.append(f"{_named(draining)} ends when its turns have, after fleet.drain_timeout_s at the latest")
-    return said
+def tokens(metrics: JSON) -> JSON:
+    """`{generated, reused, wasted}` of the run's metrics."""
+    return {name: metrics.get(f"rollout_ft/tokens_{name}", 0) for name in ("generated", "reused", "wasted")}
 
 
-def _named(engines: Sequence[JSON]) -> str:
-    more = len(engines) - MAX_NAMED
-    return ", ".join(engine["engine_id"] for engine in engines[:MAX_NAMED]) + (f" and {more:,} more, each" if more > 0 else "")
+def _silent(overview: JSON) -> Iterator[JSON]:
+    """Who did not answer, so that something is missing here."""
+    if overview["store_silent"]:
+        remedy = "Trials are shown as they were. Look at the stores: `ray list actors` says whether they live."
+        yield {"level": "bad", "what": overview["store_silent"], "why": "", "remedy": remedy}
+    for engine_id in overview["turns"]["silent"]:
+        what = f"{engine_id} does not say what is in flight there."
+        yield {"level": "warn", "what": what, "why": "", "remedy": "Nothing: if it is lost, it is seen within seconds and replaced."}
 
 
 # -- the screen -------------------------------------------------------------------------------------------------------
@@ -178,41 +157,111 @@ def _named(engines: Sequence[JSON]) -> str:
 
 def screen(seen: JSON, failed: str = "") -> RenderableType:
     """`failed`: why this is no longer what is."""
-    weights, view = seen["weights"], seen["view"]
-    old = [Text(f"this is how it was: {failed}", "bold red")] if failed else []
+    old = [Text(f"this is how it was at {_clock(seen['time'])}: {failed}", "bold red")] if failed else []
     head = Text.assemble(
         (f"{seen['run']} ", "bold"), ("serves" if seen["serves"] else "serves nothing", "green" if seen["serves"] else "bold red"),
-        f"  {seen['gateway_url']}",
+        f"  {seen['gateway_url']}  {_clock(seen['time'])}",
     )  # fmt: skip
+    return Group(
+        *old, head, _facts(seen), *_problems(seen["problems"]), *_attention(seen["attention"]), _engines(seen),
+        *_recoveries(seen["recoveries"], seen["time"]), *_events(seen["events"], seen["time"]),
+    )  # fmt: skip
+
+
+def _facts(seen: JSON) -> Table:
+    weights, view, turns, sampled = seen["weights"], seen["view"], seen["turns"], seen["tokens"]
+    waits = ", ".join(f"{count:,} for {WAITS[what][0]}" for what, count in turns["waits"].items())
     facts = Table.grid(padding=(0, 2))
-    facts.add_row("trials", _counts(seen["trials"]) + f"; {seen['restarts']:,} restarts")
+    facts.add_row("trials", _counts(seen["trials"]) + f"; {seen['restarts']:,} restarts; {_counts(seen['outcomes'])} so far")
+    facts.add_row("turns", f"{turns['in_flight']:,} in flight" + (f": {waits}" if waits else ""))
+    facts.add_row("tokens", f"{sampled['generated']:,} generated, {sampled['reused']:,} saved, {sampled['wasted']:,} wasted")
     facts.add_row("engines", _counts(seen["engine_states"]) + f"; {seen['sessions']:,} sessions")
     facts.add_row("weights", f"{weights['phase']}, version {weights['version'] or 'of the command line'}")
-    facts.add_row("store", f"{len(view['members'])} replicas in view {view['number']}; {len(seen['gateways'])} gateways")
-    return Group(
-        *old, head, facts, *_lines("waits", seen["waits"], "yellow"), *_lines("warnings", seen["warnings"], "yellow"), _engines(seen)
-    )
+    replicas = counted(len(view["members"]), "replica")
+    facts.add_row("store", f"{replicas} in view {view['number']}; {counted(len(seen['gateways']), 'gateway')}")
+    return facts
 
 
-def _counts(counted: JSON) -> str:
-    return ", ".join(f"{count:,} {name}" for name, count in counted.items()) or "none"
+def _clock(time: float) -> str:
+    return datetime.fromtimestamp(time).strftime("%H:%M:%S")
 
 
-def _lines(title: str, said: Sequence[str], style: str) -> list[Text]:
-    more = [f"and {len(said) - MAX_WARNINGS:,} more"] if len(said) > MAX_WARNINGS else []
-    return [Text(title, "bold"), *(Text(f"  {line}", style) for line in [*said[:MAX_WARNINGS], *more])] if said else []
+def _counts(found: JSON) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in found.items()) or "none"
+
+
+def _problems(found: Sequence[JSON]) -> list[RenderableType]:
+    """What is wrong, and what to do."""
+    lines: list[RenderableType] = []
+    for each in found[:MAX_PROBLEMS]:
+        style = "bold red" if each["level"] == "bad" else "yellow"
+        lines.append(Padding(Text(f"{each['what']} {_plain(each['why'])}".rstrip(), style), (0, 0, 0, 2)))
+        lines += [_remedy(each["remedy"])] if each["remedy"] else []
+    more = [Text(f"  and {len(found) - MAX_PROBLEMS:,} more", "yellow")] if len(found) > MAX_PROBLEMS else []
+    return [Text("what to do", "bold"), *lines, *more] if lines else []
+
+
+def _remedy(said: str) -> Padding:
+    return Padding(Text(f"→ {said}"), (0, 0, 0, 4))
+
+
+def _attention(rows: Sequence[JSON]) -> list[RenderableType]:
+    if not rows:
+        return []
+    table = Table("trial", "attempt", "engine", "why", box=None, header_style="dim", expand=True)
+    for row in rows[:MAX_TRIALS]:
+        why = Text(_plain(row["why"]), "red" if row["attention"] in _GRAVE else "", no_wrap=True, overflow="ellipsis")
+        table.add_row(Text(row["trial_id"], no_wrap=True, overflow="ellipsis"), str(row["attempt"]), row["engine_id"], why)
+    more = [Text(f"  and {len(rows) - MAX_TRIALS:,} more: the status page lists them, {PAGE_AT}", "dim")] if len(rows) > MAX_TRIALS else []
+    remedies = dict.fromkeys(row["remedy"] for row in rows[:MAX_TRIALS] if row["remedy"])
+    return [Text("trials to look at", "bold"), table, *map(_remedy, list(remedies)[:MAX_REMEDIES]), *more]
 
 
 def _engines(seen: JSON) -> Table:
     worst_first = sorted(seen["engines"], key=lambda engine: (engine["state"] == State.HEALTHY, engine["state"] == State.RETIRED))
     left_out = Counter(engine["state"] for engine in worst_first[MAX_ENGINES:])
-    table = Table("engine", "state", "version", "sessions", "start", "why", box=None, caption_justify="left")
+    table = Table("engine", "state", "version", "sessions", "start", "why", box=None, caption_justify="left", header_style="dim")
     table.caption = f"and {_counts(left_out)}" if left_out else None
     for engine in worst_first[:MAX_ENGINES]:
         state = engine["state"] + (", draining" if engine["draining"] else "")
-        why = Text(engine["stale"] or engine["reason"], "dim" if state == State.HEALTHY else "", no_wrap=True, overflow="ellipsis")
+        said = _plain(engine["stale"] or engine["reason"])
+        why = Text(said, "dim" if state == State.HEALTHY else "", no_wrap=True, overflow="ellipsis")
         table.add_row(
             engine["engine_id"], Text(state, _STYLES.get(engine["state"], "yellow")), Text(engine["weight_version"]),
             f"{engine['sessions']:,}", str(engine["incarnation"]), why,
         )  # fmt: skip
     return table
+
+
+def _recoveries(found: Sequence[JSON], now: float) -> list[Text]:
+    lines: list[Text] = []
+    for lost in found[:MAX_RECOVERIES]:
+        back = (
+            "retired" if lost["retired"] else f"back after {lost['replaced_s']:.0f} s" if lost["replaced_s"] is not None else "not back yet"
+        )
+        slowest = f", the slowest after {lost['slowest_s']:.1f} s" if lost["resumed"] else ""
+        went = f"{lost['moved']:,} sessions moved, {lost['resumed']:,} had their next token{slowest}"
+        text = f"  {_ago(now - lost['time'])} ago {lost['engine']}: {went}; {back}; {_plain(lost['reason'])}"
+        lines.append(Text(text, no_wrap=True, overflow="ellipsis"))
+    return [Text("recoveries", "bold"), *lines] if lines else []
+
+
+def _events(events: Sequence[JSON], now: float) -> list[Text]:
+    """The newest first."""
+    newest = sorted(events, key=lambda event: -event["time"])[:MAX_EVENTS]
+    lines = [Text(f"  {_ago(now - e['time'])} ago {e['event']} {_said(e)}", "dim", no_wrap=True, overflow="ellipsis") for e in newest]
+    return [Text("what happened", "bold"), *lines] if lines else []
+
+
+def _said(event: JSON) -> str:
+    fields = {key: value for key, value in event.items() if key not in ("time", "event", "source") and value not in ("", None, [])}
+    return _plain(" ".join(f"{key}={value}" for key, value in fields.items()))
+
+
+def _ago(seconds: float) -> str:
+    return duration(max(0.0, round(seconds)))
+
+
+def _plain(said: str) -> str:
+    """On one line, whatever an engine's log has in it."""
+    return printable(" ".join(said.split()))
