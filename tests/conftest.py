@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
+import hypothesis
 import pytest
 from engine_kinds import engine, kind, narrow, server, shared_narrow, shared_server, start
 from model_server import sglang_python, sglang_server, start_sglang, tiny_model
@@ -22,6 +23,9 @@ __all__ = [  # fixtures; there is no other conftest.py beside the tests that imp
     "engine", "kind", "narrow", "server", "sglang_python", "sglang_server", "shared_narrow", "shared_server", "start", "start_sglang",
     "tiny_model",
 ]  # fmt: skip
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # how busy the machine is says nothing of what is tested
+hypothesis.settings.load_profile("untimed")
 
 
 def user(text: str) -> dict[str, Any]:
