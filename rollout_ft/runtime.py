@@ -99,10 +99,10 @@ class Run:
     async def renew(self, timeout_s: float) -> None:
         """Keeps the run alive, and hands its new events to `on_event`."""
         news: News = await self.supervisor.ask("renew", self._cursor, timeout_s=timeout_s)
-        self._cursor = news.cursor
         missed = [{"time": wall(), "event": MISSED, "source": "run", "count": news.missed}] if news.missed else []
         for event in [*missed, *news.events]:
             self.on_event(event)
+        self._cursor = news.cursor  # not before: what could not be taken is told again
 
     async def metrics(self) -> dict[str, float]:
         """The run's metrics as one flat object, for a tracker (`wandb.log(await run.metrics(), step=step)`); about a second old.

@@ -84,7 +84,7 @@ def test_an_engine_is_down_until_it_is_up_again_or_is_not_wanted_any_more():
 def test_numbers_that_are_left_out_are_missing_and_those_seen_before_are_not_counted():
     first, second, third = numbered([opened("a"), opened("b"), opened("c")])
     made = account([first, third, third, first, event(MISSED, "run", count=4)])
-    assert (made.missing, made.opened) == (1 + 4, 2)
+    assert (made.missing, made.missed, made.opened) == (1, 4, 2)
     assert account([first, second, third]).missing == 0
 
 
@@ -118,6 +118,11 @@ def test_the_account_of_what_is_not_kept_and_the_rest_are_the_account_of_all(liv
     events = history(lives, rng)
     before = orjson.loads(orjson.dumps(account(events[:cut]).json()))
     assert account([event(ROTATED, "run", account=before), *events[cut:]]) == account(events)
+
+
+def test_a_token_that_is_told_of_after_its_trials_end_is_not_kept():
+    made = account([opened("a"), ended("a"), resumed("a~1", 2)])
+    assert made.early == {}
 
 
 def test_it_grows_with_what_is_under_way_alone():

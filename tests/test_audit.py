@@ -75,6 +75,11 @@ def test_counters_that_began_anew_are_left_out_with_the_reason(met: str):
     assert (made.wrong, len(made.notes)) == ([], 1)
 
 
+def test_a_run_that_counted_nothing_is_audited_without_counters():
+    made = audited(counters={})
+    assert (made.wrong, len(made.notes), made.figures["trials"]["counters"]) == ([], 1, None)
+
+
 def test_a_trial_that_was_never_played_is_in_the_summary_alone():
     aside = TrialResult("d", "d", "cancelled", None, "not played", 0, 0, 0, 0, 0, 0, 0.0)
     assert audited(results=[*RESULTS, aside]).wrong == []

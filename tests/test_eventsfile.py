@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from test_account import ended, event, numbered, opened
 
 from rollout_ft.telemetry.account import ROTATED, account
@@ -57,9 +58,24 @@ def test_a_process_that_is_killed_between_the_two_files_loses_nothing(tmp_path: 
     assert read_lines(tmp_path / NAME)[0]["event"] == ROTATED
 
 
+def test_an_event_that_a_full_disk_refuses_is_written_when_it_is_told_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made, (first, second) = EventsFile(tmp_path, MOST), life(1)
+    with monkeypatch.context() as full:
+        full.setattr(made._lines, "append", _full)
+        with pytest.raises(OSError, match="full"):
+            made.append(first)
+    for each in (first, second):
+        made.append(each)
+    assert list(read_events(tmp_path)) == [first, second]
+
+
+def _full(line: JSON) -> int:
+    raise OSError("the disk is full")
+
+
 def test_a_torn_line_is_none(tmp_path: Path):
     written(tmp_path, life(1))
     with (tmp_path / NAME).open("ab") as file:
         file.write(b'{"event": "trial.ope')
-    written(tmp_path, [event("run.started", "run")])
+    written(tmp_path, [event("run.started", "run", gateway_url="http://g")])
     assert [each["event"] for each in read_events(tmp_path)] == ["trial.opened", "trial.ended", "run.started"]

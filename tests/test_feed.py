@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hypothesis import given
-from hypothesis.strategies import booleans, integers, lists
+from hypothesis.strategies import booleans, integers, lists, sampled_from
 
 from rollout_ft.telemetry.events import MAX_BUFFERED, Events
 from rollout_ft.telemetry.feed import Feed
@@ -16,7 +16,7 @@ def emitted(events: Events, count: int) -> None:
 
 def told(feed: Feed, events: Events, *, heard: bool = True) -> list[int]:
     """One collection; without `heard` its answer is lost."""
-    answer = events.unheard(feed.heard("a"))
+    answer = events.unheard(feed.delivered("a"))
     return [event["seq"] for event in feed.tell(answer)] if heard else []
 
 
@@ -46,6 +46,28 @@ def test_a_reader_has_every_event_once_whichever_answers_are_lost(emits: list[in
         found += [event["seq"] for event in news.events]
         cursor = news.cursor
     assert found == list(range(1, sum(emits) + 1))
+
+
+@given(lists(sampled_from(["emit", "collect", "read", "read in vain", "die"]), max_size=40))
+def test_whenever_supervisors_die_the_owner_of_the_run_has_every_event_once(steps: list[str]):
+    feed, events, cursor = Feed(), Events("a"), ""
+    found: dict[int, None] = {}
+    emits = 0
+    for step in [*steps, "collect", "read"]:
+        match step:
+            case "emit":
+                emitted(events, 1)
+                emits += 1
+            case "collect":
+                told(feed, events)
+            case "die":
+                feed = Feed()
+            case _:
+                news = feed.after(cursor)
+                if step == "read":
+                    found |= dict.fromkeys(event["seq"] for event in news.events)
+                    cursor = news.cursor
+    assert list(found) == list(range(1, emits + 1))
 
 
 def test_events_that_are_told_again_after_their_reader_was_replaced_are_new_to_the_next_one():

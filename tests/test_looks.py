@@ -162,10 +162,10 @@ async def test_a_register_that_knows_nothing_learns_all_from_the_store(run: Loca
     heads = await store.heads()
     mine = run.register
     again = Register()
-    again.take(heads)
+    again.take(heads, list(again.rows))
     again.learn(await store.outlines(again.unknown()))
     assert again.unknown() == []
-    mine.take(heads)
+    mine.take(heads, list(mine.rows))
     assert orjson.dumps(list(sorted_rows(again))) == orjson.dumps(list(sorted_rows(mine)))
 
 

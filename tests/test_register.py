@@ -33,7 +33,7 @@ def test_a_trial_is_known_from_its_opening_to_its_release():
 
 def test_what_only_the_store_knows_is_asked_for_once():
     register = Register()
-    register.take({"t1": head(), "t2": head(released=True), "t3": head(damaged=True)})
+    register.take({"t1": head(), "t2": head(released=True), "t3": head(damaged=True)}, [])
     assert register.unknown() == ["t1", "t2"]
     ended = encode_entry(Ended(Outcome.ENV_FAILED, None, "no sandbox", 5))[1]
     note = orjson.dumps(ENDED | {"trial_id": "t2"})
@@ -48,16 +48,19 @@ def test_a_list_that_was_made_before_takes_nothing_back():
     old = {"t1": head()}
     register.restarted("t1", 2)
     register.released("t1")
-    register.take(old)
+    register.take(old, ["t1"])
     assert (register.rows["t1"].attempt, register.rows["t1"].released) == (2, True)
 
 
 def test_a_trial_that_the_store_has_forgotten_is_forgotten_and_one_that_is_new_is_not():
     register = Register()
-    register.take({"old": head(released=True)})
+    register.take({"old": head(released=True)}, [])
+    before = list(register.rows)
     register.opened(SPEC)
-    register.take({})
+    register.take({}, before)
     assert list(register.rows) == ["t1"]
+    register.take({}, list(register.rows))
+    assert not register.rows
 
 
 def test_another_life_of_a_name_begins_with_nothing():

@@ -10,6 +10,7 @@ whose journal write is still under way, and must not be acknowledged before it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 import socket
@@ -54,6 +55,8 @@ LOCK_PAUSE_S = 0.2
 
 Slot = tuple[Segments, int]
 """Where a payload is kept: number so and so of a trial's."""
+
+_log = logging.getLogger("rollout_ft")
 
 
 class Store:
@@ -169,8 +172,14 @@ class Store:
             return Outline(note=self._state.note(trial_id) or b"")
         last = log.length - 1
         ended = log.last_kind == OUTCOME
-        (first,), end = await bodies.read(0, 1), await bodies.read(last, last + 1) if ended else [b""]
-        return Outline(first, end[0])
+        try:
+            first, end = await bodies.read(0, 1), await bodies.read(last, last + 1) if ended else [b""]
+        except Exception as e:  # one that cannot be read is not to hide the others
+            _log.warning("trial.no_outline trial=%s: %s", trial_id, e)
+            return Outline()
+        if not first or not end:  # it was released meanwhile
+            return Outline(note=self._state.note(trial_id) or b"")
+        return Outline(first[0], end[0])
 
     async def export(self, wanted: list[tuple[str, int]]) -> list[Export | None]:
         """Stretches of logs, each from a position on, in the order asked; it ends early at about `EXPORT_BYTES`.

@@ -34,6 +34,8 @@ class Output:
         (directory / "trajectories").mkdir(exist_ok=True)
         self.results = {result.trial_id: result for result in _settled(directory)}
         self.lost: list[TrialResult] = []
+        self._told, self._untold = set[str](), set[str]()
+        """Trials whose end an event told to this process, and those whose result it has."""
         self._trials = Lines(directory / "trials.jsonl")
         self._events = EventsFile(directory, max_events_bytes)
         for result in self.results.values():
@@ -51,12 +53,15 @@ class Output:
         self._trials.append(result.line())
         self._trials.sync()  # the stores forget the trial when this returns
         self.results[result.trial_id] = result
+        self._untold.add(result.trial_id)
         decided = self._board.ended(result.trial_id, lost=result.lost, reward=result.reward)
         if self._groups is not None and isinstance(decided, GroupResult):
             self._groups.append(decided.line())
 
     def event(self, event: JSON) -> None:
         self._events.append(event)
+        if event["event"] == "trial.ended":
+            self._told.add(event["trial"])
 
     def last_view(self) -> int:
         """The highest view that an earlier process heard of."""
@@ -65,6 +70,10 @@ class Output:
     def counters(self, metrics: dict[str, float]) -> None:
         """What the actors of this process's run have counted when all trials had ended."""
         _replace(self._directory / "metrics.json", orjson.dumps(metrics, option=orjson.OPT_INDENT_2))
+
+    @property
+    def planned(self) -> int:
+        return len(self._board.plays)
 
     @property
     def owed(self) -> int:
@@ -81,7 +90,8 @@ class Output:
 
     def summary(self, seconds: float) -> JSON:
         """Writes and returns the totals of all trials; `seconds` are added to those of earlier processes."""
-        for trial_id in self.results.keys() & self._events.account.running.keys():  # told by a supervisor that was lost with it
+        untold = (self._untold - self._told) | self._events.account.running.keys()
+        for trial_id in sorted(self.results.keys() & untold):  # a supervisor that was lost had it alone
             self._events.append(self.results[trial_id].event())
         made: JSON = {
             **totals(list(self.results.values())), "unfinished": self.owed, "seconds": round(self._seconds() + seconds, 1)

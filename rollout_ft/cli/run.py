@@ -112,7 +112,8 @@ async def _play_out(directory: Directory, output: Output, console: Console) -> N
 
             def ended(result: TrialResult, trajectory: JSON) -> None:
                 output.trial(result, trajectory)
-                if line := progress.ended(result, done=len(output.results), owed=output.owed, now=monotonic()):
+                done = len(output.results)
+                if line := progress.ended(result, done=done, planned=output.planned, owed=lambda: output.owed, now=monotonic()):
                     console.print(line, highlight=False, markup=False, soft_wrap=True)
 
             sandboxes = directory.path / "sandboxes"

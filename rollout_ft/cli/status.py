@@ -26,9 +26,11 @@ from rollout_ft.errors import BadRequest, ConfigError
 from rollout_ft.fleet.health import State
 from rollout_ft.fleet.listing import WAITS
 from rollout_ft.gateway.keys import Keys
+from rollout_ft.telemetry.account import account
 from rollout_ft.telemetry.eventsfile import read_events
 from rollout_ft.telemetry.explanations import explain
 from rollout_ft.telemetry.plots import duration
+from rollout_ft.telemetry.recent import OF_TRIALS
 from rollout_ft.telemetry.words import counted, printable
 from rollout_ft.trial.client import Client
 from rollout_ft.types import JSON
@@ -41,7 +43,6 @@ MAX_ENGINES, MAX_PROBLEMS, MAX_TRIALS, MAX_REMEDIES, MAX_RECOVERIES, MAX_EVENTS 
 _STYLES = {State.HEALTHY: "green", State.DEAD: "bold red", State.RETIRED: "dim"}
 _CALM = {"runs", "done", "idle", "restarted"}
 _GRAVE = {"damaged", "stuck", "lost"}
-_OF_TRIALS = ("trial.", "session.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +69,10 @@ def where(directory: Path | None, gateway_url: str, key_file: Path | None) -> Wh
 
 
 def _last_url(directory: Path) -> str:
-    started = [e for e in read_events(directory) if e.get("event") == "run.started"]
-    if not started:
+    url = account(read_events(directory)).gateway_url
+    if not url:
         raise ConfigError(f"{directory} does not say where its gateway is: no process of the run was up yet; wait, or give --gateway-url")
-    return started[-1]["gateway_url"]
+    return url
 
 
 async def follow(there: Where, every_s: float, as_json: bool, console: Console) -> None:
@@ -133,7 +134,7 @@ def summary(overview: JSON) -> JSON:
         "turns": {"in_flight": turns["count"], "waits": turns["waits"]},
         "problems": [*_silent(overview), *overview["problems"]],
         "attention": [row for row in trials["trials"] if row["attention"] not in _CALM], "recoveries": overview["recoveries"],
-        "events": [event for event in overview["events"]["events"] if not event["event"].startswith(_OF_TRIALS)],
+        "events": [event for event in overview["events"]["events"] if not event["event"].startswith(OF_TRIALS)],
     }  # fmt: skip
 
 

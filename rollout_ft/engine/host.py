@@ -470,7 +470,7 @@ class SessionHost:
             if not begun and len(g.ids) > had:
                 begun = True
                 self._counts.observe(FIRST_TOKEN_SECONDS, monotonic() - g.began, *whose(held.session.spec))
-                self._resumed(held, in_flight=flight.request.resent)
+                self._resumed(held, g, in_flight=flight.request.resent)
 
         async def progress(g: Generation) -> dict[str, object] | None:
             nonlocal fleet
@@ -495,15 +495,15 @@ class SessionHost:
                     raise SessionMoved(held.session.id, in_flight=True) from e
         raise spent_error(engine.max_generations_per_turn)
 
-    def _resumed(self, held: Held, *, in_flight: bool) -> None:
-        """A turn that was in flight waits since its engine was lost; another since somebody asked for it."""
+    def _resumed(self, held: Held, g: Generation, *, in_flight: bool) -> None:
+        """A turn that was in flight waits since its engine was lost; another since somebody asked for it, and not for its tools."""
         if held.loss is None:
             return
         loss, held.loss = held.loss, None
-        before_s = loss.ago_s + loss.unseen_s if in_flight else 0.0
+        since = held.taken - loss.ago_s - loss.unseen_s if in_flight else max(held.taken, g.began)
         self._events.emit(
             "session.resumed", session=held.session.id, engine=self._engine_id, epoch=held.epoch, reason=loss.why,
-            seconds=round(monotonic() - held.taken + before_s, 3), detect_s=round(loss.unseen_s, 3),
+            seconds=round(monotonic() - since, 3), detect_s=round(loss.unseen_s, 3),
         )  # fmt: skip
 
     async def _lose(self, reason: str) -> None:

@@ -248,9 +248,9 @@ class Engines:
     def loss(self, engine_id: str, incarnation: int) -> Loss:
         """What became of an engine that had a session."""
         engine = self.by_id.get(engine_id)
-        if engine is not None and engine.health.incarnation == incarnation and engine.health.state is not State.DEAD:
-            return Loss()
         lost, reason, at = engine.last_loss if engine is not None else (0, "", 0.0)
+        if engine is not None and engine.health.incarnation == incarnation != lost and engine.health.state is not State.DEAD:
+            return Loss()
         if lost != incarnation:
             return Loss(OTHER)
         silence_s = MISSES * self._crew.setup.config.fleet.ping_s

@@ -128,7 +128,8 @@ class Looks:
             register = self._sessions.register
             try:
                 async with asyncio.timeout(STORE_S):
-                    register.take(await self._stores.port().heads())
+                    before = list(register.rows)
+                    register.take(await self._stores.port().heads(), before)
                     await self._learn(register.unknown(), register.learn)
             except (RolloutFTError, TimeoutError, OSError) as e:
                 raise BadRequest(f"the checkpoint store does not answer: {e or 'in time'}", 503, "store_unavailable") from e

@@ -59,8 +59,6 @@ class Member:
 
     async def _repeated(self, method: str, *args: Any) -> Any:
         call = getattr(self.handle, method)
-        if args and isinstance(args[0], str):  # whose call it is, for who looks at Ray's tasks: a session's, or a trial's
-            call = call.options(name=f"{method} {args[0]}")
         for _ in range(REPEATS):
             try:
                 return await call.remote(*args)

@@ -6,7 +6,7 @@ store, whose trials are the ones that there are. A row costs nothing while nobod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import orjson
@@ -53,10 +53,12 @@ class Register:
     def released(self, trial_id: str) -> None:
         self._row(trial_id).released = True
 
-    def take(self, heads: Mapping[str, Head]) -> None:
-        """What the store has: its trials, how far they are, which of them it has forgotten or cannot read."""
-        for trial_id in [each for each, row in self.rows.items() if row.entries and each not in heads]:
-            del self.rows[trial_id]
+    def take(self, heads: Mapping[str, Head], before: Iterable[str]) -> None:
+        """What the store has: its trials, how far they are, which of them it has forgotten or cannot read. `before`: the rows that
+        were there when it was asked; of the others it may not know yet."""
+        for trial_id in before:
+            if trial_id not in heads:
+                self.rows.pop(trial_id, None)
         for trial_id, head in heads.items():
             row = self.rows.get(trial_id)
             if row is None:

@@ -65,6 +65,9 @@ class Sessions:
                 if epoch > epochs.get(sid, 0):
                     epochs[sid], self._places[sid] = epoch, Place(engine_id, incarnation)
 
+    def count(self) -> int:
+        return len(self._places)
+
     def held(self) -> Counter[str]:
         """How many sessions each engine has; those of an engine that is lost are there until somebody asks for them."""
         return Counter(at.engine_id for at in self._places.values())
@@ -165,18 +168,24 @@ class Sessions:
             except SessionClosed:
                 break
             self._places.pop(sid, None)
-            self._ended[trial_id] = result
-            self.register.ended(result)
-            if len(self._ended) > MAX_ENDED:
-                del self._ended[next(iter(self._ended))]
-            self._events.emit("trial.ended", **end_of(result))
+            self._over(result)
             return result
         trial = await self.read(trial_id)
         if trial["state"] != "running" and trial["outcome"] == outcome.value and trial["reward"] == reward:
-            if trial["state"] == "ended" and trial_id not in self._ended:  # who recorded it may have ended before it could say so
-                self._events.emit("trial.ended", **end_of(trial))
+            if trial["state"] == "ended":  # who recorded it may have ended before it could say so
+                self._over(trial)
             return trial
         raise BadRequest(f"trial {trial_id} is {trial['state']} ({trial['outcome']})", 409, "trial_ended")
+
+    def _over(self, trial: JSON) -> None:
+        """The store has a trial's end. Told once, whoever asks again."""
+        trial_id, known = trial["trial_id"], trial["trial_id"] in self._ended
+        self._ended[trial_id] = trial
+        self.register.ended(trial)
+        if len(self._ended) > MAX_ENDED:
+            del self._ended[next(iter(self._ended))]
+        if not known:
+            self._events.emit("trial.ended", **end_of(trial))
 
     async def read(self, trial_id: str) -> JSON:
         """A trial's summary: from its owner when it has one, else from the store. Raises BadRequest (404, 409, 503)."""

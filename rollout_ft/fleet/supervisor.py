@@ -175,7 +175,9 @@ class Supervisor:
         ray.actor.exit_actor()  # on purpose: Ray does not start it again
 
     async def _collect(self) -> None:
-        await asyncio.gather(*(self._renew(m) for m in self._crew_members()))
+        members = self._crew_members()
+        await asyncio.gather(*(self._renew(m) for m in members))
+        self._totals.keep({member.role for member in members})
         self._told(self._events.take())
         self._recent.add(self._fresh)
         self._recoveries.add(self._fresh)
@@ -196,7 +198,7 @@ class Supervisor:
         behind = [engines.commands.weights.behind(e.weight_version) for e in engines.by_id.values() if e.health.serves]
         self._totals.fleet = {
             **{(ENGINES, state): n for state, n in Counter(e.health.state.value for e in engines.by_id.values()).items()},
-            (SESSIONS_ACTIVE,): self._sessions.held().total(), (STALENESS,): max(behind, default=0),
+            (SESSIONS_ACTIVE,): self._sessions.count(), (STALENESS,): max(behind, default=0),
             **self._stores.gauges(),
         }  # fmt: skip
         if self._publisher is not None:
@@ -204,7 +206,7 @@ class Supervisor:
 
     async def _renew(self, member: Member) -> None:
         readings: Readings | None = None
-        heard = self._feed.heard(member.name)
+        heard = self._feed.delivered(member.name)
         try:
             events, readings = await member.ask("renew", heard, timeout_s=self._setup.config.orphan_s / 5)
             self._told(events)

@@ -28,7 +28,9 @@ class Account:
 
     events: Counter[str] = field(default_factory=Counter[str])
     missing: int = 0
-    """Events that were made and are not here."""
+    """Events whose number was left out."""
+    missed: int = 0
+    """Those that were said to have come too fast; where their source told another since, they are missing as well."""
     opened: int = 0
     outcomes: Counter[str] = field(default_factory=Counter[str])
     sums: Counter[str] = field(default_factory=Counter[str])
@@ -51,13 +53,22 @@ class Account:
     lately: dict[str, None] = field(default_factory=dict[str, None])
     view: int = 0
     """The highest number of a view of the checkpoint store."""
+    gateway_url: str = ""
+    """Where the run was served last."""
 
     def saw(self, event: JSON) -> bool:
         """False for one that was seen before: a process may tell it twice, to two supervisors."""
-        if not self._is_new(event):
+        if self.knows(event):
             return False
+        self._number(event)
         self._fold(event)
         return True
+
+    def knows(self, event: JSON) -> bool:
+        """What the run's own process says has no number."""
+        if 0 < event.get("seq", 0) <= self.heard.get(event.get("source", ""), 0):
+            return True
+        return event["event"] == "trial.ended" and event["trial"] in self.lately
 
     def _fold(self, event: JSON) -> None:
         name = event["event"]
@@ -82,7 +93,7 @@ class Account:
                 self.recovered_s += event["seconds"]
                 if self.moving.get(event["session"]) == event["epoch"]:
                     self._settle(event["session"], "resumed")
-                else:
+                elif event["session"].rpartition("~")[0] not in self.lately:
                     self.early[event["session"]] = event["epoch"]
             case "engine.dead":
                 self.lost[f"engine: {loss_of(event['reason'])}"] += 1
@@ -92,25 +103,23 @@ class Account:
             case "view.opened":
                 self.view = max(self.view, event["number"])
             case _ if name == MISSED:
-                self.missing += event["count"]
+                self.missed += event["count"]
+            case "run.started":
+                self.gateway_url = event["gateway_url"]
             case "store.lost" | "gateway.lost" | "supervisor.rebuilt":
                 self.lost[name.partition(".")[0]] += 1
             case _:
                 pass
 
-    def _is_new(self, event: JSON) -> bool:
-        """Numbers that are left out are events that nobody has. What the run's own process says has none."""
+    def _number(self, event: JSON) -> None:
+        """Numbers that are left out are events that nobody has."""
         source, seq = event.get("source", ""), event.get("seq", 0)
-        heard = self.heard.get(source, 0)
-        if seq:
-            if seq <= heard:
-                return False
-            self.missing += seq - heard - 1
-            self.heard.pop(source, None)
-            self.heard[source] = seq
-            if len(self.heard) > MAX_SOURCES:
-                del self.heard[next(iter(self.heard))]
-        return event["event"] != "trial.ended" or event["trial"] not in self.lately
+        if not seq:
+            return
+        self.missing += seq - self.heard.pop(source, 0) - 1
+        self.heard[source] = seq
+        if len(self.heard) > MAX_SOURCES:
+            del self.heard[next(iter(self.heard))]
 
     def _end(self, event: JSON) -> None:
         trial = event["trial"]

@@ -67,15 +67,15 @@ def _figure(
 def _open(told: Account) -> list[str]:
     """What began, and of which no event tells how it ended."""
     return [
-        *([f"{told.missing:,} events are missing: their numbers are left out"] if told.missing else []),
+        *([f"{missing:,} events are missing: their numbers are left out"] if (missing := max(told.missing, told.missed)) else []),
         *(f"trial {trial} was opened, and has no end" for trial in told.running),
         *(f"session {session} was taken over, and neither went on, started again nor ended" for session in told.moving),
     ]
 
 
 def _not_counted(told: Account, counters: Mapping[str, float] | None) -> str:
-    if counters is None:
-        return "counters are left out: the process that ended the run could not ask for them"
+    if not counters:
+        return "counters are left out: nothing was counted (telemetry.metrics), or the process that ended the run could not ask"
     if told.events["run.resumed"]:
         return "counters are left out: several processes ran the run, and each began its own"
     return "counters are left out: a supervisor that was started again began its own" if told.events["supervisor.rebuilt"] else ""

@@ -29,9 +29,10 @@ class EventsFile:
 
     def append(self, event: JSON) -> None:
         """Writes it, unless it was written before."""
-        if not self.account.saw(event):
+        if self.account.knows(event):
             return
-        self._bytes += self._lines.append(event)
+        self._bytes += self._lines.append(event)  # first: one that a full disk refuses is told again
+        self.account.saw(event)
         if self._bytes > self._most:
             self._lines.close()
             os.replace(self._path, self._old)

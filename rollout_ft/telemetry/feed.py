@@ -35,10 +35,12 @@ class Feed:
         self._events: deque[JSON] = deque(maxlen=MAX_BUFFERED)
         self._count = 0
         self._heard: dict[str, int] = {}
+        self._delivered: dict[str, int] = {}
+        self._behind = 0
 
-    def heard(self, source: str) -> int:
-        """The number of the last event that it told."""
-        return self._heard.get(source, 0)
+    def delivered(self, source: str) -> int:
+        """The number of its last event that a reader has come past: who tells it may forget it."""
+        return self._delivered.get(source, 0)
 
     def tell(self, events: Iterable[JSON]) -> list[JSON]:
         """What a process tells of itself; returns those that are new."""
@@ -48,12 +50,9 @@ class Feed:
         return fresh
 
     def _is_new(self, source: str, seq: int) -> bool:
-        if seq <= self.heard(source):
+        if seq <= self._heard.get(source, 0):
             return False
-        self._heard.pop(source, None)
-        self._heard[source] = seq
-        if len(self._heard) > MAX_SOURCES:
-            del self._heard[next(iter(self._heard))]
+        _newest(self._heard, source, seq)
         return True
 
     def after(self, cursor: str, most: int = MAX_BUFFERED) -> News:
@@ -62,5 +61,15 @@ class Feed:
         oldest = self._count - len(self._events)
         at = int(number) if name == self.name and number.isdecimal() else oldest
         start = min(max(at, oldest), self._count)
+        for event in islice(self._events, max(0, self._behind - oldest), start - oldest):
+            _newest(self._delivered, event["source"], event["seq"])
+        self._behind = max(self._behind, start)
         events = list(islice(self._events, start - oldest, start - oldest + most))
         return News(events, f"{self.name}:{start + len(events)}", max(0, start - at))
+
+
+def _newest(numbers: dict[str, int], source: str, seq: int) -> None:
+    numbers.pop(source, None)
+    numbers[source] = seq
+    if len(numbers) > MAX_SOURCES:
+        del numbers[next(iter(numbers))]

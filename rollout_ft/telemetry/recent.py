@@ -14,6 +14,7 @@ from heapq import merge
 
 from rollout_ft.types import JSON
 
+OF_TRIALS = ("trial.", "session.", "turn.")
 KEPT = 1000
 """Of each of the two."""
 CURSOR = re.compile(r"[0-9a-f]{8}-[0-9]{1,15}")
@@ -31,7 +32,7 @@ class Recent:
     def add(self, events: Iterable[JSON]) -> None:
         for event in events:
             self._last += 1
-            kept = self._trials if event["event"].startswith(("trial.", "session.")) else self._run
+            kept = self._trials if event["event"].startswith(OF_TRIALS) else self._run
             if len(kept) == KEPT:
                 self._forgotten = max(self._forgotten, kept[0][0])
             kept.append((self._last, event))

@@ -10,7 +10,7 @@ trials have ended it is the count of their summaries.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 
 from rollout_ft.telemetry import metrics as m
@@ -50,6 +50,11 @@ class Totals:
             if new > 0:
                 self.counts.add(*series, by=new)
                 told.counts[series] = count
+
+    def keep(self, roles: Set[str]) -> None:
+        """Those that there are: what was so at another is so no more."""
+        for role in self._told.keys() - roles:
+            self._told[role].gauges = {}
 
     def saw(self, event: JSON) -> None:
         """A transition of which there are few, counted from its event."""
