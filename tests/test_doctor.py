@@ -123,7 +123,7 @@ def answering(paths: dict[str, tuple[int, Any]]) -> Iterator[str]:
 
 
 def test_prometheus_and_grafana_are_asked_where_the_heads_environment_says_they_are(tmp_path: Path):
-    there = {"data": {"result": [1], "groups": [{"name": "rollout_ft"}]}}
+    there = {"status": "success", "data": {"result": [1], "groups": [{"name": "rollout_ft"}]}}
     both = {"/api/v1/": (200, there), "/api/health": (200, {}), "/api/dashboards/uid/rollout-ft": (200, {})}
     (tmp_path / "prom_metrics_service_discovery.json").touch()
     with answering(both) as url:
@@ -132,7 +132,7 @@ def test_prometheus_and_grafana_are_asked_where_the_heads_environment_says_they_
 
 
 def test_what_they_do_not_have_is_seen(tmp_path: Path):
-    without = {"/api/v1/": (200, {"data": {"result": [], "groups": []}}), "/api/health": (200, {})}
+    without = {"/api/v1/": (200, {"status": "success", "data": {"result": [], "groups": []}}), "/api/health": (200, {})}
     with answering(without) as url:
         seen = look({"RAY_PROMETHEUS_HOST": url, "RAY_GRAFANA_HOST": url}, str(tmp_path))
     assert seen == Monitoring(False, url, True, False, False, url, True, False)

@@ -52,7 +52,7 @@ class Gateway:
         self.trials[trial_id] = self._trial(trial_id, "running")
         return self._session(trial_id)
 
-    async def restart(self, name: str, from_attempt: int, checkpoint: bool) -> Session:
+    async def restart(self, name: str, from_attempt: int, checkpoint: bool, reason: str, cause: str) -> Session:
         self.trials[name] |= {"attempt": from_attempt + 1, "session_id": f"{name}~{from_attempt + 1}"}
         return self._session(name)
 

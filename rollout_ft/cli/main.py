@@ -53,7 +53,7 @@ def demo(
     chosen = read_tasks(tasks or quickstart())[:trials]
     console = Console(stderr=json)
     console.print(f"{len(chosen)} trials, seed {seed}: rollout-ft demo --seed {seed} --trials {trials}")
-    result = _run(command.demo(chosen, seed, console, events))
+    result = _run(command.demo(chosen, seed, console, events), json)
     if result is None:
         raise typer.Exit(1)
     if json:
@@ -71,7 +71,7 @@ def demo_sglang(
     """Six trials on real SGLang engines on a CPU; one engine is killed in mid-generation."""
     from rollout_ft.cli import demo_sglang as command
 
-    result = _run(command.demo(python, model, engines, Console(stderr=json)))
+    result = _run(command.demo(python, model, engines, Console(stderr=json)), json)
     if result is None:
         raise typer.Exit(1)
     if json:
@@ -347,12 +347,12 @@ def bench_store(
         raise typer.BadParameter("write numbers, as 1,32,256", param_hint="--sessions")
     scale = Scale(seconds, tuple(map(int, sessions.split(","))), resumed, tokens, journal_dir)
     console = Console(stderr=json)
-    figures = _run(bench(scale, console))
+    figures = _run(bench(scale, console), json)
     if figures is None:
         raise typer.Exit(1)
     if recoveries:
         with contextlib.redirect_stdout(sys.stderr):  # Ray tells of what was killed
-            lost: JSON | None = _run(recovery(recoveries))
+            lost: JSON | None = _run(recovery(recoveries), json)
         if lost is None:
             raise typer.Exit(1)
         console.print(table(lost))
@@ -380,7 +380,7 @@ def bench_storm(
     async def both() -> JSON:
         return {**await storm.bench(wanted, console), "load": await sweep.sweep(wanted, console)}
 
-    figures = _run(both(), uvloop.new_event_loop)
+    figures = _run(both(), json, uvloop.new_event_loop)
     if figures is None:
         raise typer.Exit(1)
     if json:
@@ -403,7 +403,7 @@ def bench_recovery(
         console.print(f"{siege.blow.value}: seen after {siege.detect_s or 0:.2f} s, next tokens within {tokens:.2f} s", highlight=False)
 
     with contextlib.redirect_stdout(sys.stderr):  # Ray tells of what was killed
-        figures: JSON | None = _run(bench(runs, seed=seed, show=show))
+        figures: JSON | None = _run(bench(runs, seed=seed, show=show), json)
     if figures is None:
         raise typer.Exit(1)
     if json:
@@ -426,7 +426,7 @@ def bench_trial(
     if not all(each.isdigit() and int(each) > 1 for each in turns.split(",")):
         raise typer.BadParameter("write numbers above 1, as 10,50,200", param_hint="--turns")
     scale = trial.Scale(tuple(map(int, turns.split(","))), runs, tokens_in, tokens_out, tokens_per_s)
-    figures = _run(trial.bench(scale, Console(stderr=json)))
+    figures = _run(trial.bench(scale, Console(stderr=json)), json)
     if figures is None:
         raise typer.Exit(1)
     if json:
@@ -436,15 +436,16 @@ def bench_trial(
 def _bench(scale: Scale, profile: Path | None, json: bool) -> None:
     from rollout_ft.cli.bench.command import bench
 
-    figures = _run(bench(scale, Console(stderr=json), profile))
+    figures = _run(bench(scale, Console(stderr=json), profile), json)
     if figures is None:
         raise typer.Exit(1)
     if json:
         print(orjson.dumps(figures).decode())
 
 
-def _run(work: Coroutine[Any, Any, Any], loop: Callable[[], asyncio.AbstractEventLoop] | None = None) -> Any:
-    """Runs it to its end; SIGINT and SIGTERM cancel it, so that everything it started is ended."""
+def _run(work: Coroutine[Any, Any, Any], json: bool = False, loop: Callable[[], asyncio.AbstractEventLoop] | None = None) -> Any:
+    """Runs it to its end; SIGINT and SIGTERM cancel it, so that everything it started is ended. With `json` what Ray says on the way
+    does not go where the result does."""
 
     async def cancellable() -> Any:
         task = asyncio.ensure_future(work)
@@ -455,7 +456,8 @@ def _run(work: Coroutine[Any, Any, Any], loop: Callable[[], asyncio.AbstractEven
             return await task
         return None
 
-    with asyncio.Runner(loop_factory=loop) as runner:
+    aside = contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext()
+    with aside, asyncio.Runner(loop_factory=loop) as runner:
         return runner.run(cancellable())
 
 

@@ -172,6 +172,15 @@ class Gateway:
             raise BadRequest(message, 429, "too_many_in_flight")
         self.in_flight += 1
         self._by_session[sid] += 1
+        try:
+            await self._traced_turn(x, sid)
+        finally:
+            self.in_flight -= 1
+            self._by_session[sid] -= 1
+            if not self._by_session[sid]:
+                del self._by_session[sid]
+
+    async def _traced_turn(self, x: Exchange, sid: str) -> None:
         span = self._tracing.turn(sid, x.scope["headers"], chat=not x.path.endswith("/generate"))
         try:
             await self._held_turn(x, sid, span)
@@ -181,12 +190,11 @@ class Gateway:
         except SessionClosed:
             span.refused(404, "session_closed")
             raise
+        except Exception:
+            span.refused(500, "internal_error")
+            raise
         finally:
             span.end(x.status)
-            self.in_flight -= 1
-            self._by_session[sid] -= 1
-            if not self._by_session[sid]:
-                del self._by_session[sid]
 
     async def _held_turn(self, x: Exchange, sid: str, span: TurnSpan) -> None:
         began = monotonic()
@@ -249,7 +257,9 @@ class Gateway:
         try:
             status, _, reply = answer.result()
         except (BadRequest, SessionClosed) as e:
-            status, reply = 500, call.dialect.error(str(e), getattr(e, "code", "session_closed"), getattr(e, "status", 404))
+            code, said = getattr(e, "code", "session_closed"), getattr(e, "status", 404)
+            call.span.refused(said, code)
+            status, reply = 500, call.dialect.error(str(e), code, said)
         if status != 200:
             reply = call.dialect.error_event(reply)
         was_gone = gone.done()

@@ -105,12 +105,13 @@ class SweRex:
 
     async def stop(self) -> None:
         thread, self._thread = self._thread, None
-        if thread is not None:
-            try:
+        try:
+            if thread is not None:
                 await thread.run(self._stop())
-            finally:
+        finally:
+            if thread is not None:
                 thread.end()
-        await asyncio.to_thread(self._clean, mine=True)
+            await asyncio.to_thread(self._clean, mine=True)
 
     async def snapshot(self) -> str:
         raise NotImplementedError("no deployment of SWE-ReX can save a state")
@@ -137,7 +138,10 @@ class SweRex:
         self._clean(mine=False)
         deployment = self._deployment = self._config.get_deployment()
         deployment.add_hook(_Hook(self))
-        await deployment.start()
+        try:
+            await deployment.start()
+        except RuntimeError as e:  # so it says that the container has ended
+            raise EnvironmentLost(f"SWE-ReX: {e}"[:500]) from e
         await self._open_shell()
         for path, text in self._files.items():
             await deployment.runtime.write_file(WriteFileRequest(path=f"{self._home}/{path}", content=text))
@@ -206,8 +210,8 @@ class SweRex:
         """Ends and removes what this sandbox has left, or what those of dead attempts have."""
         for note in [self._note] if mine else list(self._directory.glob("container-*")):
             if note.exists():
-                runtime, name = orjson.loads(note.read_bytes())
-                with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                with contextlib.suppress(OSError, ValueError, subprocess.TimeoutExpired):  # a torn note is none
+                    runtime, name = orjson.loads(note.read_bytes())
                     subprocess.run([runtime, "rm", "--force", name], capture_output=True, timeout=STOP_S, check=False)
                 note.unlink(missing_ok=True)
         for live in [self._live] if mine else list(self._directory.glob("live-*")):

@@ -6,6 +6,7 @@ Owns how both are made and read. What an agent sends is anybody's word: a header
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Generator, Iterable
 from hashlib import blake2b, sha256
 
@@ -48,6 +49,9 @@ def sent(headers: Iterable[tuple[bytes, bytes]]) -> Context:
     if sum(map(len, carrier.get(_TRACESTATE, []))) > MAX_TRACESTATE_CHARS:
         del carrier[_TRACESTATE]
     return _PROPAGATOR.extract(carrier, Context())
+
+
+logging.getLogger("opentelemetry.trace.span").setLevel(logging.ERROR)  # it would log what an agent sends, with every request
 
 
 def of(context: Context) -> SpanContext:

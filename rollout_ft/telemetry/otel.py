@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import lru_cache
@@ -30,6 +31,7 @@ from rollout_ft.telemetry.tracing import NO_CALL, USAGE, CallSpan, Tracing, Turn
 from rollout_ft.types import JSON, UNSAID, Outcome, Why, split_session_id
 
 MAX_CAUSE_CHARS = 500
+_KIND = re.compile(r"[\w .]{1,64}")
 MAX_KNOWN = 16_384
 """Attempts whose ids need not be made again."""
 _HEADERS = {
@@ -216,7 +218,10 @@ def _cause(session: Session, why: Why = UNSAID) -> str:
     ended = session.ended
     cause = ended.cause if ended else session.fault or why.cause
     told = ended.outcome in (Outcome.AGENT_FAILED, Outcome.ENV_FAILED) if ended else why.reason in ("agent", "environment")
-    return (cause.partition(": ")[0] if told or cause.startswith(DIVERGED) else cause)[:MAX_CAUSE_CHARS]
+    if not told and not cause.startswith(DIVERGED):
+        return cause[:MAX_CAUSE_CHARS]
+    kind = cause.partition(": ")[0]
+    return kind if _KIND.fullmatch(kind) else (ended.outcome.value if ended else why.reason)
 
 
 def _of_spec(session: Session) -> dict[str, str]:

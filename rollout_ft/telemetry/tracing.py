@@ -131,6 +131,9 @@ def tracing_of(setup: Traced, instance: str) -> Tracing:
     except ImportError as e:  # on this node
         _log.warning("tracing.off instance=%s: install %s: %s", instance, EXTRA, e)
         return OFF
+    except Exception as e:  # a setting of the exporter's: the run goes on without its spans
+        _log.warning("tracing.off instance=%s: %r: look at the OTEL_… variables", instance, e)
+        return OFF
 
 
 def wanted(mode: str, env: Mapping[str, str]) -> tuple[dict[str, str] | None, str]:
