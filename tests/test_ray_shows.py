@@ -38,7 +38,7 @@ def test_what_is_known_before_the_gateway_is_up_is_in_the_jobs_metadata():
     everywhere = load(None, ["gateway.port=8123", "gateway.host=0.0.0.0"])
     assert rayjob.STATUS not in rayjob.metadata(everywhere)
     assert base_url(everywhere.gateway, 8123, "10.0.0.7") == "http://10.0.0.7:8123"
-    assert base_url(load(None, ["gateway.host=::"]).gateway, 8123, "fd00::7") == "http://[fd00::7]:8123"
+    assert base_url(load(None, {"gateway.host": "::"}).gateway, 8123, "fd00::7") == "http://[fd00::7]:8123"
     told = rayjob.metadata(load(None, ["run=math", "gateway.advertise_url=https://gate.example/x/"]))
     assert told[rayjob.STATUS] == "https://gate.example/x/status"
 
