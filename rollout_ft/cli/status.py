@@ -235,7 +235,8 @@ def _attention(rows: Sequence[JSON]) -> list[RenderableType]:
 
 def _engines(seen: JSON) -> Table:
     worst_first = sorted(seen["engines"], key=lambda engine: (engine["state"] == State.HEALTHY, engine["state"] == State.RETIRED))
-    left_out = Counter(seen["engine_states"]) - Counter(engine["state"] for engine in worst_first[:MAX_ENGINES])
+    shown: Counter[str] = Counter(engine["state"] for engine in worst_first[:MAX_ENGINES])
+    left_out = Counter[str](seen["engine_states"]) - shown
     table = Table("engine", "state", "version", "sessions", "start", "why", box=None, caption_justify="left", header_style="dim")
     table.caption = f"and {_counts(left_out)}" if left_out else None
     for engine in worst_first[:MAX_ENGINES]:
