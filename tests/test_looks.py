@@ -109,6 +109,7 @@ async def test_an_engine_that_does_not_say_is_named_and_the_rest_is_shown(run: L
     async def broken(limit: int) -> JSON:
         raise RuntimeError("no")
 
+    await run.client.open_session(trial_id="beside")
     engine: Any = run.crew.engines["engine-1"]
     in_flight, engine.in_flight = engine.in_flight, broken
     await asyncio.sleep(1.1)
