@@ -260,13 +260,17 @@ class EngineConfig(Settings):
         return self
 
 
+EVERYWHERE = ("0.0.0.0", "::")
+"""Hosts that are every address of a machine, so that nobody can be sent there."""
+
+
 class GatewayConfig(Settings):
     host: str = "127.0.0.1"
     port: int = Field(default=0, ge=0, le=65535)
     """0 takes a free one."""
     count: int = Field(default=2, ge=1)
     advertise_url: str = ""
-    """What agents are told (`base_url`), when it is not http(s)://host:port."""
+    """What agents are told (`base_url`), when it is not http(s)://host:port; for a host that is every address, a gateway's node."""
     tls_cert: str = ""
     tls_key: str = ""
     open_sessions: Literal["none", "v1", "v2"] = "none"

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 
-from rollout_ft.config import Config
+from rollout_ft.config import EVERYWHERE, Config
 from rollout_ft.rayapi import ray
 from rollout_ft.types import JSON
 
@@ -25,7 +25,8 @@ def metadata(config: Config) -> dict[str, str]:
     """What is known before anything is started: the page's address where the config fixes it."""
     gateway = config.gateway
     scheme = "https" if gateway.tls_cert else "http"
-    url = gateway.advertise_url or (f"{scheme}://{gateway.host}:{gateway.port}" if gateway.port else "")
+    fixed = gateway.port and gateway.host not in EVERYWHERE
+    url = gateway.advertise_url or (f"{scheme}://{gateway.host}:{gateway.port}" if fixed else "")
     return {RUN: config.run} | ({STATUS: page(url)} if url else {})
 
 

@@ -14,8 +14,10 @@ import pytest_asyncio
 from rollout_ft.checkpoint.store import Store
 from rollout_ft.checkpoint.view import View
 from rollout_ft.config import Config
-from rollout_ft.fleet.listing import STUCK_S
-from rollout_ft.fleet.looks import MAX_ENGINES, _abridged
+from rollout_ft.errors import BadRequest
+from rollout_ft.fleet import looks
+from rollout_ft.fleet.listing import STUCK_S, Query
+from rollout_ft.fleet.looks import MAX_ENGINES, Looks, _abridged
 from rollout_ft.fleet.register import Register
 from rollout_ft.testing.local_run import LocalRun, local_run
 from rollout_ft.trial.client import Session
@@ -73,6 +75,7 @@ async def test_a_turn_in_flight_is_seen_with_its_age_its_last_token_and_what_it_
         await asyncio.sleep(0.05)
     (turn,) = flying
     assert (turn["trial_id"], turn["turn"], turn["waits_for"]) == ("flying", 1, "tokens")
+    assert turn["key"]
     assert 0 <= turn["quiet_s"] <= turn["age_s"] < STUCK_S
     assert turn["engine_id"] in ("engine-0", "engine-1")
     await run.client.request("POST", "/fleet/pause", {})
@@ -106,6 +109,7 @@ async def test_an_engine_that_does_not_say_is_named_and_the_rest_is_shown(run: L
     async def broken(limit: int) -> JSON:
         raise RuntimeError("no")
 
+    await run.client.open_session(trial_id="beside")
     engine: Any = run.crew.engines["engine-1"]
     in_flight, engine.in_flight = engine.in_flight, broken
     await asyncio.sleep(1.1)
@@ -171,6 +175,32 @@ async def test_a_register_that_knows_nothing_learns_all_from_the_store(run: Loca
 
 def sorted_rows(register: Register) -> list[JSON]:
     return [row.describe("") for _, row in sorted(register.rows.items())]
+
+
+class Silent:
+    asked = 0
+
+    def port(self) -> Silent:
+        return self
+
+    async def heads(self) -> None:
+        self.asked += 1
+        raise OSError("nobody is there")
+
+
+async def test_a_store_that_does_not_answer_is_not_asked_by_each_who_looks_but_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, store, nothing = 100.0, Silent(), None
+    monkeypatch.setattr(looks, "monotonic", lambda: now)
+    some: Any = (nothing, store, type("Sessions", (), {"register": Register()}), nothing, nothing)
+    made = Looks(*some)
+    for _ in range(5):
+        with pytest.raises(BadRequest, match="does not answer: nobody is there"):
+            await made.trials(Query())
+    assert store.asked == 1
+    now += looks.SILENT_FOR_S
+    with pytest.raises(BadRequest):
+        await made.trials(Query())
+    assert store.asked == 2
 
 
 async def test_a_thousand_engines_are_abridged_with_those_in_trouble_first():

@@ -18,6 +18,7 @@ from rollout_ft import rayjob
 from rollout_ft.cli.progress import EVERY_S, Progress
 from rollout_ft.config import load
 from rollout_ft.fleet.crew import shown_as
+from rollout_ft.gateway.actor import base_url
 from rollout_ft.rayapi import ray
 from rollout_ft.trial.runner import TrialResult
 
@@ -34,6 +35,10 @@ def test_what_is_known_before_the_gateway_is_up_is_in_the_jobs_metadata():
     assert rayjob.metadata(load(None, ["run=math"])) == {rayjob.RUN: "math"}
     fixed = rayjob.metadata(load(None, ["run=math", "gateway.port=8123"]))
     assert fixed[rayjob.STATUS] == "http://127.0.0.1:8123/status"
+    everywhere = load(None, ["gateway.port=8123", "gateway.host=0.0.0.0"])
+    assert rayjob.STATUS not in rayjob.metadata(everywhere)
+    assert base_url(everywhere.gateway, 8123, "10.0.0.7") == "http://10.0.0.7:8123"
+    assert base_url(load(None, {"gateway.host": "::"}).gateway, 8123, "fd00::7") == "http://[fd00::7]:8123"
     told = rayjob.metadata(load(None, ["run=math", "gateway.advertise_url=https://gate.example/x/"]))
     assert told[rayjob.STATUS] == "https://gate.example/x/status"
 

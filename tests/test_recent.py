@@ -18,6 +18,10 @@ def numbered(batch: list[str], first: int) -> list[JSON]:
     return [{"event": name, "time": float(first + i), "n": first + i} for i, name in enumerate(batch)]
 
 
+def of_trials(event: JSON) -> bool:
+    return event["event"].startswith(("trial.", "session."))
+
+
 @given(batches, st.integers(1, 4))
 def test_a_reader_that_comes_again_gets_every_event_once_and_in_order(told: list[list[str]], limit: int):
     recent, read, cursor, count = Recent("00000001"), list[int](), "00000001-0", 0
@@ -42,9 +46,25 @@ def test_who_wants_the_newest_gets_them_and_is_told_when_others_were_left_out(to
         recent.add(numbered(batch, count))
         count += len(batch)
         answer = recent.since(cursor, limit, newest=True)
-        assert [event["n"] for event in answer["events"]] == list(range(count))[max(count - len(batch), count - limit) :]
+        new = numbered(batch, count - len(batch))
+        assert len(answer["events"]) == min(len(new), limit)
+        assert answer["events"] == sorted(answer["events"], key=lambda event: event["n"])
+        for kind in (True, False):
+            told_of, new_of = ([e for e in some if of_trials(e) is kind] for some in (answer["events"], new))
+            assert told_of == new_of[len(new_of) - len(told_of) :]
         assert answer["missed"] == (len(batch) > limit)
         cursor = answer["next"]
+    assert recent.since(cursor, limit, newest=True)["events"] == []
+
+
+@given(st.lists(names, max_size=40), st.integers(1, 12), st.booleans())
+def test_an_event_of_the_run_is_never_pushed_out_by_events_of_trials(told: list[str], limit: int, knows: bool):
+    recent = Recent("00000001")
+    recent.add(numbered(told, 0))
+    answer = recent.since("00000001-0" if knows else "", limit, newest=True)
+    happened, shown = ([e for e in some if not of_trials(e)] for some in (numbered(told, 0), answer["events"]))
+    assert happened[-(limit - limit // 2) :] == shown[-(limit - limit // 2) :]
+    assert len(answer["events"]) == min(limit, len(told))
 
 
 def test_thousands_of_trials_do_not_push_out_why_an_engine_was_lost():

@@ -21,6 +21,7 @@ from rollout_ft.config import Config
 from rollout_ft.errors import ConfigError
 from rollout_ft.fleet.health import State
 from rollout_ft.fleet.listing import WAITS, Rank
+from rollout_ft.fleet.looks import _abridged
 from rollout_ft.gateway.keys import Keys
 from rollout_ft.telemetry.problems import problems
 from rollout_ft.testing.local_run import local_run
@@ -58,7 +59,7 @@ def overview(of: dict[str, Any], *rows: dict[str, Any], **changed: Any) -> dict[
     """As `GET /overview` answers."""
     states = {"held": len(rows), "idle": 0, "ended": 2, "released": 0, "damaged": 0}
     return {
-        "now": NOW, "fleet": of, "problems": problems(of, NOW), "recoveries": [], "store_silent": "",
+        "now": NOW, "fleet": _abridged(of), "problems": problems(of, NOW), "recoveries": [], "store_silent": "",
         "turns": {"count": 0, "waits": {}, "turns": [], "silent": []}, "events": {"events": [], "next": "0-0", "missed": False},
         "trials": {"known": 2 + len(rows), "states": states, "outcomes": {"completed": 2}, "restarts": 4, "trials": list(rows), "total": 0},
     } | changed  # fmt: skip
@@ -126,6 +127,24 @@ def test_who_does_not_answer_is_named_first():
     ]  # fmt: skip
 
 
+def test_what_is_grave_comes_before_the_silent_who_are_one_line():
+    turns = {"count": 0, "waits": {}, "turns": [], "silent": [f"engine-{i}" for i in range(2, 32)]}
+    seen = summary(overview(fleet(engine(0), engine(1, "dead", reason="killed")), turns=turns))
+    assert [each["level"] for each in seen["problems"]] == ["bad", "warn"]
+    assert seen["problems"][1]["what"] == "engine-2, engine-3, engine-4 and 27 more do not say what is in flight there."
+
+
+def test_what_is_not_counted_is_said_not_to_be():
+    assert summary(overview(fleet(metrics={})))["tokens"] is None
+    assert "not counted (telemetry.metrics)" in shown(summary(overview(fleet(metrics={}))))
+
+
+def test_an_engines_address_is_shown_as_it_is():
+    text = shown(summary(overview(fleet(engine(0, engine_id="http://[fd00::1]:30000")), row("t", "lost", engine_id="[b]x[/b]"))), width=160)
+    assert "http://[fd00::1]:30000" in text
+    assert "[b]x[/b]" in text
+
+
 def test_thousands_of_trials_and_engines_fit_a_screen_and_those_in_trouble_come_first():
     many = [engine(i) for i in range(3000)] + [engine(3000, "dead", reason="killed by SIGKILL (out of memory on the GPU)")]
     rows = [row(f"t{i}", "lost", why="engines, stores and agents failed") for i in range(50)]
@@ -138,7 +157,7 @@ def test_thousands_of_trials_and_engines_fit_a_screen_and_those_in_trouble_come_
     assert "killed by SIGKILL (out of memory" in text
     assert "and 2,989 healthy" in text
     assert "and 95 more" in text
-    assert "and 42 more: the status page lists them" in text
+    assert "and at least 42 more: the status page lists them" in text
 
 
 WORDS = st.text(max_size=300)
@@ -256,6 +275,29 @@ async def test_a_watch_follows_a_run_and_outlives_its_gateway():
         watching.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await watching
+
+
+async def test_a_watch_as_json_outlives_its_gateway_and_says_so(capsys: pytest.CaptureFixture[str]):
+    lines: list[str] = []
+
+    async def until(text: str) -> None:
+        while not any(text in line for line in lines):
+            await asyncio.sleep(0.01)
+            lines.extend(capsys.readouterr().out.splitlines())
+
+    async with local_run(Config.model_validate(ENGINES)) as run:
+        await run.whole()
+        watching = asyncio.create_task(follow(Where(run.url, run.keys.operator), 0.05, True, QUIET))
+        await until('"serves":true')
+        for server in run.gateways:
+            await server.aclose()
+        await until('"failed"')
+        lines.clear()
+        await until('"failed"')
+        watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching
+        assert {*orjson.loads(lines[-1])} == {"gateway_url", "time", "failed"}
 
 
 async def test_where_nobody_answers_an_error_says_what_to_do():

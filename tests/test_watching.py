@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import re
 from pathlib import Path
+from urllib.parse import urljoin
 
+import aiohttp
 import orjson
 import pytest
 from hypothesis import given
@@ -25,7 +27,7 @@ CURSOR = "0123abcd-17"
 
 async def test_the_page_is_served_without_a_key_and_may_run_nothing_but_its_own_files():
     async with stage() as s:
-        for name in ("", *(f"/{name}" for name in FILES)):
+        for name in ("", *(f"/{name}" for name in FILES if name != "index.html")):
             answer = await s.ask("GET", f"/status{name}", key="")
             assert answer.status == 200, name
             policy = answer.headers["content-security-policy"]
@@ -36,6 +38,14 @@ async def test_the_page_is_served_without_a_key_and_may_run_nothing_but_its_own_
             assert answer.headers["referrer-policy"] == "no-referrer"
         assert (await s.ask("GET", "/status", key="")).body == FILES["index.html"].encode()
         assert s.supervisor.asked == []
+
+
+@pytest.mark.parametrize("prefix", ["", "/behind/a/proxy"])
+@pytest.mark.parametrize("path", ["/", "/status/", "/status/index.html"])
+async def test_where_the_pages_links_would_not_lead_to_its_files_it_is_a_redirect(path: str, prefix: str):
+    async with stage() as s, aiohttp.ClientSession() as http, http.get(s.url + path, allow_redirects=False) as answer:
+        assert answer.status == 303
+        assert urljoin(f"http://g{prefix}{path}", answer.headers["location"]) == f"http://g{prefix}/status"
 
 
 @pytest.mark.parametrize("name", ["nothing.js", "..%2fgateway.py", "watching.py", "__init__.py"])

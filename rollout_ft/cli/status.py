@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rollout_ft.cli.directory import saved_config, secret_of
+from rollout_ft.clock import wall
 from rollout_ft.errors import BadRequest, ConfigError
 from rollout_ft.fleet.health import State
 from rollout_ft.fleet.listing import WAITS
@@ -37,9 +38,11 @@ from rollout_ft.types import JSON
 
 GATEWAY_URL, OPERATOR_KEY = "ROLLOUT_FT_GATEWAY_URL", "ROLLOUT_FT_OPERATOR_KEY"
 ANSWER_S, EVERY_S = 10.0, 2.0
-OVERVIEW = "/overview?limit=50&events=200&turns=0"
+MAX_ROWS = 50
+OVERVIEW = f"/overview?limit={MAX_ROWS}&events=200&turns=0"
 PAGE_AT = "at the gateway's URL"
-MAX_ENGINES, MAX_PROBLEMS, MAX_TRIALS, MAX_REMEDIES, MAX_RECOVERIES, MAX_EVENTS = 12, 6, 8, 2, 4, 6
+NOT = "not counted (telemetry.metrics)"
+MAX_ENGINES, MAX_PROBLEMS, MAX_TRIALS, MAX_REMEDIES, MAX_RECOVERIES, MAX_EVENTS, MAX_NAMED = 12, 6, 8, 2, 4, 6, 3
 _STYLES = {State.HEALTHY: "green", State.DEAD: "bold red", State.RETIRED: "dim"}
 _CALM = {"runs", "done", "idle", "restarted"}
 _GRAVE = {"damaged", "stuck", "lost"}
@@ -76,7 +79,8 @@ def _last_url(directory: Path) -> str:
 
 
 async def follow(there: Where, every_s: float, as_json: bool, console: Console) -> None:
-    """Once, or again and again until it is cancelled. Raises ConfigError when the first look fails; later ones are shown as failed."""
+    """Once, or again and again until it is cancelled. Raises ConfigError when the first look fails; later ones are shown as failed,
+    and as JSON `{gateway_url, time, failed}`."""
     client = Client(there.url, there.key, verify=there.verify, patience_s=0)
     try:
         seen = await look(client, there.url)
@@ -85,15 +89,18 @@ async def follow(there: Where, every_s: float, as_json: bool, console: Console) 
         elif not every_s:
             console.print(screen(seen))
         if every_s:
-            await (_print_on if as_json else _show_on)(client, there.url, every_s, seen, console)
+            await (_print_on(client, there.url, every_s) if as_json else _show_on(client, there.url, every_s, seen, console))
     finally:
         await client.aclose()
 
 
-async def _print_on(client: Client, url: str, every_s: float, seen: JSON, console: Console) -> None:
+async def _print_on(client: Client, url: str, every_s: float) -> None:
     while True:
         await asyncio.sleep(every_s)
-        _print(await look(client, url))
+        try:
+            _print(await look(client, url))
+        except ConfigError as e:
+            _print({"gateway_url": url, "time": wall(), "failed": str(e)})
 
 
 async def _show_on(client: Client, url: str, every_s: float, seen: JSON, console: Console) -> None:
@@ -128,18 +135,20 @@ def summary(overview: JSON) -> JSON:
     fleet, trials, turns = overview["fleet"], overview["trials"], overview["turns"]
     return {
         **{name: fleet[name] for name in ("run", "serves", "engines", "view", "weights", "sessions", "gateways")},
-        "time": overview["now"], "engine_states": dict(Counter(engine["state"] for engine in fleet["engines"])),
+        "time": overview["now"], "engine_states": fleet["engine_states"],
         "trials": {"known": trials["known"], **{state: count for state, count in trials["states"].items() if count}},
-        "outcomes": trials["outcomes"], "restarts": trials["restarts"], "tokens": tokens(fleet.get("metrics", {})),
+        "outcomes": trials["outcomes"], "restarts": trials["restarts"], "tokens": tokens(fleet["metrics"]),
         "turns": {"in_flight": turns["count"], "waits": turns["waits"]},
-        "problems": [*_silent(overview), *overview["problems"]],
+        "problems": sorted([*_silent(overview), *overview["problems"]], key=lambda each: each["level"] != "bad"),
         "attention": [row for row in trials["trials"] if row["attention"] not in _CALM], "recoveries": overview["recoveries"],
         "events": [event for event in overview["events"]["events"] if not event["event"].startswith(OF_TRIALS)],
     }  # fmt: skip
 
 
-def tokens(metrics: JSON) -> JSON:
-    """`{generated, reused, wasted}` of the run's metrics."""
+def tokens(metrics: JSON) -> JSON | None:
+    """`{generated, reused, wasted}` of the run's metrics; None where nothing is counted."""
+    if not metrics:
+        return None
     return {name: metrics.get(f"rollout_ft/tokens_{name}", 0) for name in ("generated", "reused", "wasted")}
 
 
@@ -148,9 +157,10 @@ def _silent(overview: JSON) -> Iterator[JSON]:
     if overview["store_silent"]:
         remedy = "Trials are shown as they were. Look at the stores: `ray list actors` says whether they live."
         yield {"level": "bad", "what": overview["store_silent"], "why": "", "remedy": remedy}
-    for engine_id in overview["turns"]["silent"]:
-        what = f"{engine_id} does not say what is in flight there."
-        yield {"level": "warn", "what": what, "why": "", "remedy": "Nothing: if it is lost, it is seen within seconds and replaced."}
+    if silent := overview["turns"]["silent"]:
+        more = f" and {len(silent) - MAX_NAMED:,} more" if len(silent) > MAX_NAMED else ""
+        what = f"{', '.join(silent[:MAX_NAMED])}{more} {'do' if len(silent) > 1 else 'does'} not say what is in flight there."
+        yield {"level": "warn", "what": what, "why": "", "remedy": "Nothing: what is lost is seen within seconds and replaced."}
 
 
 # -- the screen -------------------------------------------------------------------------------------------------------
@@ -172,14 +182,18 @@ def screen(seen: JSON, failed: str = "") -> RenderableType:
 def _facts(seen: JSON) -> Table:
     weights, view, turns, sampled = seen["weights"], seen["view"], seen["turns"], seen["tokens"]
     waits = ", ".join(f"{count:,} for {WAITS[what][0]}" for what, count in turns["waits"].items())
-    facts = Table.grid(padding=(0, 2))
-    facts.add_row("trials", _counts(seen["trials"]) + f"; {seen['restarts']:,} restarts; {_counts(seen['outcomes'])} so far")
-    facts.add_row("turns", f"{turns['in_flight']:,} in flight" + (f": {waits}" if waits else ""))
-    facts.add_row("tokens", f"{sampled['generated']:,} generated, {sampled['reused']:,} saved, {sampled['wasted']:,} wasted")
-    facts.add_row("engines", _counts(seen["engine_states"]) + f"; {seen['sessions']:,} sessions")
-    facts.add_row("weights", f"{weights['phase']}, version {weights['version'] or 'of the command line'}")
     replicas = counted(len(view["members"]), "replica")
-    facts.add_row("store", f"{replicas} in view {view['number']}; {counted(len(seen['gateways']), 'gateway')}")
+    told = {
+        "trials": _counts(seen["trials"]) + f"; {seen['restarts']:,} restarts; {_counts(seen['outcomes'])} so far",
+        "turns": f"{turns['in_flight']:,} in flight" + (f": {waits}" if waits else ""),
+        "tokens": f"{sampled['generated']:,} generated, {sampled['reused']:,} saved, {sampled['wasted']:,} wasted" if sampled else NOT,
+        "engines": _counts(seen["engine_states"]) + f"; {seen['sessions']:,} sessions",
+        "weights": f"{weights['phase']}, version {weights['version'] or 'of the command line'}",
+        "store": f"{replicas} in view {view['number']}; {counted(len(seen['gateways']), 'gateway')}",
+    }
+    facts = Table.grid(padding=(0, 2))
+    for name, said in told.items():
+        facts.add_row(name, Text(_plain(said)))
     return facts
 
 
@@ -212,15 +226,18 @@ def _attention(rows: Sequence[JSON]) -> list[RenderableType]:
     table = Table("trial", "attempt", "engine", "why", box=None, header_style="dim", expand=True)
     for row in rows[:MAX_TRIALS]:
         why = Text(_plain(row["why"]), "red" if row["attention"] in _GRAVE else "", no_wrap=True, overflow="ellipsis")
-        table.add_row(Text(row["trial_id"], no_wrap=True, overflow="ellipsis"), str(row["attempt"]), row["engine_id"], why)
-    more = [Text(f"  and {len(rows) - MAX_TRIALS:,} more: the status page lists them, {PAGE_AT}", "dim")] if len(rows) > MAX_TRIALS else []
+        table.add_row(Text(row["trial_id"], no_wrap=True, overflow="ellipsis"), str(row["attempt"]), Text(row["engine_id"]), why)
+    least = "at least " if len(rows) >= MAX_ROWS else ""
+    said = f"  and {least}{len(rows) - MAX_TRIALS:,} more: the status page lists them, {PAGE_AT}"
+    more = [Text(said, "dim")] if len(rows) > MAX_TRIALS else []
     remedies = dict.fromkeys(row["remedy"] for row in rows[:MAX_TRIALS] if row["remedy"])
     return [Text("trials to look at", "bold"), table, *map(_remedy, list(remedies)[:MAX_REMEDIES]), *more]
 
 
 def _engines(seen: JSON) -> Table:
     worst_first = sorted(seen["engines"], key=lambda engine: (engine["state"] == State.HEALTHY, engine["state"] == State.RETIRED))
-    left_out = Counter(engine["state"] for engine in worst_first[MAX_ENGINES:])
+    shown: Counter[str] = Counter(engine["state"] for engine in worst_first[:MAX_ENGINES])
+    left_out = Counter[str](seen["engine_states"]) - shown
     table = Table("engine", "state", "version", "sessions", "start", "why", box=None, caption_justify="left", header_style="dim")
     table.caption = f"and {_counts(left_out)}" if left_out else None
     for engine in worst_first[:MAX_ENGINES]:
@@ -228,7 +245,7 @@ def _engines(seen: JSON) -> Table:
         said = _plain(engine["stale"] or engine["reason"])
         why = Text(said, "dim" if state == State.HEALTHY else "", no_wrap=True, overflow="ellipsis")
         table.add_row(
-            engine["engine_id"], Text(state, _STYLES.get(engine["state"], "yellow")), Text(engine["weight_version"]),
+            Text(engine["engine_id"]), Text(state, _STYLES.get(engine["state"], "yellow")), Text(engine["weight_version"]),
             f"{engine['sessions']:,}", str(engine["incarnation"]), why,
         )  # fmt: skip
     return table

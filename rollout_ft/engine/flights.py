@@ -49,7 +49,7 @@ def last_token(generation: Generation) -> float:
 def _turn(held: Held, generation: Generation, waits: str, now: float) -> JSON:
     session = held.session
     return {
-        "session_id": session.id, "trial_id": session.spec.trial_id, "attempt": session.attempt,
+        "session_id": session.id, "trial_id": session.spec.trial_id, "attempt": session.attempt, "key": generation.order.turn_key,
         "turn": len(session.evidence.asked) + 1, "age_s": round(now - generation.began, 1),
         "quiet_s": round(now - last_token(generation), 1), "waits_for": waits, "tokens": len(generation.ids),
         "prompt_tokens": generation.order.prompt_tokens, "reused": generation.reused, "calls": generation.calls,

@@ -29,13 +29,14 @@ class Gateways:
         self._by_role: dict[str, Member] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending = False
-        self.port = crew.setup.config.gateway.port
+        self.port, self.node = crew.setup.config.gateway.port, ""
+        """`node`: the address of one that has a gateway."""
 
     async def start(self, alive: Sequence[tuple[Member, JSON]], floor: Mapping[str, int]) -> None:
         """Takes over those that live and starts the others. Raises ConfigError when the port cannot be had."""
         living = {m.role: (m, d) for m, d in alive if m.role.startswith("gateway-")}
         for _, described in living.values():
-            self.port = described["port"]
+            self.port, self.node = described["port"], described["node"]
         if not living:
             self.port = claim_port(self._crew.setup)
         roles = [f"gateway-{i}" for i in range(self._crew.setup.config.gateway.count)]
@@ -57,10 +58,11 @@ class Gateways:
         if member is None:
             member = await self._crew.gateway(role, incarnation, self.port)
             try:
-                await member.ask("start", timeout_s=START_S)
+                started: JSON = await member.ask("start", timeout_s=START_S)
             except Gone:
                 self._crew.gone(member, silent=True)
                 raise
+            self.node = started["node"]
         self._by_role[role] = member
         self._spawn(self._watch(member))
 

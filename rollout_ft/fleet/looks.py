@@ -30,6 +30,8 @@ from rollout_ft.types import JSON
 ANSWER_S = 2.0
 """An engine that does not say what is in flight there within this is named as silent."""
 STORE_S = 5.0
+SILENT_FOR_S = 5.0
+"""So long a store that did not answer is not asked again, so that those who look do not wait for it one after the other."""
 TURNS_FOR_S = 1.0
 """So long what is in flight is not asked for again."""
 SHARE = 100
@@ -48,6 +50,8 @@ class Looks:
         self._recent, self._recoveries = recent, recoveries
         self._turns: asyncio.Task[JSON] | None = None
         self._turns_at = self._good_until = 0.0
+        self._silent = ""
+        """Why there is nothing new of the store until then."""
         self._refreshing = asyncio.Lock()
 
     async def trials(self, query: Query) -> JSON:
@@ -124,6 +128,8 @@ class Looks:
         async with self._refreshing:
             began = monotonic()
             if began < self._good_until:
+                if self._silent:
+                    raise BadRequest(self._silent, 503, "store_unavailable")
                 return
             register = self._sessions.register
             try:
@@ -132,7 +138,9 @@ class Looks:
                     register.take(await self._stores.port().heads(), before)
                     await self._learn(register.unknown(), register.learn)
             except (RolloutFTError, TimeoutError, OSError) as e:
-                raise BadRequest(f"the checkpoint store does not answer: {e or 'in time'}", 503, "store_unavailable") from e
+                self._silent, self._good_until = f"the checkpoint store does not answer: {e or 'in time'}", monotonic() + SILENT_FOR_S
+                raise BadRequest(self._silent, 503, "store_unavailable") from e
+            self._silent = ""
             self._good_until = monotonic() + SHARE * (monotonic() - began)
 
     async def _learn(self, unknown: Sequence[str], learn: Callable[[Any], None]) -> None:

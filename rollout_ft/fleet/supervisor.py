@@ -69,7 +69,7 @@ class Supervisor:
             self._started = asyncio.create_task(self._start())
         await asyncio.shield(self._started)
         warnings = [self._stores.warning] if self._stores.warning else []
-        return {"gateway_url": base_url(self._setup, self._gateways.port), "warnings": warnings}
+        return {"gateway_url": base_url(self._setup.config.gateway, self._gateways.port, self._gateways.node), "warnings": warnings}
 
     async def claim(self, setup: Setup) -> Claim:
         """A process that goes on with a run asks whether this is its run; if it is, it is its owner from now on."""

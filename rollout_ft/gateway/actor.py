@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Callable
 
+from rollout_ft.config import EVERYWHERE, GatewayConfig
 from rollout_ft.fleet.crew import Setup, shown_as
 from rollout_ft.fleet.lease import Lease, live
 from rollout_ft.fleet.node import node_id, node_ip, settle
@@ -35,11 +36,11 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-def base_url(setup: Setup, port: int) -> str:
-    """What agents are told."""
-    config = setup.config.gateway
+def base_url(config: GatewayConfig, port: int, node: str) -> str:
+    """What agents and people are told. `node`: a gateway's, whose address is told where it listens on all."""
     scheme = "https" if config.tls_cert else "http"
-    return (config.advertise_url or f"{scheme}://{config.host}:{port}").rstrip("/")
+    host = node if config.host in EVERYWHERE else config.host
+    return (config.advertise_url or f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}").rstrip("/")
 
 
 @ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0, concurrency_groups={"health": 4, "watch": 16})
@@ -66,7 +67,8 @@ class GatewayActor:
         faults = fault_points(setup)
         tracing = self._tracing = tracing_of(setup, str(ray.get_runtime_context().get_actor_name()))
         counts = counting(setup.config.telemetry.metrics)
-        gateway = Gateway(config, keys, supervisor, owners, base_url(setup, self._port), faults, setup.config.model, counts, tracing)
+        url = base_url(config, self._port, node_ip(setup.loopback))
+        gateway = Gateway(config, keys, supervisor, owners, url, faults, setup.config.model, counts, tracing)
         self._readings = gateway.readings
         server = Server(gateway.handle, bind(config.host, self._port), config)
         await server.ready()

@@ -31,7 +31,7 @@ from rollout_ft.gateway.keys import Keys, session_of
 from rollout_ft.gateway.openapi import document
 from rollout_ft.gateway.owners import MAX_LOSSES, Owner, OwnerLost, Owners
 from rollout_ft.gateway.session_server import NoSession, SessionServer
-from rollout_ft.gateway.watching import PAGE, Files, redirect
+from rollout_ft.gateway.watching import PAGE, Files, at_page, redirect
 from rollout_ft.telemetry.metrics import NO_ENGINE, REQUESTS, SPANS_DROPPED, TURN_SECONDS, TURNS_PARKED, Counts, Readings
 from rollout_ft.telemetry.tracing import OFF, Tracing, TurnSpan
 from rollout_ft.types import Raw, split_session_id
@@ -100,8 +100,8 @@ class Gateway:
                 await x.reply(200, self._document)
             case ("GET", [""]):
                 await redirect(x)
-            case ("GET", [page]) if page == PAGE:
-                await self._page.reply(x, "index.html")
+            case ("GET", [page] | [page, "index.html"]) if page == PAGE:
+                await (self._page.reply(x, "index.html") if at_page(x) else redirect(x))
             case ("GET", [page, name]) if page == PAGE:
                 await self._page.reply(x, name)
             case ("POST", ["sessions", sid, "v1", "chat", "completions"] | ["sessions", sid, "v1", "messages"]):

@@ -129,6 +129,12 @@ class Files:
         await x.reply(200, body, _HEADERS, _TYPES[name.rpartition(".")[2]])
 
 
+def at_page(x: Exchange) -> bool:
+    """Where the page's own links, which are relative, lead to its files."""
+    return x.path.lstrip("/") == PAGE
+
+
 async def redirect(x: Exchange) -> None:
-    """From the gateway's bare address: its fragment comes along."""
-    await x.reply(303, b"", [(b"location", PAGE.encode()), *_HEADERS])
+    """To the page, from above or below it, whatever prefix a proxy took away; a fragment comes along."""
+    up = "../" * x.path.lstrip("/").count("/")
+    await x.reply(303, b"", [(b"location", f"{up}{PAGE}".encode()), *_HEADERS])

@@ -254,6 +254,46 @@ def test_a_hidden_tab_and_one_that_is_held_still_ask_for_nothing(run: Stage, pag
     assert seen.looks > looks
 
 
+DRAW_TWICE = """async () => {
+  const { Table } = await import(new URL("status/dom.js", location));
+  const home = document.createElement("div");
+  const table = new Table(home, "t", [["a", ""], ["b", ""]], "none");
+  const link = (title, second) => ({ text: "x", href: "#x", title, second });
+  table.update([["k", [link("one", "first"), "1"]], ["k", ["y", "2"]], ["k", ["z", "3"]]]);
+  const kept = home.querySelector("a");
+  table.update([["k", [link("two", "second"), "4"]], ["k", ["y", "5"]]]);
+  const rows = [...home.querySelectorAll("tbody tr")].map((tr) => tr.textContent);
+  return { rows, title: kept.title, same: kept === home.querySelector("a") };
+}"""
+
+
+def test_rows_of_one_key_are_distinct_and_go_and_a_kept_link_is_brought_up_to_date(run: Stage, page: Page, seen: Seen) -> None:
+    opened(page, run)
+    assert page.evaluate(DRAW_TWICE) == {"rows": ["xsecond4", "y5"], "title": "two", "same": True}
+
+
+def test_a_silent_store_is_something_that_is_wrong(run: Stage, page: Page) -> None:
+    def silent(route: Any) -> None:
+        told = route.fetch().json()
+        route.fulfill(json={**told, "problems": [], "store_silent": "the checkpoint store does not answer: in time"})
+
+    page.route("**/overview*", silent)
+    opened(page, run)
+    expect(page.locator("#headline")).to_contain_text("1 thing to look at")
+    expect(page.locator("#headline")).to_have_class("bad")
+    expect(page).to_have_title("(1) page · rollout_ft")
+
+
+def test_a_run_that_counts_nothing_does_not_say_that_there_was_nothing(run: Stage, page: Page) -> None:
+    def uncounted(route: Any) -> None:
+        told = route.fetch().json()
+        route.fulfill(json={**told, "fleet": {**told["fleet"], "metrics": {}}})
+
+    page.route("**/overview*", uncounted)
+    opened(page, run)
+    expect(page.locator("#tokens-words")).to_have_text("Tokens are not counted (telemetry.metrics).")
+
+
 def test_a_run_that_does_not_answer_is_told_of_and_asked_less_and_less(run: Stage, page: Page) -> None:
     opened(page, run)
     tries: list[float] = []

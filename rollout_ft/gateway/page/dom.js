@@ -33,14 +33,18 @@ function fill(td, cell) {
   const told = JSON.stringify(wanted);
   if (td.dataset.told === told) return;
   td.dataset.told = told;
+  const second = wanted.second ? [el("span", { cls: "second" }, ...prose(wanted.second))] : [];
   const kept = wanted.href ? td.querySelector("a") : null;
   if (kept) {
-    kept.textContent = wanted.text;
+    say(kept, wanted.text);
     kept.setAttribute("href", wanted.href);
-    return;
+    kept.title = wanted.title || "";
+    while (kept.nextSibling) kept.nextSibling.remove();
+    td.append(...second);
+  } else {
+    const first = wanted.href ? el("a", wanted) : wanted.cls ? el("span", wanted) : document.createTextNode(wanted.text);
+    td.replaceChildren(first, ...second);
   }
-  const first = wanted.href ? el("a", wanted) : wanted.cls ? el("span", wanted) : document.createTextNode(wanted.text);
-  td.replaceChildren(first, ...(wanted.second ? [el("span", { cls: "second" }, ...prose(wanted.second))] : []));
   td.title = wanted.title || "";
 }
 
@@ -61,14 +65,16 @@ export class Table {
     home.replaceChildren(this.table, this.nothing);
   }
 
-  // `items`: [key, cells, class of the row].
+  // `items`: [key, cells, class of the row]. Of several with one key each has a row of its own.
   update(items, empty = this.empty) {
     show(this.table, items.length > 0);
     show(this.nothing, items.length === 0);
     say(this.nothing, empty);
     const seen = new Map();
     let before = null;
-    for (const [key, cells, cls] of items) {
+    for (const [name, cells, cls] of items) {
+      let key = name;
+      for (let again = 2; seen.has(key); again += 1) key = `${name} (${again})`;
       const row = this.rows.get(key) || this.made();
       seen.set(key, row);
       if (row.className !== (cls || "")) row.className = cls || "";

@@ -4,7 +4,7 @@
 import { Refused, ask, forget, fragment, keep, key, takeKey } from "./api.js";
 import { byId, clock, length, plural, say, show } from "./dom.js";
 import { drawOne } from "./trial.js";
-import { Whole } from "./whole.js";
+import { Whole, problems } from "./whole.js";
 
 const EVERY_S = 2, TRIAL_S = 5, HIDDEN_S = 30, SLOWEST_S = 30;
 const whole = new Whole(() => look());
@@ -53,11 +53,11 @@ function pauseS() {
 
 function drawWhole(told) {
   whole.draw(told);
-  const bad = told.problems.length;
+  const wrong = problems(told), bad = wrong.length;
   document.title = `${bad ? `(${bad}) ` : ""}${told.fleet.run} · rollout_ft`;
   say(byId("run"), told.fleet.run);
   say(byId("headline"), `${told.fleet.serves ? "serves" : "serves nothing"}, ${bad ? plural(bad, "thing") + " to look at" : "nothing is wrong"}`);
-  byId("headline").className = told.problems.some((each) => each.level === "bad") ? "bad" : bad ? "warn" : "good";
+  byId("headline").className = wrong.some((each) => each.level === "bad") ? "bad" : bad ? "warn" : "good";
 }
 
 // null: the key is good as far as anybody knows.

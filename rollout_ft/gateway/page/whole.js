@@ -18,6 +18,11 @@ const BAD = /dead|lost|failed|damaged|torn|refused|exposed|orphaned|overdue|spar
 const WARN = /restarted|moved|resumed|doubt|diverged|warning|closed|draining/;
 const PARKED = "rollout_ft/turns_parked/";
 
+// What is wrong, the gravest first; that the store is silent is one of it.
+export function problems({ problems: known, store_silent: silent }) {
+  return silent ? [{ level: "bad", what: silent, why: "", remedy: "What is said of trials is old. See the store's actors in Ray's dashboard." }, ...known] : known;
+}
+
 export class Whole {
   constructor(changed) {
     this.cursors = [""];
@@ -57,7 +62,7 @@ export class Whole {
 
   draw(told) {
     this.fleet = told.fleet;
-    this.drawProblems(told.problems, told.store_silent);
+    this.drawProblems(problems(told));
     this.drawTotals(told);
     this.drawTrials(told.trials);
     this.drawEngines(told.fleet);
@@ -66,8 +71,7 @@ export class Whole {
     this.drawEvents(told.events);
   }
 
-  drawProblems(problems, silent) {
-    const all = silent ? [{ level: "bad", what: silent, why: "", remedy: "What is said of trials is old. See the store's actors in Ray's dashboard." }, ...problems] : problems;
+  drawProblems(all) {
     const told = JSON.stringify(all);
     if (this.told === told) return;
     this.told = told;
@@ -79,6 +83,7 @@ export class Whole {
 
   drawTotals({ fleet, trials, turns }) {
     const m = (name) => fleet.metrics?.[`rollout_ft/${name}`] || 0;
+    const counted = Object.keys(fleet.metrics || {}).length > 0, not = "not counted (telemetry.metrics)";
     const lost = (trials.outcomes.infra_exhausted || 0) + (trials.outcomes.env_failed || 0);
     const parked = Object.entries(fleet.metrics || {}).filter(([name, n]) => name.startsWith(PARKED) && n > 0);
     const ended = trials.states.ended + trials.states.released;
@@ -90,8 +95,8 @@ export class Whole {
       ["trials lost", number(lost), lost ? "bad" : "", "infra_exhausted or env_failed: their reward is None"],
       ["attempts restarted", number(trials.restarts), ""],
       ["turns in flight", number(turns.count), ""],
-      ["turns parked", parked.map(([name, n]) => `${number(n)} ${name.slice(PARKED.length)}`).join(", ") || "none", parked.length ? "warn" : ""],
-      ["turns replayed", number(m("turns_served/replayed")), "", "Answered from the checkpoint, at no cost"],
+      ["turns parked", parked.map(([name, n]) => `${number(n)} ${name.slice(PARKED.length)}`).join(", ") || (counted ? "none" : not), parked.length ? "warn" : ""],
+      ["turns replayed", counted ? number(m("turns_served/replayed")) : not, "", "Answered from the checkpoint, at no cost"],
       ["weights", `${fleet.weights.version || "as started"}, ${fleet.weights.phase}`, fleet.weights.phase === "serving" ? "" : "warn"],
       ["store", `${plural(fleet.view.members.length, "replica")}, view ${fleet.view.number}`, fleet.view.members.length < Math.max(1, fleet.view.min_replicas) ? "bad" : ""],
       ["sessions", number(fleet.sessions), ""],
@@ -100,7 +105,7 @@ export class Whole {
     bar("tokens", [["useful", made - wasted - reused, "useful"], ["saved", reused, "reused"], ["wasted", wasted, "wasted"]]);
     say(byId("tokens-words"), made
       ? `${number(made)} tokens were sampled. Saved: sampled before a fault or a pause, and gone on from. Wasted: in no trajectory, known when a trial ends.`
-      : "No token was sampled yet.");
+      : counted ? "No token was sampled yet." : `Tokens are ${not}.`);
   }
 
   drawTrials({ trials, total, next }) {
@@ -136,7 +141,7 @@ export class Whole {
     const said = Object.entries(waits).map(([what, n]) => `${number(n)} ${what.replace("_", " ")}`).join(", ");
     const quiet = silent.length ? ` ${silent.slice(0, 3).join(", ")}${silent.length > 3 ? " and more" : ""} did not say within 2 s.` : "";
     say(byId("turns-note"), (count ? `${number(count)} in flight; they wait for: ${said}.` : "") + (count > turns.length ? " Those without a token for longest are shown." : "") + quiet);
-    this.turns.update(turns.map((t) => [`${t.session_id} ${t.turn} ${t.prompt_tokens}`, [
+    this.turns.update(turns.map((t) => [`${t.session_id} ${t.key}`, [
       { text: t.trial_id, href: `#trial=${encodeURIComponent(t.trial_id)}`, second: t.attempt > 1 ? `attempt ${t.attempt}` : "" },
       String(t.turn), { text: t.waits_for_words, second: t.quiet_s >= 30 ? t.remedy : "" }, length(t.quiet_s), length(t.age_s),
       number(t.tokens) + (t.reused ? `, ${number(t.reused)} saved` : ""), t.engine_id,
