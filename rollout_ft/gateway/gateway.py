@@ -257,9 +257,8 @@ class Gateway:
         try:
             status, _, reply = answer.result()
         except (BadRequest, SessionClosed) as e:
-            code, said = getattr(e, "code", "session_closed"), getattr(e, "status", 404)
-            call.span.refused(said, code)
-            status, reply = 500, call.dialect.error(str(e), code, said)
+            call.span.refused(getattr(e, "status", 404), getattr(e, "code", "session_closed"))
+            status, reply = 500, call.dialect.error(str(e), getattr(e, "code", "session_closed"), getattr(e, "status", 404))
         if status != 200:
             reply = call.dialect.error_event(reply)
         was_gone = gone.done()
