@@ -120,6 +120,11 @@ def test_the_account_of_what_is_not_kept_and_the_rest_are_the_account_of_all(liv
     assert account([event(ROTATED, "run", account=before), *events[cut:]]) == account(events)
 
 
+def test_what_another_version_told_is_missing_and_ends_nothing():
+    made = account([opened("a"), event("trial.ended", trial="a", outcome="completed"), {"time": 0.0}, opened("b"), ended("b")])
+    assert (made.missing, made.opened, made.outcomes["completed"], made.running) == (2, 2, 1, {"a": 1})
+
+
 def test_a_token_that_is_told_of_after_its_trials_end_is_not_kept():
     made = account([opened("a"), ended("a"), resumed("a~1", 2)])
     assert made.early == {}

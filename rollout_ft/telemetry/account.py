@@ -28,7 +28,7 @@ class Account:
 
     events: Counter[str] = field(default_factory=Counter[str])
     missing: int = 0
-    """Events whose number was left out."""
+    """Events whose number was left out, and those that are not told as they are here."""
     missed: int = 0
     """Those that were said to have come too fast; where their source told another since, they are missing as well."""
     opened: int = 0
@@ -61,14 +61,17 @@ class Account:
         if self.knows(event):
             return False
         self._number(event)
-        self._fold(event)
+        try:
+            self._fold(event)
+        except (KeyError, TypeError):  # of another version of this package: the run goes on without it in its account
+            self.missing += 1
         return True
 
     def knows(self, event: JSON) -> bool:
         """What the run's own process says has no number."""
         if 0 < event.get("seq", 0) <= self.heard.get(event.get("source", ""), 0):
             return True
-        return event["event"] == "trial.ended" and event["trial"] in self.lately
+        return event.get("event") == "trial.ended" and event.get("trial") in self.lately
 
     def _fold(self, event: JSON) -> None:
         name = event["event"]
@@ -122,15 +125,15 @@ class Account:
             del self.heard[next(iter(self.heard))]
 
     def _end(self, event: JSON) -> None:
-        trial = event["trial"]
+        trial, sums, wasted = event["trial"], {name: event[name] for name in SUMS}, event["tokens_wasted_by"]
         self.lately[trial] = None
         if len(self.lately) > MAX_LATELY:
             del self.lately[next(iter(self.lately))]
         self.running.pop(trial, None)
         self._settle_all(trial, "ended")
         self.outcomes[event["outcome"]] += 1
-        self.sums.update({name: event[name] for name in SUMS})
-        self.wasted.update(event["tokens_wasted_by"])
+        self.sums.update(sums)
+        self.wasted.update(wasted)
 
     def _settle_all(self, trial: str, how: str) -> None:
         for session in [s for s in (*self.moving, *self.early) if s.rpartition("~")[0] == trial]:
@@ -148,7 +151,7 @@ def account(events: Iterable[JSON]) -> Account:
     """Of a run's events as they are kept; the first may be the account of those before it."""
     made: Account | None = None
     for event in events:
-        if event["event"] != ROTATED:
+        if event.get("event") != ROTATED:
             made = made or Account()
             made.saw(event)
         elif made is None:
