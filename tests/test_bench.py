@@ -20,7 +20,7 @@ from rollout_ft.cli.bench.loads import Chat, Load, LoadFailed, Result
 from rollout_ft.cli.bench.phases import joined, parts_of
 from rollout_ft.cli.bench.profile import hottest
 from rollout_ft.cli.bench.recovery import figures_of
-from rollout_ft.cli.bench.telemetry import Compared, order
+from rollout_ft.cli.bench.telemetry import Compared
 from rollout_ft.cli.bench.trial import Restart
 from rollout_ft.cli.bench.trial import figures as figures_of_restarts
 from rollout_ft.testing.siege import Blow, Siege
@@ -71,10 +71,6 @@ def test_what_telemetry_adds_is_told_round_by_round_whatever_else_the_machine_do
     assert min(ratios) - 1e-3 <= made["all"]["ratio_low"] <= made["all"]["ratio"] <= made["all"]["ratio_high"] <= max(ratios) + 1e-3
 
 
-def test_each_run_is_first_as_often_as_the_other():
-    assert [order(["off", "on"], n) for n in range(3)] == [["off", "on"], ["on", "off"], ["off", "on"]]
-
-
 async def test_a_load_that_nobody_answers_fails_with_the_address():
     with pytest.raises(LoadFailed, match=r"http://127\.0\.0\.1:9/v1/chat/completions"):
         async with generator(load("http://127.0.0.1:9/v1")) as clients:
@@ -114,7 +110,7 @@ def test_bench_overhead_compares_runs_with_and_without_telemetry():
     command = [sys.executable, "-m", "rollout_ft.cli.main", "bench", "overhead", "--sessions", "2", "--turns", "2", "--tokens-in", "60"]
     command += ["--tokens-out", "20", "--rounds", "2", "--json"]
     made = orjson.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)["telemetry"]
-    assert (made["rounds"], made["turns"]) == (2, 16)
+    assert (made["rounds"], made["turns"]) == (2, 32)
     assert {"off", "metrics"} <= made.keys()
     assert min(made["off"]["cpu_ms_per_turn"], made["metrics"]["cpu_ms_per_turn"], made["metrics"]["ratio_low"]) > 0
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.sdk.trace.export import SpanExportResult
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
 from spans import Kept, Spans, until
 from stack import KEYS, Stack, stack
 from test_gateway import Owner, lost
@@ -35,6 +35,7 @@ from rollout_ft.types import JSON, Outcome, Why
 
 SECRET = "a run's secret"
 AGENTS = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+ROOT = SpanContext(1, 2, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
 SAID = "what the agent says"
 
 
@@ -385,7 +386,7 @@ def test_a_collector_that_is_gone_is_one_warning_and_a_count(caplog: pytest.LogC
     with caplog.at_level(logging.WARNING, "rollout_ft"):
         for expected in (5, 10, 10):
             for _ in range(5):
-                maker.end(maker.begin("a span", None, SpanKind.INTERNAL, {}))
+                maker.end(maker.begin("a span", ROOT, None, SpanKind.INTERNAL, {}))
             sending.force_flush()
             assert (sending.dropped, sending.failing) == (expected, bool(answers))
     said = [r.getMessage() for r in caplog.records if r.name == "rollout_ft"]

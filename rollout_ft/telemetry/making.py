@@ -50,17 +50,17 @@ class Maker:
         self._sampler, self._processor = TracerProvider(resource=self._resource, shutdown_on_exit=False).sampler, processor
 
     def begin(
-        self, name: str, parent: SpanContext | None, kind: SpanKind, attributes: Attributes, *,
-        context: SpanContext | None = None, links: Sequence[Link] = (), began: int = 0,
+        self, name: str, context: SpanContext, parent: SpanContext | None, kind: SpanKind, attributes: Attributes, *,
+        links: Sequence[Link] = (), began: int = 0,
     ) -> Open:  # fmt: skip
-        """`context`: its own, where that is known."""
-        return Open(name, context or self._child(name, parent), parent, kind, attributes, links, began or time.time_ns())
+        """`context`: its own."""
+        return Open(name, context, parent, kind, attributes, links, began or time.time_ns())
 
-    def _child(self, name: str, parent: SpanContext | None) -> SpanContext:
-        trace = parent.trace_id if parent else random.getrandbits(128) or 1
-        flags = self.flags(name, trace, parent)
-        state = parent.trace_state if parent else None
-        return SpanContext(trace, random.getrandbits(64) or 1, is_remote=False, trace_flags=flags, trace_state=state)
+    @staticmethod
+    def child(parent: SpanContext, flags: TraceFlags | None = None) -> SpanContext:
+        """Below a span of ours, sampled as that is; `flags`: below an agent's."""
+        flags = parent.trace_flags if flags is None else flags
+        return SpanContext(parent.trace_id, random.getrandbits(64) or 1, is_remote=False, trace_flags=flags, trace_state=parent.trace_state)
 
     def flags(self, name: str, trace: int, parent: SpanContext | None) -> TraceFlags:
         result = self._sampler.should_sample(below(parent) if parent else Context(), trace, name)

@@ -64,14 +64,17 @@ class OTel(Tracing):
     def turn(self, sid: str, headers: Iterable[tuple[bytes, bytes]], *, chat: bool) -> TurnSpan:
         trial_id, attempt = split_session_id(sid) or ("", 0)
         home, agents, operation = self._attempt(sid), of(sent(headers)), c.CHAT if chat else c.COMPLETION
-        parent = agents if agents.is_valid else home
+        name = f"{operation} {self._model}"
+        if agents.is_valid:
+            parent, mine = agents, self._maker.child(agents, self._maker.flags(name, agents.trace_id, agents))
+        else:
+            parent, mine = home, self._maker.child(home)
         elsewhere = (Link(home),) if parent.trace_id != home.trace_id else ()
         attributes: Attributes = {
             c.OPERATION: operation, c.PROVIDER: c.SCOPE, c.REQUEST_MODEL: self._model, c.CONVERSATION: sid, c.TRIAL: trial_id,
             c.ATTEMPT: attempt,
         }  # fmt: skip
-        name = f"{operation} {self._model}"
-        return _Turn(self._maker, self._maker.begin(name, parent, SpanKind.SERVER, attributes, links=elsewhere))
+        return _Turn(self._maker, self._maker.begin(name, mine, parent, SpanKind.SERVER, attributes, links=elsewhere))
 
     def under(self, headers: Mapping[bytes, bytes]) -> AbstractContextManager[None]:
         return attached(sent(headers.items()))
@@ -86,7 +89,7 @@ class OTel(Tracing):
             c.REQUEST_MAX_TOKENS: order.max_new_tokens - kept, c.INCARNATION: self._incarnation,
             c.TURN: order.turn_key.rpartition("/")[2], c.GENERATION: generation.calls + 1, c.REUSED: kept,
         }  # fmt: skip
-        span = self._maker.begin(f"{c.COMPLETION} {self._model}", parent, SpanKind.CLIENT, attributes)
+        span = self._maker.begin(f"{c.COMPLETION} {self._model}", self._maker.child(parent), parent, SpanKind.CLIENT, attributes)
         return _Call(self._maker, span, generation)
 
     # -- trials and attempts --------------------------------------------------------------------------------------
@@ -118,7 +121,7 @@ class OTel(Tracing):
         return headers_of(self._attempt(sid))["traceparent"]
 
     def _tell(self, name: str, mine: SpanContext, parent: SpanContext | None, made: Attributes, began_s: int, error: str) -> None:
-        self._maker.end(self._maker.begin(name, parent, SpanKind.INTERNAL, made, context=mine, began=began_s * 10**9), error)
+        self._maker.end(self._maker.begin(name, mine, parent, SpanKind.INTERNAL, made, began=began_s * 10**9), error)
 
     def _trial(self, trial_id: str) -> SpanContext:
         return self._context(trial_id, trial_id)

@@ -116,9 +116,12 @@ class Bench:
 
     async def delete(self, sessions: Sequence[Session]) -> Usage:
         """What is used when they are gone, and everybody had the time to notice."""
-        await asyncio.gather(*(self._run.client.request("DELETE", f"/sessions/{s.session_id}", key=s.api_key) for s in sessions))
+        await self.end(sessions)
         await asyncio.sleep(SETTLE_S)
         return self._processes.usage()
+
+    async def end(self, sessions: Sequence[Session]) -> None:
+        await asyncio.gather(*(self._run.client.request("DELETE", f"/sessions/{s.session_id}", key=s.api_key) for s in sessions))
 
     async def compared(self, sessions: Sequence[Session], sizes: Sizes) -> Result:
         """One request at a time, each followed by one as large straight to an engine."""

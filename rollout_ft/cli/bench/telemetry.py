@@ -1,17 +1,17 @@
-"""What telemetry adds to a turn: the same load on runs that stand side by side, with all of it, with some, and with none.
+"""What telemetry adds to a turn: the same load on runs side by side, with all of it, with some, and with none.
 
-Owns the order of the rounds and what is made of them. The subtle invariant: in each round every run takes the same turns of
-sessions of the same length, one run after the other and the first of them another each time, so that what else the machine
-does meets all of them alike.
+Owns the rounds and what is made of them. The subtle invariant: in each round every run takes the same turns of new sessions, all
+runs at the same time, so that a turn costs in the last round what it does in the first, and what else the machine does meets all
+of them alike.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from aiohttp import web
@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rollout_ft import runtime
-from rollout_ft.cli.bench.phases import Bench, Sizes, Take
+from rollout_ft.cli.bench.phases import Bench, Part, Sizes
 from rollout_ft.cli.bench.usage import Processes
 from rollout_ft.cluster import Cluster, connect, restore_signals
 from rollout_ft.config import Config
@@ -33,8 +33,8 @@ ARMS: dict[str, JSON] = {
 }  # fmt: skip
 """The config section `telemetry` of each run; `all` where spans can be exported."""
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
-TURNS = 8
-"""Of each session in a round."""
+TURNS = 16
+"""Of each session: short ones, in which a turn costs the least and telemetry adds the most to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,27 +66,28 @@ async def compare(base: Config, sizes: Sizes, rounds: int, console: Console) -> 
             ms: dict[str, list[float]] = {name: [] for name in arms}
             with console.status("") as status:
                 for number in range(rounds + 1):
-                    status.update(f"with and without telemetry, in turn: round {number} of {rounds}")
-                    for name in order(arms, number):
-                        part = await takes[name](TURNS)
-                        if number:
+                    status.update(f"with and without telemetry, side by side: round {number} of {rounds}")
+                    parts = await asyncio.gather(*(takes[name](f"round-{number}") for name in arms))
+                    if number:
+                        for name, part in zip(arms, parts, strict=True):
                             ms[name].append(part.cpu_ms)
             return Compared(sizes.sessions, ms)
     finally:
         await asyncio.to_thread(cluster.leave)
 
 
-def order(names: list[str], number: int) -> list[str]:
-    """Who is first changes from round to round."""
-    first = number % len(names)
-    return names[first:] + names[:first]
-
-
-async def _arm(stack: AsyncExitStack, cluster: Cluster, config: Config, sizes: Sizes) -> Take:
+async def _arm(stack: AsyncExitStack, cluster: Cluster, config: Config, sizes: Sizes) -> Callable[[str], Awaitable[Part]]:
     run = await stack.enter_async_context(runtime.within(cluster, config))
     bench = Bench(run, await Processes.of(run))
-    sessions = await bench.open(sizes.sessions, "compared")
-    return await stack.enter_async_context(bench.steps(sessions, replace(sizes, turns=TURNS)))
+
+    async def take(name: str) -> Part:
+        sessions = await bench.open(sizes.sessions, name)
+        async with bench.steps(sessions, sizes) as steps:
+            part = await steps(TURNS)
+        await bench.end(sessions)
+        return part
+
+    return take
 
 
 def _settings(base: Config, name: str) -> Config:
