@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import openai
+import orjson
 import pytest
 from ray_run import Stage, staged
 
 from rollout_ft.cli.restart import restart
-from rollout_ft.cli.status import Where
+from rollout_ft.cli.status import GATEWAY_URL, OPERATOR_KEY, Where
 from rollout_ft.config import TrialConfig
 from rollout_ft.errors import ConfigError
 from rollout_ft.trial.agents import InlineAgent
@@ -25,6 +28,15 @@ Between = Callable[[Session], Awaitable[Any]]
 
 def where(stage: Stage) -> Where:
     return Where(stage.run.gateway_url, stage.run.operator_key)
+
+
+async def command(stage: Stage, *arguments: str) -> bytes:
+    env = os.environ | {GATEWAY_URL: stage.run.gateway_url, OPERATOR_KEY: stage.run.operator_key}
+    said = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "rollout_ft.cli.main", *arguments, env=env, stdout=said)
+    made, _ = await process.communicate()
+    assert process.returncode == 0
+    return made
 
 
 def turns(between: Between, count: int = 2) -> InlineAgent:
@@ -54,8 +66,8 @@ async def test_a_trial_that_a_person_restarts_goes_on_in_its_next_attempt_and_sp
     async with staged() as stage:
 
         async def from_its_checkpoint(session: Session) -> None:
-            made = await restart(where(stage), session.trial_id, None, scratch=False, cause="its tool hangs")
-            assert made == {"trial_id": "kept", "attempt": 2, "turns": 1}
+            made = await command(stage, "trial", "restart", session.trial_id, "--cause", "its tool hangs", "--json")
+            assert orjson.loads(made) == {"trial_id": "kept", "attempt": 2, "turns": 1}
 
         result = await played(stage, "kept", turns(from_its_checkpoint))
         assert (result.outcome, result.reward, result.attempts) == ("completed", 1.0, 2)
