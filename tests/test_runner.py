@@ -14,10 +14,11 @@ from rollout_ft.trial.agents import InlineAgent
 from rollout_ft.trial.attempt import workshop
 from rollout_ft.trial.client import Client, Session
 from rollout_ft.trial.runner import TrialResult, TrialRunner
+from rollout_ft.types import BY_FAULTS
 
 META = {
-    "generations": 3, "version_restarts": 0, "turns_committed": 2, "turns_in_trajectory": 2, "tokens_generated": 9, "tokens_reused": 0,
-    "tokens_wasted": 0,
+    "generations": 3, "version_restarts": 0, "fault_restarts": 0, "turns_committed": 2, "turns_in_trajectory": 2, "tokens_generated": 9,
+    "tokens_reused": 0, "tokens_wasted": 0,
 }  # fmt: skip
 
 
@@ -46,7 +47,7 @@ class Gateway:
         assert from_attempt == self.trial_now["attempt"]
         self.asked.append(f"restart checkpoint={checkpoint} for {reason}")
         attempt = from_attempt + 1
-        self.trial_now |= {"attempt": attempt, "session_id": f"t~{attempt}"}
+        self.trial_now |= {"attempt": attempt, "session_id": f"t~{attempt}", "metadata": META | {"fault_restarts": reason in BY_FAULTS}}
         return Session(f"t~{attempt}", "t", attempt, "", "", 0, cast(Client, self))
 
     async def outcome(self, trial_id: str, outcome: str, reward: float | None, cause: str, attempt: int) -> dict[str, Any]:

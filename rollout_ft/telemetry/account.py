@@ -183,8 +183,8 @@ def end_of(trial: JSON) -> JSON:
 
 
 def faults_survived(trial: JSON) -> int:
-    """Attempts and generations beyond the first, but for those that a fault did not make; none where the trial was lost to them."""
+    """Generations beyond the first, and restarts that a fault made (`types.BY_FAULTS`); none where the trial was lost to them."""
     if trial["outcome"] == Outcome.INFRA_EXHAUSTED:
         return 0
     meta = trial["metadata"]
-    return trial["attempt"] - 1 - meta["version_restarts"] + meta["generations"] - meta["turns_committed"]
+    return meta.get("fault_restarts", 0) + meta["generations"] - meta["turns_committed"]
