@@ -43,7 +43,6 @@ from rollout_ft.trial.environment import Factory
 from rollout_ft.trial.runner import OnGroup, OnResult, TrialResult, TrialRunner
 from rollout_ft.types import JSON
 
-
 _log = logging.getLogger("rollout_ft")
 
 
