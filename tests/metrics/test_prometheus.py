@@ -100,8 +100,8 @@ async def _eventful(stage: Stage) -> None:
 
 
 async def seen(watched: Watched, query: Query) -> bool:
-    """Whether a panel shows anything: at least one number at some time of the run."""
-    found = await watched.prometheus.over(query.expr, watched.began, time.time())
+    """Whether a panel has anything to show: at least one number at some time of the run, be it a zero that it leaves out."""
+    found = await watched.prometheus.over(query.expr.removesuffix(" > 0"), watched.began, time.time())
     return any(math.isfinite(float(value)) for series in found for _, value in series["values"])
 
 
