@@ -8,7 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollout_ft.session.entries import FAULT, SessionEntry
-from rollout_ft.telemetry.timeline import Kind, Moment, merged, of_entries, of_events, of_paths, timeline
+from rollout_ft.telemetry.moments import Kind, Moment
+from rollout_ft.telemetry.moments_made import of_entries, of_paths
+from rollout_ft.telemetry.moments_told import of_events
+from rollout_ft.telemetry.timeline import merged, timeline
 from rollout_ft.types import Answered, Divergence, Ended, Opened, Outcome, SessionSpec, Step, Turn, VersionSpan
 
 SPEC = SessionSpec("a")

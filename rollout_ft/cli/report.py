@@ -26,9 +26,11 @@ from rollout_ft.telemetry.figures import QUANTILES
 from rollout_ft.telemetry.figures import figures as figures_of
 from rollout_ft.telemetry.history import history
 from rollout_ft.telemetry.lines import read_lines
+from rollout_ft.telemetry.moments_made import of_paths
+from rollout_ft.telemetry.moments_told import of_events
 from rollout_ft.telemetry.plots import duration
 from rollout_ft.telemetry.report import Reported, report
-from rollout_ft.telemetry.timeline import merged, of_events, of_paths
+from rollout_ft.telemetry.timeline import merged
 from rollout_ft.telemetry.words import printable
 from rollout_ft.trial.groups import GroupResult
 from rollout_ft.trial.runner import TrialResult

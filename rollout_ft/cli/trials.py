@@ -30,7 +30,9 @@ from rollout_ft.session.render import Renderer
 from rollout_ft.session.session import Session
 from rollout_ft.telemetry.eventsfile import read_events
 from rollout_ft.telemetry.lines import read_lines
-from rollout_ft.telemetry.timeline import Kind, of_entries, of_paths, timeline
+from rollout_ft.telemetry.moments import Kind
+from rollout_ft.telemetry.moments_made import of_entries, of_paths
+from rollout_ft.telemetry.timeline import timeline
 from rollout_ft.telemetry.words import printable
 from rollout_ft.trial.board import Board
 from rollout_ft.trial.groups import LOST

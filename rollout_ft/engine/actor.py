@@ -48,7 +48,8 @@ from rollout_ft.session.render import ChatTemplate
 from rollout_ft.telemetry.events import Events
 from rollout_ft.telemetry.losses import Loss
 from rollout_ft.telemetry.metrics import Readings, counting
-from rollout_ft.telemetry.timeline import Moment, of_entries
+from rollout_ft.telemetry.moments import Moment
+from rollout_ft.telemetry.moments_made import of_entries
 from rollout_ft.telemetry.tracing import LAST_FLUSH_S, LOST_FLUSH_S, tracing_of
 from rollout_ft.testing.faults import fault_points
 from rollout_ft.types import JSON, Ended, SessionSpec, Why

@@ -26,7 +26,7 @@ from rollout_ft.fleet.stores import Stores
 from rollout_ft.telemetry.account import end_of
 from rollout_ft.telemetry.events import Events
 from rollout_ft.telemetry.losses import Loss
-from rollout_ft.telemetry.timeline import Moment
+from rollout_ft.telemetry.moments import Moment
 from rollout_ft.types import JSON, UNSAID, Ended, Outcome, SessionSpec, Why, session_id, split_session_id
 
 ADOPT_TIMEOUT_S = 15.0

@@ -19,8 +19,8 @@ from rollout_ft.telemetry.divergences import rows_diverged
 from rollout_ft.telemetry.figures import QUANTILES, WORST, advice
 from rollout_ft.telemetry.history import FAULTS, FOLLOWS, History
 from rollout_ft.telemetry.html import MAX_LISTED, figure, more, prose, spaced, table
+from rollout_ft.telemetry.moments import Moment
 from rollout_ft.telemetry.svg import Scale, bar, legend, up_to
-from rollout_ft.telemetry.timeline import Moment
 from rollout_ft.telemetry.words import counted, shortened
 from rollout_ft.trial.groups import GroupResult
 from rollout_ft.trial.runner import TrialResult

@@ -37,7 +37,8 @@ from rollout_ft.session.render import Renderer
 from rollout_ft.telemetry.events import Events
 from rollout_ft.telemetry.losses import Loss
 from rollout_ft.telemetry.metrics import Counts
-from rollout_ft.telemetry.timeline import Moment, of_entries
+from rollout_ft.telemetry.moments import Moment
+from rollout_ft.telemetry.moments_made import of_entries
 from rollout_ft.types import JSON, Ended, SessionSpec, Why
 
 

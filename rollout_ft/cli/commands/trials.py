@@ -1,0 +1,76 @@
+"""`trial list`, `show` and `export`: the trials of a directory that `run` wrote to.
+
+Owns their options and exit codes. They need no cluster, and leave the directory as it is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import orjson
+import typer
+from rich.console import Console
+
+from rollout_ft.cli.options import AsJson, RunDirectory
+
+app = typer.Typer(no_args_is_help=True, help="The trials of a directory that `run` wrote to, with no cluster.")
+
+
+@app.command("list")
+def trial_list(directory: RunDirectory, json: AsJson = False) -> None:
+    """Every trial: its state, outcome, reward, attempts and turns. Exits with 1 when something cannot be read."""
+    from rich.table import Table
+
+    from rollout_ft.cli.trials import COLUMNS, Past
+
+    listed = Past(directory).listed()
+    damaged = [f"{row['trial_id']}: {row['cause']}" for row in listed["trials"] if row["state"] == "damaged"]
+    if json:
+        print(orjson.dumps(listed).decode())
+    else:
+        table = Table(*COLUMNS, box=None)
+        for row in listed["trials"]:
+            table.add_row(*("" if row[name] is None else str(row[name]) for name in COLUMNS))
+        Console().print(table)
+        for why in (*listed["unreadable"], *damaged):
+            Console(stderr=True).print(why, highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(1 if damaged or listed["unreadable"] else 0)
+
+
+@app.command("show")
+def trial_show(directory: RunDirectory, trial_id: Annotated[str, typer.Argument()], json: AsJson = False) -> None:
+    """What was said in a trial, turn by turn, and where each reply came from."""
+    from rollout_ft.cli.trials import Past, lines
+
+    shown = Past(directory).shown(trial_id)
+    print(orjson.dumps(shown).decode() if json else "\n".join(lines(shown)))
+    raise typer.Exit(1 if shown["state"] == "damaged" else 0)
+
+
+@app.command("export")
+def trial_export(
+    directory: RunDirectory,
+    trial_ids: Annotated[list[str] | None, typer.Argument(help="default: all that have an outcome")] = None,
+    *,
+    output: Annotated[Path, typer.Option(help="directory for the trajectories")],
+    unfinished: Annotated[bool, typer.Option("--unfinished", help="also trials without an outcome, as far as they came")] = False,
+    parquet: Annotated[bool, typer.Option("--parquet", help="and all of them as one samples.parquet, a row a path")] = False,
+    json: AsJson = False,
+) -> None:
+    """Write trajectories as `run` does, one safetensors file a trial. Exits with 1 when one that was named was not written."""
+    from rollout_ft.cli.trials import Past
+
+    past = Past(directory)
+    done = past.export(output, trial_ids or [], unfinished=unfinished)
+    if parquet:
+        done |= past.samples(output, done["exported"])
+    if json:
+        print(orjson.dumps(done).decode())
+    else:
+        for trial_id, why in done["skipped"].items():
+            Console(stderr=True).print(f"{trial_id}: {why}", highlight=False, markup=False, soft_wrap=True)
+        rows = f", {done['samples']} samples in samples.parquet" if parquet else ""
+        rows += f"; {len(done['left_out'])} trials do not count in their groups, and are not among them" if done.get("left_out") else ""
+        print(f"{len(done['exported'])} exported to {output}{rows}")
+    raise typer.Exit(1 if trial_ids and done["skipped"] else 0)
