@@ -30,9 +30,8 @@ from rollout_ft.gateway.keys import Keys
 from rollout_ft.telemetry.account import account
 from rollout_ft.telemetry.eventsfile import read_events
 from rollout_ft.telemetry.explanations import explain
-from rollout_ft.telemetry.plots import duration
 from rollout_ft.telemetry.recent import OF_TRIALS
-from rollout_ft.telemetry.words import counted, printable
+from rollout_ft.telemetry.words import counted, duration, printable
 from rollout_ft.trial.client import Client
 from rollout_ft.types import JSON
 
@@ -63,11 +62,11 @@ def where(directory: Path | None, gateway_url: str, key_file: Path | None) -> Wh
         url, key = url or _last_url(directory), key or Keys(secret_of(directory)).operator
     url, key = url or os.environ.get(GATEWAY_URL, ""), key or os.environ.get(OPERATOR_KEY, "")
     if not url:
-        raise ConfigError(f"status needs a directory that `run` writes to, or --gateway-url (or {GATEWAY_URL}): `serve` prints it")
+        raise ConfigError(f"give a directory that `run` writes to, or --gateway-url (or {GATEWAY_URL}): `serve` prints it")
     if not url.startswith(("http://", "https://")):
         raise ConfigError(f"{url} is no URL of a gateway: it begins with http:// or https://, as `rollout-ft serve` prints it")
     if not key:
-        raise ConfigError(f"status needs the operator's key: --operator-key-file, or {OPERATOR_KEY}: `serve` prints it")
+        raise ConfigError(f"the operator's key is needed: --operator-key-file, or {OPERATOR_KEY}: `serve` prints it")
     return Where(url.rstrip("/"), key, verify)
 
 

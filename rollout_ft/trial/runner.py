@@ -19,9 +19,10 @@ from rollout_ft.trial.agents import Agent
 from rollout_ft.trial.attempt import Attempts, Workshop
 from rollout_ft.trial.client import Client, Session
 from rollout_ft.trial.groups import LOST, GroupResult
-from rollout_ft.trial.policy import Finish, Spent, decide, resumed
+from rollout_ft.trial.policy import Finish, Restart, Spent, decide, resumed
 from rollout_ft.trial.schedule import Schedule
 from rollout_ft.trial.siblings import Play, plays
+from rollout_ft.trial.tools import Tools
 from rollout_ft.types import JSON, Outcome, Recovery
 
 
@@ -199,20 +200,35 @@ class TrialRunner:
                 await self._attempts.over(session.trial_id, tools)
                 return trial
             spent = replace(spent, environment=spent.environment + (tools.counts.lost if tools else 0))
+            if trial["attempt"] > session.attempt:
+                session = await self._newer(trial)
+                continue
             ended = replace(ended, tainted=bool(trial["tainted"]), cause=ended.cause or trial["fault"], fault=trial["fault"])
             decision = decide(ended, spent, self._config)
-            if isinstance(decision, Finish):
-                over = await self._end(session.trial_id, session.attempt, decision)
-                await self._attempts.over(session.trial_id, tools)
-                return over
-            if decision.spends == "agent":
-                _log.warning("trial.agent_failed trial=%s attempt=%d: %s", session.trial_id, session.attempt, ended.cause)
-            if tools is not None and not decision.checkpoint:
-                await tools.forget()
-            spent = spent.and_one(decision.spends)
-            session = await self._client.restart(
-                session.trial_id, session.attempt, decision.checkpoint, decision.spends, decision.cause
-            )  # fmt: skip
+            try:
+                if isinstance(decision, Finish):
+                    over = await self._end(session.trial_id, session.attempt, decision)
+                    await self._attempts.over(session.trial_id, tools)
+                    return over
+                following = await self._again(session, decision, tools, ended.cause)
+            except BadRequest as e:
+                if e.code != "stale_attempt":
+                    raise
+                session = await self._newer(await self._client.trial(session.trial_id))
+            else:
+                session, spent = following, spent.and_one(decision.spends)
+
+    async def _again(self, session: Session, decision: Restart, tools: Tools | None, cause: str) -> Session:
+        if decision.spends == "agent":
+            _log.warning("trial.agent_failed trial=%s attempt=%d: %s", session.trial_id, session.attempt, cause)
+        if tools is not None and not decision.checkpoint:
+            await tools.forget()
+        return await self._client.restart(session.trial_id, session.attempt, decision.checkpoint, decision.spends, decision.cause)
+
+    async def _newer(self, trial: JSON) -> Session:
+        """The session of an attempt that somebody else asked for while the agent of another went on, whose end is nothing to the trial:
+        it costs no restart, and is no outcome."""
+        return await self._client.restart(trial["trial_id"], trial["attempt"] - 1, True)
 
     async def _end(self, trial_id: str, attempt: int, end: Finish) -> JSON:
         return await self._client.outcome(trial_id, end.outcome.value, end.reward, end.cause, attempt)

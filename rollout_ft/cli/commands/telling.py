@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from rollout_ft.cli import foreground
-from rollout_ft.cli.options import AsJson
+from rollout_ft.cli.options import AsJson, GatewayUrl, OperatorKeyFile
 
 
 def report(
@@ -54,15 +54,14 @@ def audit(
 
 def status(
     directory: Annotated[Path | None, typer.Argument(help="what `run` writes to: says where its gateway is, and has the key")] = None,
-    gateway_url: Annotated[str, typer.Option(help="what `serve` printed (else ROLLOUT_FT_GATEWAY_URL)")] = "",
-    operator_key_file: Annotated[Path | None, typer.Option(help="has the operator's key (else ROLLOUT_FT_OPERATOR_KEY)")] = None,
+    gateway_url: GatewayUrl = "", operator_key_file: OperatorKeyFile = None,
     watch: Annotated[
         float | None,
         typer.Option(min=0, help="look again every so many seconds, until it is stopped; 0: once", show_default="2 on a terminal, else 0"),
     ] = None,
     link: Annotated[bool, typer.Option("--link", help="print only the status page's address, with the key in its fragment")] = False,
     json: AsJson = False,
-) -> None:
+) -> None:  # fmt: skip
     """What a run that goes on does just now: what is wrong and what to do, trials, turns, tokens, engines, recoveries."""
     from rollout_ft.cli import status as command
 

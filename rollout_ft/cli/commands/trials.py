@@ -1,4 +1,4 @@
-"""`trial list`, `show` and `export`: the trials of a directory that `run` wrote to.
+"""`trial list`, `show` and `export`: the trials of a directory that `run` wrote to; `restart`: one of a run that goes on.
 
 Owns their options and exit codes. They need no cluster, and leave the directory as it is.
 """
@@ -12,9 +12,12 @@ import orjson
 import typer
 from rich.console import Console
 
-from rollout_ft.cli.options import AsJson, RunDirectory
+from rollout_ft.cli import foreground
+from rollout_ft.cli.options import AsJson, GatewayUrl, OperatorKeyFile, RunDirectory
 
-app = typer.Typer(no_args_is_help=True, help="The trials of a directory that `run` wrote to, with no cluster.")
+app = typer.Typer(
+    no_args_is_help=True, help="The trials of a run: of the directory that `run` wrote to, with no cluster, or of its gateway."
+)
 
 
 @app.command("list")
@@ -74,3 +77,25 @@ def trial_export(
         rows += f"; {len(done['left_out'])} trials do not count in their groups, and are not among them" if done.get("left_out") else ""
         print(f"{len(done['exported'])} exported to {output}{rows}")
     raise typer.Exit(1 if trial_ids and done["skipped"] else 0)
+
+
+@app.command("restart")
+def trial_restart(
+    which: Annotated[list[str], typer.Argument(metavar="[DIRECTORY] TRIAL_ID", help="without a directory the options say where")],
+    scratch: Annotated[bool, typer.Option("--scratch", help="begin from nothing, not from the checkpoint")] = False,
+    from_attempt: Annotated[int | None, typer.Option(min=1, help="only if it is at this attempt", show_default="the present one")] = None,
+    cause: Annotated[str, typer.Option(help="why, for those who read the trial's timeline")] = "",
+    gateway_url: GatewayUrl = "", operator_key_file: OperatorKeyFile = None, json: AsJson = False,
+) -> None:  # fmt: skip
+    """Begin a trial's next attempt, though its agent goes on: the old attempt's next request is refused. Asked twice with the same
+    --from-attempt it happens once."""
+    from rollout_ft.cli.restart import restart
+    from rollout_ft.cli.status import where
+
+    if len(which) > 2:
+        raise typer.BadParameter("one directory at most, and one trial", param_hint="[DIRECTORY] TRIAL_ID")
+    *directory, trial_id = which
+    there = where(Path(directory[0]) if directory else None, gateway_url, operator_key_file)
+    made = foreground.result(restart(there, trial_id, from_attempt, scratch=scratch, cause=cause))
+    behind = f"behind {made['turns']} turns" if made["turns"] else "from nothing"
+    print(orjson.dumps(made).decode() if json else f"{trial_id} is at attempt {made['attempt']}, which begins {behind}")
