@@ -167,3 +167,18 @@ async def test_what_one_trials_agent_or_environment_raises_ends_no_other():
         results = await runner.run(tasks, concurrency=2)
     assert [result.outcome for result in results] == ["agent_failed", "env_failed", "completed", "completed"]
     assert ["CancelledError" in results[0].cause, "KeyError: 'image'" in results[1].cause] == [True, True]
+
+
+async def test_what_a_failed_agent_said_is_one_line_of_the_log(caplog: pytest.LogCaptureFixture):
+    gateway, tries = Gateway(), iter([True, False])
+
+    async def agent(task: Any, session: Session) -> float:
+        if next(tries):
+            raise RuntimeError("\x1b[31mred\nengine.dead engine=engine-0")
+        return 0.5
+
+    runner = TrialRunner(cast(Client, gateway), InlineAgent(agent), TrialConfig(), lambda sid: f"key of {sid}", resume=True)
+    await runner.run([{"task_id": "t"}], concurrency=1)
+    (said,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("trial.agent_failed")]
+    assert "\\x1b[31mred\\nengine.dead engine=engine-0" in said
+    assert said.isprintable()
