@@ -16,7 +16,7 @@ from rollout_ft.telemetry import plots
 from rollout_ft.telemetry.bias import HEAD, between, grouped, rows_between, rows_grouped, rows_within, within
 from rollout_ft.telemetry.divergences import HEAD as DIVERGED
 from rollout_ft.telemetry.divergences import rows_diverged
-from rollout_ft.telemetry.figures import QUANTILES, WORST, advice
+from rollout_ft.telemetry.figures import QUANTILES, WORST, advice, fell_short
 from rollout_ft.telemetry.history import FAULTS, FOLLOWS, History
 from rollout_ft.telemetry.html import MAX_LISTED, figure, more, prose, spaced, table
 from rollout_ft.telemetry.moments import Moment
@@ -106,9 +106,12 @@ def _lead(run: Reported) -> str:
     generated, wasted = summary["tokens_generated"], summary["tokens_wasted"]
     faults = sum(each["count"] for kind, each in met.items() if kind not in FOLLOWS)
     restarts = met.get("trial.restarted", {"count": 0})["count"]
+    short = escape(fell_short(summary["outcomes"]))
+    failed = f', <b class="bad">{short}</b>' if short else ""
     unfinished = f", <b>{summary['unfinished']:,} unfinished</b>" if summary.get("unfinished") else ""
     lead = (
-        f'<b>{counted(summary["trials"], "trial")}</b>, <b class="{"bad" if lost else "good"}">{lost:,} lost</b>{unfinished}. '
+        f'<b>{counted(summary["trials"], "trial")}</b>, <b class="{"bad" if lost else "" if short else "good"}">{lost:,} lost</b>'
+        f"{failed}{unfinished}. "
         f"{counted(faults, 'fault')}, {counted(len(run.seen.recoveries), 'recovery', 'recoveries')}, {counted(restarts, 'restart')}. "
         f"{wasted:,} of {counted(generated, 'token')} wasted{f' ({wasted / generated:.2%})' if generated else ''}."
     )
