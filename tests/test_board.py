@@ -18,11 +18,11 @@ from rollout_ft.telemetry.metrics import COUNTERS, GAUGES, HISTOGRAMS, Metric
 
 BOARD = json.loads(Path("configs/grafana/rollout_ft.json").read_text())
 RULES = yaml.safe_load(Path("configs/grafana/alerts.yaml").read_text())["groups"]
-PANELS: list[Any] = [panel for panel in BOARD["panels"] if panel["type"] != "row"]
+PANELS: list[Any] = [panel for panel in BOARD["panels"] if panel["type"] not in ("row", "text")]
 ALERTS: list[Any] = [rule for group in RULES for rule in group["rules"]]
 NAME = re.compile(r"\bray_rollout_ft_(\w+)(?:\{([^}]*)\})?")
-MATCH = re.compile(r'(\w+)(=~|=|!=)"([^"]*)"')
-GROUPED = re.compile(r"\b(?:by|on) \(([^)]*)\)")
+MATCH = re.compile(r'(\w+)(=~|!~|!=|=)"([^"]*)"')
+GROUPED = re.compile(r"\b(?:by|on) \(([^)]+)\)")
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 
@@ -50,8 +50,8 @@ def exprs() -> Iterator[Any]:
 @pytest.mark.parametrize("expr", exprs())
 def test_a_query_asks_for_metrics_labels_and_values_that_there_are(expr: str):
     asked = NAME.findall(expr)
-    assert asked
-    known: set[str] = set()
+    assert asked or "ALERTS{" in expr
+    known = {"alertname"} if "ALERTS{" in expr else set[str]()
     for name, selectors in asked:
         metric, labels = series(name)
         known |= labels

@@ -28,7 +28,8 @@ from rollout_ft.config import Config
 from rollout_ft.errors import ConfigError
 from rollout_ft.telemetry.figures import WORST, worst
 from rollout_ft.telemetry.history import FAULTS, Fault, History, Life, history
-from rollout_ft.telemetry.plots import MAX_POINTS, fault_marks, running
+from rollout_ft.telemetry.plots.faultmarks import fault_marks
+from rollout_ft.telemetry.plots.running import MAX_POINTS, running
 from rollout_ft.telemetry.svg import MAX_TICKS, SIZE, Scale
 from rollout_ft.trial.groups import LOST
 from rollout_ft.trial.runner import TrialResult

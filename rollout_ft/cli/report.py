@@ -31,10 +31,9 @@ from rollout_ft.telemetry.history import history
 from rollout_ft.telemetry.lines import read_lines
 from rollout_ft.telemetry.moments_made import of_paths
 from rollout_ft.telemetry.moments_told import of_events
-from rollout_ft.telemetry.plots import duration
 from rollout_ft.telemetry.report import Reported, report
 from rollout_ft.telemetry.timeline import merged
-from rollout_ft.telemetry.words import counted, printable
+from rollout_ft.telemetry.words import counted, duration, printable
 from rollout_ft.trial.groups import LOST, GroupResult
 from rollout_ft.trial.runner import TrialResult
 from rollout_ft.types import JSON

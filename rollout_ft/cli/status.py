@@ -30,9 +30,8 @@ from rollout_ft.gateway.keys import Keys
 from rollout_ft.telemetry.account import account
 from rollout_ft.telemetry.eventsfile import read_events
 from rollout_ft.telemetry.explanations import explain
-from rollout_ft.telemetry.plots import duration
 from rollout_ft.telemetry.recent import OF_TRIALS
-from rollout_ft.telemetry.words import counted, printable
+from rollout_ft.telemetry.words import counted, duration, printable
 from rollout_ft.trial.client import Client
 from rollout_ft.types import JSON
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+UNITS = (("d", 86400.0), ("h", 3600.0), ("min", 60.0))
+
 
 def counted(count: int, noun: str, several: str = "") -> str:
     """`1 turn`, `2,000 turns`, `3 recoveries`."""
@@ -34,3 +36,19 @@ _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *ran
 def printable(text: str) -> str:
     """What a model or an agent said, for a terminal: nothing in it moves a cursor, or changes a title."""
     return text.translate(_CONTROLS)
+
+
+def duration(seconds: float) -> str:
+    """`90 s`, `2.5 min`: from two of a unit on."""
+    unit, length = next(((unit, length) for unit, length in UNITS if abs(seconds) >= 2 * length), ("s", 1.0))
+    return f"{seconds / length:.3g} {unit}"
+
+
+def count(value: float) -> str:
+    if value != int(value):
+        return ""
+    return f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k" if value >= 1e4 else f"{value:,.0f}"
+
+
+def share(value: float) -> str:
+    return f"{value:.0%}"

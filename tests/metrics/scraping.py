@@ -35,7 +35,7 @@ class Query:
 
 
 def panels() -> list[dict[str, Any]]:
-    return [panel for panel in json.loads(BOARD.read_text())["panels"] if panel["type"] != "row"]
+    return [panel for panel in json.loads(BOARD.read_text())["panels"] if panel["type"] not in ("row", "text")]
 
 
 def queries() -> Iterator[Query]:
