@@ -33,6 +33,7 @@ class Actor:
     incarnation: int
     starts: bool
     beats: bool = True
+    loads_s: float = 0.0
     dead: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -44,8 +45,10 @@ class Actor:
             raise Gone("out of memory")
         if method == "carry_out":
             return {"ok": True, "error": "", "hung": False, "version": "v0", "stale": "", "offloaded": False, "released": []}
+        if method == "start":
+            await asyncio.sleep(self.loads_s)
         weights = {"version": "v0", "stale": "", "offloaded": False, "released": [], "fleet": Weights()}
-        return {"url": "127.0.0.1:1", "node": "here", "node_id": "n", "weights": weights}
+        return {"url": "127.0.0.1:1", "node": "here", "node_id": "n", "weights": weights, "sessions": {f"{self.role}~1": 1}}
 
     async def death(self) -> str:
         await self.dead.wait()
@@ -58,14 +61,14 @@ class World:
     def __init__(self, **settings: Any) -> None:
         config = load(None, {"engine.count": 4, **{k.replace("__", "."): v for k, v in settings.items()}})
         self.actors: list[Actor] = []
-        self.starts = True
+        self.starts, self.loads_s = True, 0.0
         self.events = Events("test")
         crew = SimpleNamespace(setup=SimpleNamespace(config=config), engine=self._make, gone=self._gone, seen=lambda *_: None)
         pulse = SimpleNamespace(beats=self._beats)
         self.engines = Engines(cast(Any, crew), cast(Any, pulse), self.events, lambda: VIEW)
 
     async def _make(self, engine_id: str, incarnation: int, _: View, target: str) -> Member:
-        self.actors.append(Actor(engine_id, incarnation, self.starts))
+        self.actors.append(Actor(engine_id, incarnation, self.starts, loads_s=self.loads_s))
         return cast(Member, self.actors[-1])
 
     def _gone(self, member: Any, *, silent: bool = False) -> None:
@@ -263,3 +266,29 @@ def test_an_engine_that_is_drained_and_comes_back_is_another_incarnation():
         assert (w.engine(1).health.state.value, w.engine(1).health.incarnation) == ("healthy", 2)
 
     played(play)
+
+
+def test_a_supervisor_that_is_started_again_serves_with_the_engines_that_live_and_waits_for_no_others_model():
+    async def main() -> None:
+        world, began = World(), asyncio.get_running_loop().time()
+        world.loads_s = 600.0
+        living = [cast(Member, Actor(f"engine-{i}", 2, True)) for i in (1, 3)]
+        held = await world.engines.start(living, {f"engine-{i}": 2 for i in range(4)})
+        assert asyncio.get_running_loop().time() - began < 1
+        assert held == {"engine-1": {"engine-1~1": 1}, "engine-3": {"engine-3~1": 1}}
+        assert world.states() == ["restarting", "healthy", "restarting", "healthy"]
+        await asyncio.sleep(700)
+        assert world.states() == ["healthy"] * 4
+        assert [world.engine(i).health.incarnation for i in range(4)] == [3, 2, 3, 2]
+
+    run(main())
+
+
+def test_where_no_engine_lives_a_start_returns_when_all_are_up():
+    async def main() -> None:
+        world = World()
+        world.loads_s = 600.0
+        assert await world.engines.start([], {}) == {}
+        assert world.states() == ["healthy"] * 4
+
+    run(main())

@@ -100,7 +100,7 @@ def test_everything_that_is_wrong_with_a_trial_says_what_to_do(found: list[Row])
 
 @given(trials)
 def test_the_counts_are_those_of_all_trials(found: list[Row]):
-    told = counts(found, around_of(found))
+    told = counts(found, around_of(found), {}, 0)
     assert told["known"] == sum(told["states"].values()) == len(found)
     assert sum(told["outcomes"].values()) == sum(bool(row.outcome) for row in found)
     assert told["restarts"] == sum(row.attempt - 1 for row in found)

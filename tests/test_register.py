@@ -78,3 +78,14 @@ def test_rows_are_bounded_between_two_looks(monkeypatch):
     for i in range(5):
         register.opened(SessionSpec(f"t{i}"))
     assert list(register.rows) == ["t2", "t3", "t4"]
+
+
+def test_what_the_store_has_forgotten_is_still_counted_and_once():
+    register = Register()
+    register.opened(SPEC)
+    register.ended(ENDED)
+    register.take({}, ["t1"])
+    register.take({}, ["t1"])
+    register.opened(SPEC)
+    register.take({}, ["t1"])
+    assert (register.rows, register.outcomes, register.restarts) == ({}, {"completed": 1}, 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from rollout_ft.checkpoint.view import View
@@ -92,7 +92,8 @@ class Engines:
         self._refusal = ""
 
     async def start(self, existing: list[Member], floor: Mapping[str, int]) -> dict[str, dict[str, int]]:
-        """Takes over the engines that live and starts the others; returns which sessions the living hold, with epochs.
+        """Takes over the engines that live and starts the others, waiting for these only where none lives; returns which sessions the
+        living hold, with epochs.
 
         `floor` has the highest incarnation of each role that ever had a name here.
         """
@@ -103,28 +104,34 @@ class Engines:
             elif member.role not in self.by_id:
                 self._crew.gone(member)
         held: dict[str, dict[str, int]] = {}
-
-        async def one(engine: Engine) -> None:
-            mine = sorted((m for m in existing if m.role == engine.engine_id), key=lambda m: m.incarnation)
-            for old in mine[:-1]:
-                self._crew.gone(old)
-            engine.health = Health(incarnation=floor.get(engine.engine_id, 0) + 1)
-            if mine:
-                engine.health = Health(incarnation=mine[-1].incarnation)
-                if await self._take_over(engine, mine[-1], held):
-                    return
-                self._crew.gone(mine[-1])
-                engine.health = Health(incarnation=floor[engine.engine_id] + 1)
-            if self.commands.weights.released:  # it is for the trainer's memory to come back that nobody is to wait
-                return self._spawn(self._start_later(engine))
-            await self._start_one(engine)
-
-        await self._some([asyncio.ensure_future(one(engine)) for engine in self.by_id.values()])
+        engines = list(self.by_id.values())
+        there = await asyncio.gather(*(self._found(engine, existing, held) for engine in engines))
+        missing = [engine for engine, found in zip(engines, there, strict=True) if not found]
+        if self.commands.weights.released or any(e.health.lives for e in engines):
+            for engine in missing:  # a model may take minutes to load: nobody waits for it where others serve
+                self._spawn(self._start_later(engine))
+        else:
+            await self._some([asyncio.ensure_future(self._start_one(engine)) for engine in missing])
         if not any(e.health.lives for e in self.by_id.values()):
             if self._refusal:
                 raise ConfigError(self._refusal)
             raise EngineLost("all", "; ".join(f"{e.engine_id}: {e.health.reason}" for e in self.by_id.values()))
         return held
+
+    async def _found(self, engine: Engine, existing: Iterable[Member], held: dict[str, dict[str, int]]) -> bool:
+        """Whether it was there, and is taken over."""
+        mine = sorted((m for m in existing if m.role == engine.engine_id), key=lambda m: m.incarnation)
+        for old in mine[:-1]:
+            self._crew.gone(old)
+        engine.health = Health(incarnation=self._floor.get(engine.engine_id, 0) + 1)
+        if not mine:
+            return False
+        engine.health = Health(incarnation=mine[-1].incarnation)
+        if await self._take_over(engine, mine[-1], held):
+            return True
+        self._crew.gone(mine[-1])
+        engine.health = Health(incarnation=self._floor[engine.engine_id] + 1)
+        return False
 
     async def _some(self, starts: list[asyncio.Future[None]]) -> None:
         """Returns when all are up; where they are somebody else's, nobody waits for those that are not there."""

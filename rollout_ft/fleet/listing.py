@@ -192,9 +192,10 @@ def select(rows: Iterable[Row], query: Query, around: Around) -> Page:
     )
 
 
-def counts(rows: Iterable[Row], around: Around) -> JSON:
-    """All trials: how many, of each state and outcome, and how many attempts were begun after the first."""
-    states, outcomes, restarts, known = Counter[str](), Counter[str](), 0, 0
+def counts(rows: Iterable[Row], around: Around, outcomes: Mapping[str, int], restarts: int) -> JSON:
+    """All trials: how many, and of each state, that have a row; of each outcome, and how many attempts were begun after the first, with
+    `outcomes` and `restarts` of those that have none any more."""
+    states, outcomes, known = Counter[str](), Counter(outcomes), 0
     for row in rows:
         known += 1
         states[around.state(row)] += 1

@@ -67,12 +67,14 @@ class Looks:
             await self._refresh()
         except BadRequest as e:
             silent = e.message
+        register = self._sessions.register
         around, flying, now = await self._around(), await self._in_flight(), wall()
         recoveries = self._recoveries.describe()
         return orjson.dumps({
             "now": now, "fleet": _abridged(fleet), "problems": problems(fleet, now, recoveries), "recoveries": recoveries,
             "turns": {**flying, "turns": flying["turns"][:turns]}, "events": self._recent.since(since, events, newest=True),
-            "trials": counts(self._sessions.register.rows.values(), around) | self._page(query, around), "store_silent": silent,
+            "trials": counts(register.rows.values(), around, register.outcomes, register.restarts) | self._page(query, around),
+            "store_silent": silent,
         })  # fmt: skip
 
     def events(self, since: str, limit: int) -> JSON:

@@ -6,6 +6,7 @@ store, whose trials are the ones that there are. A row costs nothing while nobod
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -24,18 +25,26 @@ MAX_ROWS = 100_000
 class Register:
     def __init__(self) -> None:
         self.rows: dict[str, Row] = {}
+        self.outcomes, self.restarts = Counter[str](), 0
+        """Of trials that have no row any more: what was is still counted."""
+
+    def _forget(self, trial_id: str) -> None:
+        row = self.rows.pop(trial_id, None)
+        if row is not None and row.outcome:
+            self.outcomes[row.outcome] += 1
+            self.restarts += max(0, row.attempt - 1)
 
     def _row(self, trial_id: str) -> Row:
         row = self.rows.get(trial_id)
         if row is None:
             row = self.rows[trial_id] = Row(trial_id)
             if len(self.rows) > MAX_ROWS:
-                del self.rows[next(iter(self.rows))]
+                self._forget(next(iter(self.rows)))
         return row
 
     def opened(self, spec: SessionSpec) -> None:
         """A trial begins; what is known of an earlier one of that name, which the store has forgotten, is not about it."""
-        self.rows.pop(spec.trial_id, None)
+        self._forget(spec.trial_id)
         row = self._row(spec.trial_id)
         row.attempt, row.known = 1, True
         _label(row, spec)
@@ -58,7 +67,7 @@ class Register:
         were there when it was asked; of the others it may not know yet."""
         for trial_id in before:
             if trial_id not in heads:
-                self.rows.pop(trial_id, None)
+                self._forget(trial_id)
         for trial_id, head in heads.items():
             row = self.rows.get(trial_id)
             if row is None:

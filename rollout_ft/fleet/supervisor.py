@@ -309,7 +309,8 @@ class Supervisor:
 
     async def overview(self, query: Query, since: str, events: int, turns: int) -> bytes:
         """What a person wants to see at once, as JSON."""
-        return await self._looks.overview(await self.fleet(), query, since, events, turns)
+        fleet = await self.fleet()  # first: before the run is started, or rebuilt, there is nothing to look with
+        return await self._looks.overview(fleet, query, since, events, turns)
 
     async def events(self, since: str, limit: int) -> JSON:
         await self.start()

@@ -106,6 +106,26 @@ def test_a_key_in_the_links_fragment_is_taken_out_of_the_address(run: Stage, pag
     expect(page).to_have_title("page · rollout_ft" if page.locator("#problems li.good").count() else page.title())
 
 
+def test_a_trial_that_there_is_not_is_said_to_be_none_and_the_run_is_a_link_away(run: Stage, page: Page) -> None:
+    page.goto(run.link(trial="nobody"))
+    expect(page.locator("#one-failed")).to_contain_text("unknown_trial")
+    expect(page.locator("#one-told")).to_be_hidden()
+    expect(page.locator("#whole")).to_be_hidden()
+    shoot(page, "no-such-trial")
+    page.get_by_role("link", name="All of the run").click()
+    expect(page.locator("#problems li").first).to_be_visible()
+    expect(page.locator("#one")).to_be_hidden()
+
+
+def test_nothing_is_said_of_a_run_that_has_not_answered_yet(run: Stage, page: Page) -> None:
+    page.route("**/overview*", lambda route: route.fulfill(status=503, json={"error": {"message": "it starts", "code": "no_supervisor"}}))
+    page.goto(run.link())
+    expect(page.locator("#broken")).to_contain_text("it starts")
+    expect(page.locator("#whole")).to_be_hidden()
+    page.unroute("**/overview*")
+    expect(page.locator("#problems li").first).to_be_visible()
+
+
 def test_what_agents_and_trainers_say_is_text(run: Stage, page: Page, seen: Seen) -> None:
     run.do("play", prefix="calm", count=6, turns=4, tokens=60)
     run.do("open", prefix="idle", count=30)

@@ -5,7 +5,12 @@ const PLACE = "rollout_ft.operator_key";
 
 export class Refused extends Error {}
 
-export class Failed extends Error {}
+export class Failed extends Error {
+  constructor(message, status = 0) {
+    super(message);
+    this.status = status;
+  }
+}
 
 export function fragment() {
   return new URLSearchParams(location.hash.slice(1));
@@ -44,6 +49,6 @@ export async function ask(path, parameters = {}) {
   }
   if (answer.status === 401) throw new Refused("The run does not know this key: another run may be at this address now.");
   const said = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Failed(said.error ? `${said.error.message} (${said.error.code})` : `HTTP ${answer.status}`);
+  if (!answer.ok) throw new Failed(said.error ? `${said.error.message} (${said.error.code})` : `HTTP ${answer.status}`, answer.status);
   return said;
 }

@@ -28,6 +28,8 @@ async function look() {
     show(byId("broken"), false);
     show(byId("whole"), !id);
     show(byId("one"), Boolean(id));
+    show(byId("one-failed"), false);
+    show(byId("one-told"), true);
     if (id) drawOne(id, told);
     else drawWhole(told);
     say(byId("seen"), `as of ${clock(answered / 1000)}`);
@@ -38,12 +40,24 @@ async function look() {
       return door(e.message);
     }
     door(null);
+    if (e.status === 404 && trial()) return missing(e.message);
     failures += 1;
     const old = answered ? ` What is below is ${length((Date.now() - answered) / 1000)} old.` : "";
     say(byId("broken"), `${e.message}${old} Asking again.`);
     show(byId("broken"), true);
   }
   if (mine === turn && !held) timer = setTimeout(look, pauseS() * 1000);
+}
+
+// Nobody asks again for a trial that there is not.
+function missing(why) {
+  show(byId("broken"), false);
+  show(byId("whole"), false);
+  show(byId("one"), true);
+  show(byId("one-told"), false);
+  say(byId("h-one"), `Trial ${trial()}`);
+  say(byId("one-failed"), why);
+  show(byId("one-failed"), true);
 }
 
 function pauseS() {
