@@ -88,6 +88,17 @@ def test_numbers_that_are_left_out_are_missing_and_those_seen_before_are_not_cou
     assert account([first, second, third]).missing == 0
 
 
+def test_processes_ran_from_their_start_to_their_last_event_and_nothing_passes_between_them():
+    def at(time: float, name: str, **fields: Any) -> JSON:
+        return event(name, **fields) | {"time": time}
+
+    events = [at(10, "run.started", gateway_url="u"), at(40, "engine.up", engine="e"), at(35, "engine.up", engine="f"),
+              at(100, "run.resumed"), at(112, "run.started", gateway_url="u"), at(120, "engine.up", engine="e")]  # fmt: skip
+    for cut in range(len(events)):
+        before = orjson.loads(orjson.dumps(account(events[:cut]).json()))
+        assert account([event(ROTATED, "run", account=before), *events[cut:]]).seconds == 30 + 8
+
+
 LIVES = lists(
     tuples(sampled_from("abcdef"), integers(0, 9), integers(0, 9), sampled_from(["move", "restart", "none"])), unique_by=lambda t: t[0]
 )

@@ -243,6 +243,13 @@ def test_a_line_that_is_no_task_is_named_by_its_number(tmp_path: Path, line: str
     assert ", line 2: " in tasks_refused(file(tmp_path, f'{{"task_id": "a"}}\n{line}\n'))
 
 
+@pytest.mark.parametrize("task_id", ["..", "...", "-a", "a" * 129])
+def test_what_a_task_may_be_called_is_said_with_how_it_begins_and_how_long_it_may_be(tmp_path: Path, task_id: str):
+    said = tasks_refused(file(tmp_path, f'{{"task_id": "{task_id}"}}'))
+    assert "at most 128" in said
+    assert "begins with a letter or digit" in said
+
+
 @pytest.mark.parametrize("task_id", ["a/b", "../a", "a b", "-a", ".a", "a~1", "a" * 129, "ä", "a\\n"])
 def test_a_task_id_that_could_not_be_a_file_name_or_a_url_is_refused(tmp_path: Path, task_id: str):
     assert "task_id" in tasks_refused(file(tmp_path, f'{{"task_id": "{task_id}"}}\n'))

@@ -167,6 +167,34 @@ def test_the_seconds_of_all_processes_are_counted(tmp_path: Path):
     assert output(tmp_path).summary(2.0)["seconds"] == 3.5
 
 
+def test_the_seconds_of_a_process_that_was_killed_are_those_of_its_events(tmp_path: Path):
+    events = [
+        {"time": 100.0, "event": "run.started", "gateway_url": "http://127.0.0.1:1"},
+        {"time": 237.6, "event": "engine.up", "engine": "e"},
+        {"time": 400.0, "event": "run.resumed"},
+        {"time": 412.0, "event": "run.started", "gateway_url": "http://127.0.0.1:1"},
+        {"time": 422.0, "event": "engine.up", "engine": "e"},
+    ]
+    (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    third = output(tmp_path)
+    third.event({"time": 900.0, "event": "run.started", "source": "run", "gateway_url": "http://127.0.0.1:1"})
+    third.event({"time": 999.0, "event": "engine.up", "source": "run", "engine": "e"})
+    assert third.summary(89.4)["seconds"] == 137.6 + 10.0 + 89.4
+
+
+@pytest.mark.parametrize("left", [b"", b'{"trials": 2, "outc', b"[]", b"\0\0\0"])
+def test_a_torn_summary_is_none_and_is_written_when_the_run_is_gone_on_with(tmp_path: Path, left: bytes):
+    first = output(tmp_path)
+    for name in ("a", "b"):
+        first.trial(result(name), trajectory(name))
+    made = first.summary(1.0)
+    assert output(tmp_path).complete()
+    (tmp_path / "summary.json").write_bytes(left)
+    again = output(tmp_path)
+    assert not again.complete()
+    assert again.summary(1.0) == made == json.loads((tmp_path / "summary.json").read_bytes())
+
+
 # -- groups -------------------------------------------------------------------------------------------------------
 
 GROUP: list[dict[str, Any]] = [{"task_id": "a"}]

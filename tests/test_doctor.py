@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from rich.console import Console
 
+from rollout_ft.cli.doctor.command import show
 from rollout_ft.cli.doctor.monitoring import Monitoring, look
 from rollout_ft.cli.doctor.rules import Facts, HealthCheck, Node, judge
 from rollout_ft.config import Config
@@ -160,6 +162,12 @@ def test_problems_come_before_notes_and_many_nodes_are_counted():
     judged = judge(replace(WELL, nodes=nodes, gcs_storage="memory"))
     assert [finding.level for finding in judged] == ["problem", "note"]
     assert "10.0.1.2 and 6 more" in judged[0].what
+
+
+def test_one_node_is_a_node():
+    said = Console(record=True, width=80)
+    show({"findings": [], "nodes": [{}]}, said)
+    assert said.export_text() == "1 node, 0 problems\n"
 
 
 @pytest.mark.ray

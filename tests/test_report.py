@@ -24,13 +24,16 @@ from rollout_ft.cli import report as command
 from rollout_ft.cli.main import app
 from rollout_ft.cli.report import read, write
 from rollout_ft.cli.run import _report  # pyright: ignore[reportPrivateUsage]
+from rollout_ft.config import Config
 from rollout_ft.errors import ConfigError
 from rollout_ft.telemetry.figures import WORST, worst
 from rollout_ft.telemetry.history import FAULTS, Fault, History, Life, history
 from rollout_ft.telemetry.plots.faultmarks import fault_marks
 from rollout_ft.telemetry.plots.running import MAX_POINTS, running
 from rollout_ft.telemetry.svg import MAX_TICKS, SIZE, Scale
+from rollout_ft.trial.groups import LOST
 from rollout_ft.trial.runner import TrialResult
+from rollout_ft.types import Outcome
 
 HOSTILE = """</script></style><img src=x onerror="alert('1')"> & "t{}" """
 
@@ -146,6 +149,40 @@ def test_runs_are_beside_each_other_with_the_same_scales(tmp_path: Path):
         sum(r.tokens_generated for r in a_run()[0]),
         sum(r.tokens_generated for r in a_run(80, seed=2)[0]),
     ]
+
+
+def test_what_is_unfinished_is_what_the_tasks_say_whether_a_summary_is_there_or_not(tmp_path: Path):
+    directory = written(tmp_path / "run", *a_run(32))
+    tasks = [{"task_id": f"t{n}"} for n in range(48)]
+    (directory / "tasks.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks))
+    (directory / "config.json").write_text(Config().model_dump_json())
+    for left in ('{"unfinished": 0, "seconds": 61.5}', '{"unfini', None):
+        (directory / "summary.json").write_text(left) if left else (directory / "summary.json").unlink()
+        _, page = page_of(directory)
+        assert "16 unfinished" in page.text
+        shown = CliRunner().invoke(app, ["report", str(directory)], env={"COLUMNS": "200"})
+        said = " ".join(shown.output.split())
+        assert "32 trials, " in said
+        assert "16 unfinished" in said
+
+
+@pytest.mark.parametrize("outcome", sorted({*Outcome} - {Outcome.COMPLETED, Outcome.CANCELLED}))
+def test_a_run_whose_trials_failed_does_not_read_as_one_in_which_all_is_well(tmp_path: Path, outcome: str):
+    results = [replace(result(f"t{n}"), outcome=outcome, reward=None, cause="a bad key") for n in range(24)]
+    directory = written(tmp_path / "run", results, [])
+    text, page = page_of(directory)
+    assert f"{outcome} 24" in page.text
+    assert "The last: t23: a bad key" in page.text
+    assert 'class="good"' not in text
+    shown = CliRunner().invoke(app, ["report", str(directory)], env={"COLUMNS": "200"})
+    said = " ".join(shown.output.split())
+    assert ("24 trials, 24 lost" in said) == (outcome in LOST)
+    assert (f"24 trials, 0 lost, 24 {outcome}" in said) == (outcome not in LOST)
+
+
+def test_a_run_in_which_all_is_well_says_so(tmp_path: Path):
+    text, _ = page_of(written(tmp_path / "run", *a_run(faults=0)))
+    assert '<b class="good">0 lost</b>. ' in text
 
 
 def test_the_command_writes_the_page_where_it_is_told_and_json_alone_writes_none(tmp_path: Path):

@@ -14,6 +14,7 @@ import orjson
 from rich.markup import escape
 from rich.table import Table
 
+from rollout_ft.cli.output import summary_of
 from rollout_ft.cli.report import results_of
 from rollout_ft.errors import ConfigError
 from rollout_ft.telemetry.account import account
@@ -23,9 +24,11 @@ from rollout_ft.telemetry.eventsfile import read_events
 
 def audited(directory: Path) -> Audit:
     """Raises ConfigError where there is no run with results."""
-    results, summary = results_of(directory), _json(directory / "summary.json")
-    if summary is None:
-        raise ConfigError(f"{directory} has no summary.json: the run is under way, or was killed; `rollout-ft resume {directory}` ends it")
+    results, summary = results_of(directory), summary_of(directory)
+    if not summary:
+        raise ConfigError(
+            f"{directory} has no whole summary.json: the run is under way, or was killed; rollout-ft resume {directory} ends it"
+        )
     return audit(account(read_events(directory)), results, summary, _json(directory / "metrics.json"))
 
 

@@ -8,13 +8,14 @@ owed, and asked for again; a trajectory is written before its line, and a group'
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import orjson
 
+from rollout_ft.disk import whole
 from rollout_ft.samples.export import write_trajectory
 from rollout_ft.telemetry.eventsfile import EventsFile
 from rollout_ft.telemetry.figures import totals
@@ -38,6 +39,8 @@ class Output:
         """Trials whose end an event told to this process, and those whose result it has."""
         self._trials = Lines(directory / "trials.jsonl")
         self._events = EventsFile(directory, max_events_bytes)
+        self._earlier_s = max(self._events.account.seconds, float(summary_of(directory).get("seconds", 0.0)))
+        """A process that was killed has left its events alone; one that ended has counted its start as well."""
         for result in self.results.values():
             board.ended(result.trial_id, lost=result.lost, reward=result.reward)
         self._groups = self._decided() if board.has_groups else None
@@ -72,6 +75,11 @@ class Output:
         _replace(self._directory / "metrics.json", orjson.dumps(metrics, option=orjson.OPT_INDENT_2))
 
     @property
+    def running(self) -> int:
+        """How many trials were begun and have no end, as far as events have told."""
+        return len(self._events.account.running)
+
+    @property
     def planned(self) -> int:
         return len(self._board.plays)
 
@@ -86,7 +94,7 @@ class Output:
         return {trial_id for group in self._board.decided if group.status == Status.COMPLETED for trial_id in group.lost}
 
     def complete(self) -> bool:
-        return not self.owed and (self._directory / "summary.json").exists()
+        return not self.owed and bool(summary_of(self._directory))
 
     def summary(self, seconds: float) -> JSON:
         """Writes and returns the totals of all trials; `seconds` are added to those of earlier processes."""
@@ -94,7 +102,7 @@ class Output:
         for trial_id in sorted(self.results.keys() & untold):  # a supervisor that was lost had it alone
             self._events.append(self.results[trial_id].event())
         made: JSON = {
-            **totals(list(self.results.values())), "unfinished": self.owed, "seconds": round(self._seconds() + seconds, 1)
+            **totals(list(self.results.values())), "unfinished": self.owed, "seconds": round(self._earlier_s + seconds, 1)
         }  # fmt: skip
         if self._board.has_groups:
             made["groups"] = dict(Counter(group.status for group in self._board.decided)) | {"undecided": self._board.undecided}
@@ -107,10 +115,6 @@ class Output:
         _replace_if_other(path, b"".join(orjson.dumps(group.line()) + b"\n" for group in self._board.decided))
         return Lines(path)
 
-    def _seconds(self) -> float:
-        file = self._directory / "summary.json"
-        return float(orjson.loads(file.read_bytes())["seconds"]) if file.exists() else 0.0
-
     def close(self) -> None:
         for file in (self._trials, self._events, self._groups):
             if file is not None:
@@ -119,6 +123,15 @@ class Output:
 
 def trajectory_path(directory: Path, trial_id: str) -> Path:
     return directory / "trajectories" / f"{trial_id}.safetensors"
+
+
+def summary_of(directory: Path) -> JSON:
+    """`summary.json`; empty where there is none, or none that is whole: it can be made again."""
+    try:
+        found: Any = orjson.loads((directory / "summary.json").read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return {}
+    return cast(JSON, found) if isinstance(found, dict) else {}
 
 
 def _settled(directory: Path) -> list[TrialResult]:
@@ -142,6 +155,5 @@ def _replace_if_other(path: Path, data: bytes) -> None:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    with whole(path) as temporary:
+        temporary.write_bytes(data)

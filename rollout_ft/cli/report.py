@@ -15,6 +15,9 @@ from rich.markup import escape
 from rich.table import Table
 from safetensors import safe_open
 
+from rollout_ft.cli.directory import saved_config
+from rollout_ft.cli.output import summary_of
+from rollout_ft.cli.planned import planned
 from rollout_ft.clock import wall
 from rollout_ft.disk import whole
 from rollout_ft.errors import ConfigError
@@ -22,7 +25,7 @@ from rollout_ft.telemetry.bias import HEAD, between, grouped, rows_between, rows
 from rollout_ft.telemetry.divergences import HEAD as DIVERGED
 from rollout_ft.telemetry.divergences import divergences, rows_diverged
 from rollout_ft.telemetry.eventsfile import read_events
-from rollout_ft.telemetry.figures import QUANTILES
+from rollout_ft.telemetry.figures import QUANTILES, fell_short
 from rollout_ft.telemetry.figures import figures as figures_of
 from rollout_ft.telemetry.history import history
 from rollout_ft.telemetry.lines import read_lines
@@ -30,8 +33,8 @@ from rollout_ft.telemetry.moments_made import of_paths
 from rollout_ft.telemetry.moments_told import of_events
 from rollout_ft.telemetry.report import Reported, report
 from rollout_ft.telemetry.timeline import merged
-from rollout_ft.telemetry.words import duration, printable
-from rollout_ft.trial.groups import GroupResult
+from rollout_ft.telemetry.words import counted, duration, printable
+from rollout_ft.trial.groups import LOST, GroupResult
 from rollout_ft.trial.runner import TrialResult
 from rollout_ft.types import JSON
 
@@ -44,14 +47,22 @@ def reported(directory: Path) -> Reported:
     results, events = results_of(directory), list(read_events(directory))
     seen = history(events)
     found = figures_of(results, seen)
-    file = directory / "summary.json"
-    beside: JSON = orjson.loads(file.read_bytes()) if file.exists() else {}
     worst = [each["trial_id"] for each in found["worst"]]
     told = of_events(worst, events)
+    totals = summary_of(directory) | found["totals"] | _owed(directory, results)
     return Reported(
-        str(directory), results, seen, beside | found["totals"], found, _read(directory / "groups.jsonl", GroupResult), divergences(events),
+        str(directory), results, seen, totals, found, _read(directory / "groups.jsonl", GroupResult), divergences(events),
         {trial_id: merged(told[trial_id], of_paths(_paths(directory, trial_id))) for trial_id in worst},
     )  # fmt: skip
+
+
+def _owed(directory: Path, results: Sequence[TrialResult]) -> JSON:
+    """How many trials are unfinished: of a run that is under way or was killed no summary says it, or an old one. Nothing of a
+    directory that another version wrote."""
+    try:
+        return {"unfinished": len(planned(directory, saved_config(directory).trial, (r.line() for r in results)).owed)}
+    except ConfigError:
+        return {}
 
 
 def results_of(directory: Path) -> list[TrialResult]:
@@ -99,7 +110,7 @@ def tables(found: JSON) -> list[Table]:
     for name, each in found["figures"].items():
         made += [_recoveries(name, each["recoveries"])] if each["recoveries"] else []
         made += [_worst(name, each["worst"])] if each["worst"] else []
-    made += [_table(f"{name}: {_lost(run)}", rows_within(run)) for name, run in found["runs"].items()]
+    made += [_table(f"{name}: {_said(found['figures'][name]['totals'])}", rows_within(run)) for name, run in found["runs"].items()]
     for name, each in found["groups"].items():
         counts = ", ".join(f"{count:,} {status}" for status, count in each["groups"].items())
         made.append(_table(f"{name}: groups: {counts}", rows_grouped(each)))
@@ -119,8 +130,10 @@ def _replays(name: str, met: list[JSON]) -> Table:
     return made
 
 
-def _lost(run: JSON) -> str:
-    return f"{run['met']['trials'] + run['clean']['trials'] + run['lost']:,} trials, {run['lost']:,} lost"
+def _said(summary: JSON) -> str:
+    unfinished = f"{summary['unfinished']:,} unfinished" if summary.get("unfinished") else ""
+    lost = f"{sum(count for outcome, count in summary['outcomes'].items() if outcome in LOST):,} lost"
+    return escape(", ".join(filter(None, (counted(summary["trials"], "trial"), lost, fell_short(summary["outcomes"]), unfinished))))
 
 
 def _table(title: str, rows: list[list[str]]) -> Table:

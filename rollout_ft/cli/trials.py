@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,8 +17,9 @@ from safetensors import safe_open
 from rollout_ft.cli.directory import saved_config, with_journal
 from rollout_ft.cli.journals import Journals, PastTrial
 from rollout_ft.cli.output import trajectory_path
+from rollout_ft.cli.planned import planned
 from rollout_ft.cli.transcript import made, text, transcript
-from rollout_ft.config import Config, TrialConfig, journalled
+from rollout_ft.config import Config, journalled
 from rollout_ft.errors import ConfigError
 from rollout_ft.samples.export import read_trajectory, write_trajectory
 from rollout_ft.samples.parquet import write_parquet
@@ -34,10 +35,6 @@ from rollout_ft.telemetry.moments import Kind
 from rollout_ft.telemetry.moments_made import of_entries, of_paths
 from rollout_ft.telemetry.timeline import timeline
 from rollout_ft.telemetry.words import printable
-from rollout_ft.trial.board import Board
-from rollout_ft.trial.groups import LOST
-from rollout_ft.trial.siblings import plays
-from rollout_ft.trial.tasks import read_tasks
 from rollout_ft.types import JSON
 
 COLUMNS = ("trial_id", "state", "outcome", "reward", "attempts", "turns")
@@ -49,7 +46,7 @@ class Past:
         self.config = with_journal(saved_config(directory), directory.absolute())
         self._journals = Journals(self.config)
         self._lines = {line["trial_id"]: line for line in read_lines(directory / "trials.jsonl") if {"trial_id", "outcome"} <= line.keys()}
-        self._board = _board(self.config.trial, read_tasks(directory / "tasks.jsonl"), self._lines.values())
+        self._board = planned(directory, self.config.trial, self._lines.values())
 
     def listed(self) -> JSON:
         """`{trials: [row], unreadable: [why]}`: a row for every trial, begun or not; `unknown` where no journal says which,
@@ -155,13 +152,6 @@ class Past:
         with cast(Any, safe_open)(file, "np") as opened:
             paths = json.loads(opened.metadata()["trial"])["paths"]
             return [_pieces(renderer, opened.get_tensor(f"{i}.token_ids").tolist(), path) for i, path in enumerate(paths)], paths
-
-
-def _board(config: TrialConfig, tasks: list[JSON], lines: Iterable[JSON]) -> Board:
-    board = Board(plays(tasks, config), config)
-    for line in lines:
-        board.ended(line["trial_id"], lost=line["outcome"] in LOST, reward=line.get("reward"))
-    return board
 
 
 def _of_line(line: JSON) -> JSON:

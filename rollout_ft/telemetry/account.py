@@ -55,6 +55,16 @@ class Account:
     """The highest number of a view of the checkpoint store."""
     gateway_url: str = ""
     """Where the run was served last."""
+    earlier_s: float = 0.0
+    """Of the processes before the last one."""
+    began: float = 0.0
+    latest: float = 0.0
+    """Of the last process: its start and its newest event."""
+
+    @property
+    def seconds(self) -> float:
+        """How long processes ran, each from its start to its last event: also those that were killed."""
+        return self.earlier_s + (self.latest - self.began if self.began else 0.0)
 
     def saw(self, event: JSON) -> bool:
         """False for one that was seen before: a process may tell it twice, to two supervisors."""
@@ -76,6 +86,7 @@ class Account:
     def _fold(self, event: JSON) -> None:
         name = event["event"]
         self.events[name] += 1
+        self._pass(name, event.get("time", 0.0))
         match name:
             case "trial.opened":
                 self.opened += 1
@@ -113,6 +124,13 @@ class Account:
                 self.lost[name.partition(".")[0]] += 1
             case _:
                 pass
+
+    def _pass(self, name: str, time: float) -> None:
+        """Between two processes nothing passes: each is told of before anything that it tells."""
+        if name in ("run.resumed", "run.started"):
+            self.earlier_s = self.seconds
+            self.began = self.latest = time
+        self.latest = max(self.latest, time)
 
     def _number(self, event: JSON) -> None:
         """Numbers that are left out are events that nobody has."""

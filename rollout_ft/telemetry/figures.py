@@ -6,7 +6,7 @@ Owns what is counted how. Pure. Totals are sums over the lines of `trials.jsonl`
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +14,13 @@ import numpy as np
 from rollout_ft.telemetry.explanations import Explanation, explain
 from rollout_ft.telemetry.history import FAULTS, History
 from rollout_ft.telemetry.words import counted
+from rollout_ft.trial.groups import LOST
 from rollout_ft.trial.runner import TrialResult
-from rollout_ft.types import JSON
+from rollout_ft.types import JSON, Outcome
 
 WORST = 10
 QUANTILES = (50, 90, 99)
+_MEANT = frozenset({Outcome.COMPLETED, Outcome.CANCELLED})
 
 
 def totals(results: Sequence[TrialResult]) -> JSON:
@@ -42,6 +44,11 @@ def figures(results: Sequence[TrialResult], seen: History) -> JSON:
         "wasted_by": _wasted(results, seen),
         "worst": chosen,
     }
+
+
+def fell_short(outcomes: Mapping[str, int]) -> str:
+    """`17 agent_failed, 2 truncated`: trials that were not lost, and have no reward."""
+    return ", ".join(f"{count:,} {outcome}" for outcome, count in outcomes.items() if outcome not in LOST | _MEANT)
 
 
 def _faults(seen: History) -> JSON:
@@ -114,8 +121,8 @@ class Advice:
 
 
 def advice(results: Iterable[TrialResult], seen: History) -> list[Advice]:
-    """On the outcomes by which trials were lost, and on what engines were lost to; what was seen most often comes first."""
-    said = [(r.outcome, f"{r.trial_id}: {r.cause}") for r in results if r.lost]
+    """On the outcomes of trials that nobody meant, and on what engines were lost to; what was seen most often comes first."""
+    said = [(r.outcome, f"{r.trial_id}: {r.cause}") for r in results if r.outcome not in _MEANT]
     said += [(fault.why, f"{fault.who}: {fault.why}") for fault in seen.faults if fault.kind == "engine.dead"]
     counts, last, about = Counter[str](), dict[str, str](), dict[str, Explanation]()
     for code, words in said:

@@ -46,7 +46,9 @@ def _task(line: bytes, where: str) -> JSON:
         raise ConfigError(f"{where} is not JSON: {e}") from None
     task_id = cast(JSON, value).get("task_id") if isinstance(value, dict) else None
     if not isinstance(task_id, str) or not TRIAL_ID.fullmatch(task_id):
-        raise ConfigError(f"{where}: a task is an object with a task_id of letters, digits and . _ : -")
+        raise ConfigError(
+            f"{where}: a task is an object with a task_id of at most 128 letters, digits and . _ : -, which begins with a letter or digit"
+        )
     group_id = cast(JSON, value).get("group_id", "")
     if not isinstance(group_id, str) or len(group_id) > MAX_GROUP_ID:
         raise ConfigError(f"{where}: group_id is text of at most {MAX_GROUP_ID} characters")

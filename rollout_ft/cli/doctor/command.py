@@ -13,6 +13,7 @@ from rollout_ft.cli.doctor.collect import collect
 from rollout_ft.cli.doctor.rules import Facts, Finding, judge
 from rollout_ft.cluster import connect, restore_signals
 from rollout_ft.config import Config
+from rollout_ft.telemetry.words import counted
 from rollout_ft.types import JSON
 
 
@@ -41,7 +42,7 @@ def show(found: JSON, console: Console) -> None:
         console.print(f"  why: {finding['why']}", highlight=False, markup=False, soft_wrap=True)
         console.print(f"  do:  {finding['do']}", highlight=False, markup=False, soft_wrap=True)
     problems = sum(finding["level"] == "problem" for finding in found["findings"])
-    console.print(f"{len(found['nodes'])} nodes, {problems} problems", highlight=False)
+    console.print(f"{counted(len(found['nodes']), 'node')}, {counted(problems, 'problem')}", highlight=False)
 
 
 def code(found: JSON) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from html import escape
 
 from rollout_ft.telemetry.figures import advice as advised
+from rollout_ft.telemetry.figures import fell_short
 from rollout_ft.telemetry.history import FOLLOWS
 from rollout_ft.telemetry.html import figure, prose, spaced
 from rollout_ft.telemetry.plots.lives import OUTCOMES
@@ -25,9 +26,12 @@ def lead(run: Reported) -> str:
     generated, wasted = summary["tokens_generated"], summary["tokens_wasted"]
     faults = sum(each["count"] for kind, each in met.items() if kind not in FOLLOWS)
     restarts = met.get("trial.restarted", {"count": 0})["count"]
+    short = escape(fell_short(summary["outcomes"]))
+    failed = f', <b class="bad">{short}</b>' if short else ""
     unfinished = f", <b>{summary['unfinished']:,} unfinished</b>" if summary.get("unfinished") else ""
     lead = (
-        f'<b>{counted(summary["trials"], "trial")}</b>, <b class="{"bad" if lost else "good"}">{lost:,} lost</b>{unfinished}. '
+        f'<b>{counted(summary["trials"], "trial")}</b>, <b class="{"bad" if lost else "" if short else "good"}">{lost:,} lost</b>'
+        f"{failed}{unfinished}. "
         f"{counted(faults, 'fault')}, {counted(len(run.seen.recoveries), 'recovery', 'recoveries')}, {counted(restarts, 'restart')}. "
         f"{wasted:,} of {counted(generated, 'token')} wasted{f' ({wasted / generated:.2%})' if generated else ''}."
     )
