@@ -74,7 +74,7 @@ def test_what_serve_keeps_is_told_of_like_a_run_and_goes_on_with_its_journal(tmp
     assert [(row["trial_id"], row["outcome"]) for row in said("trial", "list", str(output))["trials"]] == [
         ("first", "completed"), ("second", "completed"),
     ]  # fmt: skip
-    assert said("report", str(output))["runs"][str(output)]["totals"]["trials"] == 2
+    assert said("report", str(output))["figures"][str(output)]["totals"]["trials"] == 2
     asyncio.run(nothing_left(mark))
 
 
@@ -87,5 +87,5 @@ def test_a_directory_of_a_run_that_ended_with_its_process_is_refused(tmp_path: P
     end(operator, "first")
     stop(process)
     assert "store.journal_dir" in refused("serve", "-c", CONFIG, "--output", str(output), *FAST)
-    assert said("report", str(output))["runs"][str(output)]["totals"]["trials"] == 1
+    assert said("report", str(output))["figures"][str(output)]["totals"]["trials"] == 1
     asyncio.run(nothing_left(mark))
