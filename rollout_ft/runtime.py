@@ -111,8 +111,10 @@ class Run:
         """The run's metrics as one flat object, for a tracker (`wandb.log(await run.metrics(), step=step)`); about a second old.
 
         `rollout_ft/NAME` is summed over all labels, `rollout_ft/NAME/VALUE` has one value of the first: `telemetry.metrics` says
-        what each is. Counters are those of the run since it began, so that a step's share is a difference. Without Python they are
-        `metrics` in `GET /fleet`, and with all their labels on Ray's Prometheus endpoint, as `ray_rollout_ft_NAME`.
+        what each is. Counters are those of the run since its supervisor began (`rollout_ft/counted_since`, wall clock), and what the
+        actors that live have counted: after a supervisor was started again they are less than before, until trials end. So a step's
+        share is a difference, and `rollout-ft audit` has the whole. Without Python they are `metrics` in `GET /fleet`, and with all
+        their labels on Ray's Prometheus endpoint, as `ray_rollout_ft_NAME`.
         """
         return (await self.fleet())["metrics"]
 

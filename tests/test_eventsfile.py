@@ -15,9 +15,11 @@ import pytest
 from test_account import ended, event, numbered, opened
 
 from rollout_ft.config import Config
+from rollout_ft.fleet.member import Member
 from rollout_ft.runtime import Run, _renew  # pyright: ignore[reportPrivateUsage]
-from rollout_ft.telemetry.account import ROTATED, account
+from rollout_ft.telemetry.account import MISSED, ROTATED, account
 from rollout_ft.telemetry.eventsfile import NAME, OLD, EventsFile, read_events
+from rollout_ft.telemetry.feed import News
 from rollout_ft.telemetry.lines import read_lines
 from rollout_ft.types import JSON
 
@@ -121,6 +123,24 @@ def test_an_event_that_is_no_json_is_written_with_its_text_replaced(tmp_path: Pa
 def test_what_a_run_tells_is_for_its_user_alone(tmp_path: Path):
     written(tmp_path, life(500))
     assert [(tmp_path / name).stat().st_mode & 0o077 for name in (NAME, OLD)] == [0, 0]
+
+
+async def test_what_has_no_number_is_told_once_though_another_event_is_refused():
+    run, told, refusals = object.__new__(Run), list[str](), [True, False]
+
+    async def ask(*_: object, **__: object) -> News:
+        return News([{"event": "engine.up"}], "feed:1", 3)
+
+    def take(event: JSON) -> None:
+        if event["event"] == "engine.up" and refusals.pop(0):
+            raise OSError(28, "full")
+        told.append(event["event"])
+
+    run.supervisor, run.on_event, run._cursor = cast(Member, SimpleNamespace(ask=ask)), take, ""
+    with pytest.raises(OSError, match="full"):
+        await run.renew(1)
+    await run.renew(1)
+    assert told == ["engine.up", MISSED]
 
 
 async def test_events_that_cannot_be_taken_are_said_once_until_they_can(caplog: pytest.LogCaptureFixture):

@@ -22,7 +22,7 @@ from rollout_ft.samples.trajectory import metadata
 from rollout_ft.telemetry import metrics as m
 from rollout_ft.telemetry.losses import Loss, loss_of
 from rollout_ft.telemetry.metrics import COUNTERS, GAUGES, HISTOGRAMS, MAX_POOLS, Counts, Readings, Uncounted, whose
-from rollout_ft.telemetry.totals import Totals, seeds
+from rollout_ft.telemetry.totals import COUNTED_SINCE, Totals, seeds
 from rollout_ft.types import JSON, Ended, Outcome, SessionSpec
 
 MINE = ("train", "default")
@@ -71,6 +71,10 @@ def test_everything_begins_at_zero():
     assert {"rollout_ft/turns_served/replayed", "rollout_ft/engines_lost/process", "rollout_ft/turns_parked/paused"} <= flat.keys()
     assert (m.TURNS_SERVED, "fresh", "eval", "default") in seeds(COUNTERS.values())
     assert (m.ENGINES, "healthy") in Totals().gauges()
+
+
+def test_it_is_said_since_when_a_supervisor_counts():
+    assert Totals(since=1700.5).flat()[COUNTED_SINCE] == 1700.5
 
 
 def test_no_label_is_an_id():

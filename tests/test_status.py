@@ -136,6 +136,9 @@ def test_what_is_grave_comes_before_the_silent_who_are_one_line():
 
 def test_what_is_not_counted_is_said_not_to_be():
     assert summary(overview(fleet(metrics={})))["tokens"] is None
+    counts = fleet()["metrics"]
+    assert "wasted, since " in shown(summary(overview(fleet(metrics=counts | {"rollout_ft/counted_since": NOW}))))
+    assert "wasted, since " not in shown(summary(overview(fleet(metrics=counts))))
     assert "not counted (telemetry.metrics)" in shown(summary(overview(fleet(metrics={}))))
 
 

@@ -31,6 +31,7 @@ from rollout_ft.telemetry.account import account
 from rollout_ft.telemetry.eventsfile import read_events
 from rollout_ft.telemetry.explanations import explain
 from rollout_ft.telemetry.recent import OF_TRIALS
+from rollout_ft.telemetry.totals import COUNTED_SINCE
 from rollout_ft.telemetry.words import counted, duration, printable
 from rollout_ft.trial.client import Client
 from rollout_ft.types import JSON
@@ -145,10 +146,11 @@ def summary(overview: JSON) -> JSON:
 
 
 def tokens(metrics: JSON) -> JSON | None:
-    """`{generated, reused, wasted}` of the run's metrics; None where nothing is counted."""
+    """`{generated, reused, wasted, since}` of the run's metrics, `since` its supervisor began; None where nothing is counted."""
     if not metrics:
         return None
-    return {name: metrics.get(f"rollout_ft/tokens_{name}", 0) for name in ("generated", "reused", "wasted")}
+    counts = {name: metrics.get(f"rollout_ft/tokens_{name}", 0) for name in ("generated", "reused", "wasted")}
+    return counts | {"since": metrics.get(COUNTED_SINCE, 0)}
 
 
 def _silent(overview: JSON) -> Iterator[JSON]:
@@ -190,6 +192,8 @@ def _facts(seen: JSON) -> Table:
         "weights": f"{weights['phase']}, version {weights['version'] or 'of the command line'}",
         "store": f"{replicas} in view {view['number']}; {counted(len(seen['gateways']), 'gateway')}",
     }
+    if sampled and sampled["since"]:  # a supervisor that was started again has forgotten what was before
+        told["tokens"] += f", since {_clock(sampled['since'])}"
     facts = Table.grid(padding=(0, 2))
     for name, said in told.items():
         facts.add_row(name, Text(_plain(said)))

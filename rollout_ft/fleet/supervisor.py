@@ -51,7 +51,7 @@ class Supervisor:
         self._crew = Crew(setup)
         self._feed = Feed()
         self._events = Events(f"supervisor:{self._feed.name}")
-        self._totals = Totals()
+        self._totals = Totals(wall())
         self._publisher = Publisher(setup.config.run) if setup.config.telemetry.metrics else None
         self._recent, self._recoveries = memory()
         self._fresh: list[JSON] = []

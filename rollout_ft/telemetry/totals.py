@@ -20,6 +20,7 @@ from rollout_ft.telemetry.metrics import Counts, Metric, Readings, Series
 from rollout_ft.types import JSON
 
 MAX_STARTS = 1024
+COUNTED_SINCE = "rollout_ft/counted_since"
 
 
 @dataclass(slots=True)
@@ -30,7 +31,10 @@ class _Told:
 
 
 class Totals:
-    def __init__(self) -> None:
+    """`since`: wall clock, when the supervisor that keeps them began; it comes with them as `COUNTED_SINCE`."""
+
+    def __init__(self, since: float = 0.0) -> None:
+        self._since = since
         self.counts, self._settled = Counts(), Counts()
         self.fleet: dict[Series, int] = {}
         """Gauges of what the supervisor itself knows."""
@@ -98,7 +102,7 @@ class Totals:
     def flat(self) -> dict[str, float]:
         """`rollout_ft/NAME`, summed over all labels, and `rollout_ft/NAME/VALUE` by its first label, where that is not `mode`; of a
         histogram `/count`, `/sum`, `/p50` and `/p99`."""
-        made: dict[str, float] = {}
+        made: dict[str, float] = {COUNTED_SINCE: self._since}
         for name, spread in spreads(self.counts.values, whole=True).items():
             said = {"count": spread.count, "sum": round(spread.sum, 3), "p50": spread.quantile(0.5), "p99": spread.quantile(0.99)}
             made |= {f"rollout_ft/{name[0]}/{key}": value for key, value in said.items()}

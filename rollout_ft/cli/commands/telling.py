@@ -74,7 +74,7 @@ def status(
 
 
 def explain(
-    code: Annotated[str, typer.Argument(help="an error's code, an outcome, an engine's state, or the reason why it was lost")] = "",
+    code: Annotated[str, typer.Argument(help="an error's code, an outcome, an engine's state or why it was lost, a wait, an event")] = "",
     json: AsJson = False,
 ) -> None:
     """What a code means, what usually causes it, and what to do; without one, all of them."""
