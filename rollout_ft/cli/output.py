@@ -41,6 +41,7 @@ class Output:
         self._events = EventsFile(directory, max_events_bytes)
         self._earlier_s = max(self._events.account.seconds, float(summary_of(directory).get("seconds", 0.0)))
         """A process that was killed has left its events alone; one that ended has counted its start as well."""
+        self._earlier_restarts = self._events.account.restarts.total()
         for result in self.results.values():
             board.ended(result.trial_id, lost=result.lost, reward=result.reward)
         self._groups = self._decided() if board.has_groups else None
@@ -73,6 +74,15 @@ class Output:
     def counters(self, metrics: dict[str, float]) -> None:
         """What the actors of this process's run have counted when all trials had ended."""
         _replace(self._directory / "metrics.json", orjson.dumps(metrics, option=orjson.OPT_INDENT_2))
+
+    @property
+    def done(self) -> int:
+        return len(self.results)
+
+    @property
+    def restarts(self) -> int:
+        """Attempts that were restarted in this process."""
+        return self._events.account.restarts.total() - self._earlier_restarts
 
     @property
     def running(self) -> int:
