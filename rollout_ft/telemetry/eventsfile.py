@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rollout_ft.clock import wall
 from rollout_ft.telemetry.account import ROTATED, Account, account
-from rollout_ft.telemetry.lines import Lines, each_line
+from rollout_ft.telemetry.lines import Lines, each_line, lines_from_end
 from rollout_ft.types import JSON
 
 NAME, OLD = "events.jsonl", "events.old.jsonl"
@@ -45,6 +45,16 @@ class EventsFile:
 
     def close(self) -> None:
         self._lines.close()
+
+
+def last_gateway_url(directory: Path) -> str:
+    """Where the run was served last; empty where nothing says so. Each start of a process tells it, and the account of events that
+    are not kept counts those starts: either is found from the file's end, without what was told since."""
+    for event in chain(lines_from_end(directory / NAME, b'"run.started"'), lines_from_end(directory / OLD, b'"run.started"')):
+        told = event.get("account", {}) if event.get("event") == ROTATED else event if event.get("event") == "run.started" else {}
+        if told.get("gateway_url"):
+            return told["gateway_url"]
+    return ""
 
 
 def read_events(directory: Path) -> Iterator[JSON]:
