@@ -78,6 +78,14 @@ def test_a_panel_says_what_it_shows_and_asks_the_chosen_prometheus_for_the_chose
         assert all('run=~"$run"' in selectors for _, selectors in NAME.findall(target["expr"]))
 
 
+@pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
+def test_a_gauge_that_two_supervisors_tell_for_a_while_is_shown_once(panel: Any):
+    for target in panel["targets"]:
+        for found in NAME.finditer(target["expr"]):
+            if found[1] in GAUGES:
+                assert re.search(r"max( by \(run(, \w+)?\) )?\($", target["expr"][: found.start()]), target["expr"]
+
+
 def test_panels_do_not_overlap_and_their_ids_are_their_own():
     ids = [panel["id"] for panel in BOARD["panels"]]
     assert len(set(ids)) == len(ids)
