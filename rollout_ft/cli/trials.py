@@ -33,6 +33,7 @@ from rollout_ft.telemetry.eventsfile import read_events
 from rollout_ft.telemetry.lines import read_lines
 from rollout_ft.telemetry.moments import Kind
 from rollout_ft.telemetry.moments_made import of_entries, of_paths
+from rollout_ft.telemetry.moments_told import concerning
 from rollout_ft.telemetry.timeline import timeline
 from rollout_ft.telemetry.words import printable, shortened
 from rollout_ft.types import JSON
@@ -69,7 +70,7 @@ class Past:
             return self._row(trial)
         paths, turns = self._decoded(trial_id) if trial.released else ([], [])
         made = of_paths(turns) if trial.released else of_entries(trial.entries)
-        moments = timeline(trial_id, list(read_events(self.directory)), made)
+        moments = timeline(trial_id, list(read_events(self.directory, concerning(trial_id))), made)
         row = self._row(trial) | {"timeline": [moment.line() for moment in moments]}
         return row | ({"paths": paths} if trial.released else {"attempts_made": transcript(trial.entries, self._chosen(trial))})
 

@@ -7,7 +7,7 @@ account of all before it, so that what is not kept any more is still accounted f
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -57,6 +57,7 @@ def last_gateway_url(directory: Path) -> str:
     return ""
 
 
-def read_events(directory: Path) -> Iterator[JSON]:
-    """Every event that is kept, oldest first; the first may be an account of those before it (`account`)."""
-    return chain(each_line(directory / OLD), each_line(directory / NAME))
+def read_events(directory: Path, having: Sequence[bytes] = (b"",)) -> Iterator[JSON]:
+    """Every event that is kept and has one of these in its line, oldest first; the first may be an account of those before it
+    (`account`)."""
+    return chain(each_line(directory / OLD, having), each_line(directory / NAME, having))

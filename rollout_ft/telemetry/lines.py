@@ -7,7 +7,7 @@ that lost its power left of the last one is cut before the next is written.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, cast
@@ -40,14 +40,17 @@ def read_lines(path: Path) -> list[JSON]:
     return list(each_line(path))
 
 
-def each_line(path: Path) -> Iterator[JSON]:
-    """Every line that is a whole JSON object; none when there is no file."""
+def each_line(path: Path, having: Sequence[bytes] = (b"",)) -> Iterator[JSON]:
+    """Every line that is a whole JSON object, and has one of these in it; none when there is no file."""
     if not path.exists():
         return
     with path.open("rb") as file:
         for line in file:
-            if (value := _object(line)) is not None:
-                yield value
+            for each in having:  # `any` of a generator costs more than reading the JSON
+                if each in line:
+                    if (value := _object(line)) is not None:
+                        yield value
+                    break
 
 
 def lines_from_end(path: Path, having: bytes) -> Iterator[JSON]:
