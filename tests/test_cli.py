@@ -61,6 +61,13 @@ def trial_files(directory: Path) -> dict[str, Any]:
     return {line["trial_id"]: line for line in map(json.loads, (directory / "trials.jsonl").read_text().splitlines())}
 
 
+def test_help_waits_for_nothing_heavy():
+    told = subprocess.run([sys.executable, "-X", "importtime", "-m", "rollout_ft.cli.main", "--help"], check=True, capture_output=True)
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in told.stderr.decode().splitlines()}
+    assert "typer" in imported
+    assert not imported & {"ray", "torch", "numpy", "pydantic", "aiohttp", "opentelemetry"}
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -66,6 +66,12 @@ def saved_config(directory: Path, overrides: list[str] | None = None) -> Config:
     return load(directory / "config.json", overrides)
 
 
+def tasks_of(directory: Path) -> list[JSON]:
+    """The tasks of the run as they were; none where somebody else has them. Raises ConfigError."""
+    file = directory / "tasks.jsonl"
+    return read_tasks(file) if not file.exists() or file.stat().st_size else []
+
+
 def has_run(directory: Path) -> bool:
     return (directory / "config.json").exists()
 
@@ -90,7 +96,7 @@ def reopen(path: Path, config: Config) -> Directory:
     """The run that is in a directory, under `config`. Raises ConfigError naming the key that may not change."""
     _lock(path)
     saved = saved_config(path)
-    tasks = read_tasks(path / "tasks.jsonl")
+    tasks = tasks_of(path)
     changed = differences(saved, config)
     for key in changed:
         if _within(key, SAMPLED_BY):

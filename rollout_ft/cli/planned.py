@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from rollout_ft.cli.directory import tasks_of
 from rollout_ft.config import TrialConfig
 from rollout_ft.trial.board import Board
 from rollout_ft.trial.groups import LOST
 from rollout_ft.trial.siblings import plays
-from rollout_ft.trial.tasks import read_tasks
 from rollout_ft.types import JSON
 
 
 def planned(directory: Path, config: TrialConfig, lines: Iterable[JSON]) -> Board:
     """`lines` of `trials.jsonl`. Raises ConfigError where its tasks cannot be read."""
-    board = Board(plays(read_tasks(directory / "tasks.jsonl"), config), config)
+    board = Board(plays(tasks_of(directory), config), config)
     for line in lines:
         board.ended(line["trial_id"], lost=line["outcome"] in LOST, reward=line.get("reward"))
     return board

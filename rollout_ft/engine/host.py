@@ -1,8 +1,9 @@
 """The sessions that one engine holds, and everything that happens to them there.
 
-Owns which sessions are held, their flights' tasks and the loss of the engine. Knows nothing of Ray or HTTP: the store, the
-engine and the supervisor are ports. A reply leaves only for a turn that the mirror has committed, and a session whose
-commit is in doubt is let go of: its next owner reads from the store what became of it.
+Owns which sessions are held, and the loss of the engine; a turn's flight is `pilot`'s, and what is recorded beside turns
+`records`'. Knows nothing of Ray or HTTP: the store, the engine and the supervisor are ports. A reply leaves only for a turn
+that the mirror has committed, and a session whose commit is in doubt is let go of: its next owner reads from the store what
+became of it.
 """
 
 from __future__ import annotations
@@ -11,54 +12,37 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from rollout_ft.checkpoint.mirror import Mirror
 from rollout_ft.clock import monotonic, wall
 from rollout_ft.config import Config
+from rollout_ft.engine import records
 from rollout_ft.engine.capture import Shape
-from rollout_ft.engine.driver import FAILED, Driver
+from rollout_ft.engine.driver import Driver
 from rollout_ft.engine.flights import in_flight
-from rollout_ft.engine.generation import Generation
 from rollout_ft.engine.held import Held
-from rollout_ft.engine.ladder import spent_error
 from rollout_ft.engine.parsers import Parser
+from rollout_ft.engine.pilot import Pilot
 from rollout_ft.engine.routing import Routing
-from rollout_ft.engine.turns import begin, depth_of, how, message_of, turn_of
-from rollout_ft.errors import EngineLost, EngineRefused, Fenced, SessionClosed, SessionMoved, StoreUnavailable, TrialFault
+from rollout_ft.engine.turns import how
+from rollout_ft.errors import Fenced, SessionClosed, SessionMoved, StoreUnavailable
 from rollout_ft.faultpoints import FaultPoints
 from rollout_ft.fleet.weights import Weights
 from rollout_ft.samples.checkpoint import checkpoint_of
 from rollout_ft.samples.summary import summary
 from rollout_ft.samples.trajectory import Assembly, metadata, records_of, routed_of, trajectory_of
 from rollout_ft.session.entries import FAULT, SessionEntry, decode_entry
-from rollout_ft.session.flight import Flight
-from rollout_ft.session.freshness import verdict, versions_of
 from rollout_ft.session.render import Renderer
 from rollout_ft.session.request import TurnRequest
 from rollout_ft.session.session import Attach, Begin, Diverged, Replay, Session
 from rollout_ft.session.tree import Node
 from rollout_ft.telemetry.events import Events
 from rollout_ft.telemetry.losses import Loss
-from rollout_ft.telemetry.metrics import FIRST_TOKEN_SECONDS, TOKENS_GENERATED, TURNS_SERVED, whose
+from rollout_ft.telemetry.metrics import TOKENS_GENERATED, TURNS_SERVED, whose
 from rollout_ft.telemetry.tracing import Tracing
-from rollout_ft.types import (
-    JSON,
-    UNSAID,
-    Answered,
-    Divergence,
-    Ended,
-    Opened,
-    Partial,
-    RoutedExperts,
-    Served,
-    SessionSpec,
-    Step,
-    Why,
-    split_session_id,
-)  # fmt: skip
+from rollout_ft.types import JSON, UNSAID, Ended, Opened, Partial, Served, SessionSpec, Step, Why, split_session_id
 
 DELIVERED_S = 0.2
 """How long after a turn its reply is on its way, in all likelihood."""
@@ -79,7 +63,7 @@ class SessionHost:
         self, engine_id: str, config: Config, renderer: Renderer, driver: Driver, parser: Parser, mirror: Mirror,
         lose_engine: AbortEngine, events: Events, faults: FaultPoints, shape: Shape | None = None,
     ):  # fmt: skip
-        self._engine_id, self._config, self._renderer, self._parser = engine_id, config, renderer, parser
+        self._engine_id, self._config, self._renderer = engine_id, config, renderer
         self._mirror, self._lose_engine = mirror, lose_engine
         self._driver, self._events, self._faults = driver, events, faults
         self._counts = driver.counts
@@ -88,6 +72,7 @@ class SessionHost:
         """Where the trainer is."""
         self._held: dict[str, Held] = {}
         self._losing: asyncio.Task[None] | None = None
+        self._pilot = Pilot(engine_id, config, renderer, driver, parser, self._routing, events, faults, self)
         self._flusher = asyncio.create_task(self._flush_partials())
 
     # -- lifecycle of a session -----------------------------------------------------------------------------------
@@ -271,30 +256,24 @@ class SessionHost:
     async def _serve(self, held: Held, sid: str, request: TurnRequest) -> Reply:
         decision = held.session.decide(request)
         while isinstance(decision, Diverged):
-            await _whole(self._diverge(held, decision.divergence))
+            await records.diverged(held, decision.divergence, self._events)
             if held.gone or held.ending:
                 raise SessionMoved(sid)
             decision = held.session.decide(request)
         if isinstance(decision, Begin):
-            self._check_versions(held.session, held.session.versions, more=True)
+            self._pilot.check_versions(held.session, held.session.versions, more=True)
         match decision:
             case Replay(node, first):
-                await _whole(self._replay(held, node, request, first))
+                await records.replayed(held, node, request, first)
                 return self._reply(sid, node, Served.REPLAYED, tell=not first)
             case Begin(flight):
-                generation = begin(held.session, flight, self._renderer, self._routing.shape if self._routing else None)
-                generation.rank = self._driver.rank_of(sid)
-                held.session.take_off(flight)
-                held.generations[flight.key] = generation
-                task = asyncio.create_task(self._fly(held, flight, generation), name=f"turn:{sid}:{flight.key}")
-                task.add_done_callback(lambda t: t.cancelled() or t.exception())
-                held.tasks[flight.key] = task
-                node = await self._heard(held, await self._wait(held, flight, request), request)
+                generation = self._pilot.take_off(held, flight)
+                node = await records.heard(held, await self._pilot.wait(held, flight, request), request)
                 served = how(generation)
                 return self._reply(sid, node, served, tell=served is not Served.FRESH)
             case Attach(flight):
                 held.session.counts["attached"] += 1
-                node = await self._heard(held, await self._wait(held, flight, request), request)
+                node = await records.heard(held, await self._pilot.wait(held, flight, request), request)
                 return self._reply(sid, node, Served.ATTACHED, tell=True)
 
     def _reply(self, sid: str, node: Node, served: Served, *, tell: bool) -> Reply:
@@ -307,37 +286,6 @@ class SessionHost:
             )  # fmt: skip
         return Reply(node, served)
 
-    async def _diverge(self, held: Held, met: Divergence) -> None:
-        session = held.session
-        async with held.failing:
-            if met.base in session.divergences:
-                return
-            await held.commit(f"diverged/{session.attempt}/{met.base}", Answered(diverged=met))
-            session.diverge(met)
-        self._events.emit(
-            "trial.diverged", trial=session.spec.trial_id, attempt=session.attempt, turn=met.turn, message=met.message, role=met.role,
-            where=met.where, recorded=met.recorded, sent=met.sent, served=met.served,
-        )  # fmt: skip
-
-    async def _replay(self, held: Held, node: Node, request: TurnRequest, first: bool) -> None:
-        entry = held.session.answer(node, request) if first else None
-        if entry is not None:
-            await held.commit(f"answer/{held.session.attempt}/{node.turn.key}/{request.request_id}", entry)
-        held.session.replayed(node, request, entry)
-
-    async def _heard(self, held: Held, node: Node, request: TurnRequest) -> Node:
-        """A turn that was committed while nobody waited for it counts as asked for once somebody gets it."""
-        key = request.idempotency_key
-        new_key = key and key != node.turn.idempotency_key and all(key != other for _, other in node.turn.also)
-        if node.turn.key in held.session.evidence.unheard or (new_key and held.session.known.has_room):
-            await _whole(self._hear(held, node, request))
-        return node
-
-    async def _hear(self, held: Held, node: Node, request: TurnRequest) -> None:
-        key = f"answer/{held.session.attempt}/{node.turn.key}/{request.request_id}"
-        await held.commit(key, Answered(node.turn.key, request.request_id, idempotency_key=request.idempotency_key))
-        held.session.evidence.unheard.discard(node.turn.key)
-
     def report(self, sid: str, delivered: str) -> None:
         """What the gateway saw: the reply to this request was written whole to a socket that was still open."""
         held = self._held.get(sid)
@@ -346,176 +294,37 @@ class SessionHost:
 
     async def record_step(self, sid: str, step: Step) -> Step:
         """What is recorded as this step of the attempt: this, unless another was before it."""
-        held = self._get(sid)
-        await _whole(self._record_step(held, step))
-        return held.session.steps.known(step) or step
-
-    async def _record_step(self, held: Held, step: Step) -> None:
-        async with held.stepping:
-            if held.session.steps.known(step) is None:
-                await held.commit(f"step/{step.attempt}/{step.number}", step)
-                held.session.steps.add(step)
-            held.changed = monotonic()
+        return await records.step(self._get(sid), step)
 
     async def begin(self, sid: str) -> Assembly:
         """The agent has the checkpoint's messages, and goes on behind them: what they contain is acknowledged."""
         held = self._get(sid)
         held.session.evidence.acknowledge(held.session.checkpoint)
-        await _whole(held.save_evidence())
+        await records.whole(held.save_evidence())
         return checkpoint_of(held.session)
 
     async def fault(self, sid: str, reason: str) -> None:
         """The attempt met a fault that it does not survive: recorded, so that no later owner forgets it."""
         held = self._get(sid)
-        await self._record_failure(held, FAULT + reason)
+        await records.failure(held, FAULT + reason)
 
     async def failed(self, sid: str, request: TurnRequest) -> None:
         """This request was, or is about to be, answered with a 5xx."""
         held = self._get(sid)
-        await self._record_failure(held, held.session.failed(request))
+        await records.failure(held, held.session.failed(request))
 
     async def unreadable(self, sid: str) -> None:
         """A request ended in a 5xx before anybody knew what it asked for: nothing that comes later can answer it."""
-        await self._record_failure(self._get(sid), "unreadable")
+        await records.failure(self._get(sid), "unreadable")
 
-    async def _record_failure(self, held: Held, what: str) -> None:
-        """Once is enough: an agent that has it happen again and again must not make the log grow."""
-        await _whole(self._fail(held, what))
+    # -- letting go of all ----------------------------------------------------------------------------------------
 
-    async def _fail(self, held: Held, what: str) -> None:
-        failed = held.session.evidence.failed
-        async with held.failing:
-            if not failed.get(what):
-                failed[what] = False
-                await held.commit(f"fail/{held.session.attempt}/{what}", Answered(failed=what))
-                failed[what] = True
-
-    async def _wait(self, held: Held, flight: Flight, request: TurnRequest) -> Node:
-        task = held.tasks[flight.key]
-        held.session.join(flight, request)
-        grace = held.graces.pop(flight.key, None)
-        if grace is not None:
-            grace.cancel()
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if task.cancelled():
-                raise SessionMoved(held.session.id, in_flight=not held.excused) from None
-            raise
-        finally:
-            if held.session.leave(flight, request.request_id) and not task.done():
-                after_s = self._config.session.grace_s
-                held.graces[flight.key] = asyncio.get_running_loop().call_later(after_s, self._give_up, held, flight)
-
-    def _give_up(self, held: Held, flight: Flight) -> None:
-        """Nobody came back for it: the engine stops, what it has is kept for a later retry to continue."""
-        generation = held.generations.get(flight.key)
-        if generation is None or generation.finish or flight.callers:
-            return
-        held.session.give_up(flight, generation.partial())
-        del held.generations[flight.key]
-        held.tasks.pop(flight.key).cancel()
-
-    # -- one flight -----------------------------------------------------------------------------------------------
-
-    async def _fly(self, held: Held, flight: Flight, generation: Generation) -> Node:
-        """Generates, commits, and puts the turn into the tree; ends in SessionMoved when another owner has to go on."""
-        try:
-            retries, most = held.session.retries + generation.calls, self._config.engine.retry.max_retries_per_trial
-            if retries >= most:
-                raise EngineRefused(500, f"the trial's budget of {most} retries is spent (engine.retry.max_retries_per_trial)")
-            message = await self._generate(held, flight, generation)
-            routed = await self._keep_routed(held, flight, generation)
-            turn = turn_of(held.session, flight, generation, message, routed, self._engine_id)
-            self._check_versions(held.session, held.session.versions | versions_of(generation.spans), more=False)
-            try:
-                await held.commit(held.session.entry_key(turn.key), turn)
-            except (SessionMoved, SessionClosed):
-                held.session.evidence.give_back(turn.acknowledged, turn.delivered)
-                raise
-            node = held.session.committed(turn)
-            await self._faults.committed(held.session.spec, turn.depth)
-            return node
-        except BaseException as e:
-            held.session.drop(flight)
-            # Who asks again does not begin with a new budget; what a trial that starts from scratch had is counted.
-            if isinstance(e, TrialFault) or (isinstance(e, EngineRefused) and e.status != 400):
-                held.session.keep_partial(flight, generation.partial())
-            self._driver.abort(generation)
-            raise
-        finally:
-            # A retry may have begun the same turn again while this one was being aborted: that is not ours to remove.
-            if held.generations.get(flight.key) is generation:
-                del held.generations[flight.key]
-            if held.tasks.get(flight.key) is asyncio.current_task():
-                del held.tasks[flight.key]
-                grace = held.graces.pop(flight.key, None)
-                if grace is not None:
-                    grace.cancel()
-
-    async def _keep_routed(self, held: Held, flight: Flight, generation: Generation) -> RoutedExperts | None:
-        capture, generation.capture = generation.capture, None
-        if self._routing is None or capture is None:
-            return None
-        return await self._routing.keep(held.session, held.epoch, flight.key, capture)
-
-    async def _generate(self, held: Held, flight: Flight, generation: Generation) -> JSON:
-        """Generates until the turn is finished, and returns its message."""
-        engine = self._config.engine
-        depth, had, begun, fleet = depth_of(flight), len(generation.ids), False, self.fleet()
-
-        def moved(g: Generation) -> None:
-            """Being asked is no progress: a frozen engine is asked all the time."""
-            nonlocal begun
-            if not begun and len(g.ids) > had:
-                begun = True
-                self._counts.observe(FIRST_TOKEN_SECONDS, monotonic() - g.began, *whose(held.session.spec))
-                self._resumed(held, g, in_flight=flight.request.resent)
-
-        async def progress(g: Generation) -> dict[str, object] | None:
-            nonlocal fleet
-            if fleet is not self.fleet():
-                fleet = self.fleet()
-                self._check_versions(held.session, held.session.versions, more=True)
-            moved(g)
-            return await self._faults.generating(held.session.spec, depth, len(g.ids))
-
-        for _ in range(engine.max_generations_per_turn):  # also of a message that cannot be made
-            try:
-                await self._driver.run(generation, progress, held.session.began)
-                moved(generation)  # progress is not told of the last chunk
-                return await message_of(held.session, flight, generation, self._renderer, self._parser)
-            except EngineLost as e:
-                if await self._driver.is_lost(e):
-                    await self._lose(e.reason)
-                    raise SessionMoved(held.session.id, in_flight=True) from e
-                self._driver.abort(generation)
-                if e.reason.startswith(FAILED):  # elsewhere it may succeed; what is placed next avoids this engine
-                    await self.retire(held.session.id)
-                    raise SessionMoved(held.session.id, in_flight=True) from e
-        raise spent_error(engine.max_generations_per_turn)
-
-    def _resumed(self, held: Held, g: Generation, *, in_flight: bool) -> None:
-        """A turn that was in flight waits since its engine was lost; another since somebody asked for it, and not for its tools."""
-        if held.loss is None:
-            return
-        loss, held.loss = held.loss, None
-        since = held.taken - loss.ago_s - loss.unseen_s if in_flight else max(held.taken, g.began)
-        self._events.emit(
-            "session.resumed", session=held.session.id, engine=self._engine_id, epoch=held.epoch, reason=loss.why,
-            seconds=round(monotonic() - since, 3), detect_s=round(loss.unseen_s, 3),
-        )  # fmt: skip
-
-    async def _lose(self, reason: str) -> None:
+    async def engine_lost(self, reason: str) -> None:
         """The engine is gone: keep what was sampled, tell the supervisor, let go of every session. Once."""
         if self._losing is None:
             self._driver.lost = True
             self._losing = asyncio.create_task(self._let_go_of_all(reason))
         await asyncio.shield(self._losing)
-
-    async def engine_lost(self, reason: str) -> None:
-        """The engine's process was seen to end."""
-        await self._lose(reason)
 
     async def _let_go_of_all(self, reason: str) -> None:
         held = list(self._held.values())
@@ -541,13 +350,6 @@ class SessionHost:
         for each in held:
             each.excused = True
             each.let_go()
-
-    def _check_versions(self, session: Session, used: frozenset[str], *, more: bool) -> None:
-        """Raises TrialFault when the config does not allow the versions that the trial's tokens have, or would have."""
-        fleet = self.fleet()
-        reason = verdict(self._config.session, used, fleet.version, fleet.behind, more=more)
-        if reason:
-            raise session.lost(reason)
 
     async def _flush_partials(self) -> None:
         """About once a second, what every flight has so far, in one call for all of them."""
@@ -598,10 +400,3 @@ class SessionHost:
         self._driver.aclose()
         for held in list(self._held.values()):
             held.let_go()
-
-
-async def _whole(work: Coroutine[Any, Any, None]) -> None:
-    """To its end, also when its caller leaves: what the store knows by then has to be known here as well."""
-    task = asyncio.create_task(work)
-    task.add_done_callback(lambda t: t.cancelled() or t.exception())
-    await asyncio.shield(task)

@@ -16,12 +16,16 @@ from rollout_ft.cli import foreground
 from rollout_ft.cli.options import AsJson, ConfigFile, Overrides
 
 
-def serve(config: ConfigFile = None, overrides: Overrides = None) -> None:
+def serve(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    output: Annotated[Path | None, typer.Option(help="directory for events and a line a trial, which `status`, `report` read")] = None,
+) -> None:
     """Start a run and serve it until SIGINT or SIGTERM; prints one JSON line when ready."""
     from rollout_ft.cli.serve import serve as command
     from rollout_ft.config import load
 
-    foreground.run(command(load(config, overrides)))
+    foreground.run(command(load(config, overrides), output))
 
 
 def run(
