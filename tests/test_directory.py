@@ -236,6 +236,20 @@ def test_a_torn_summary_is_none_and_is_written_when_the_run_is_gone_on_with(tmp_
     assert again.summary(1.0) == made == json.loads((tmp_path / "summary.json").read_bytes())
 
 
+def test_what_is_under_way_and_what_was_restarted_is_known_from_events_and_what_has_a_result_is_not_under_way(tmp_path: Path):
+    def told(name: str, trial: str, **more: Any) -> dict[str, Any]:
+        return {"time": 1.0, "event": name, "source": "run", "trial": trial, **more}
+
+    first = output(tmp_path)
+    for event in (told("trial.opened", "a"), told("trial.opened", "b"), told("trial.restarted", "b", attempt=2, reason="infra")):
+        first.event(event)
+    assert (first.running, first.restarts, first.done) == (2, 1, 0)
+    first.trial(result("a"), trajectory("a"))
+    assert (first.running, first.restarts, first.done) == (1, 1, 1)
+    first.close()
+    assert (output(tmp_path).running, output(tmp_path).restarts) == (1, 0)
+
+
 # -- groups -------------------------------------------------------------------------------------------------------
 
 GROUP: list[dict[str, Any]] = [{"task_id": "a"}]
