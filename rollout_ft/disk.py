@@ -21,10 +21,13 @@ def write_all(file: int, data: bytes) -> None:
 
 @contextmanager
 def whole(path: Path) -> Generator[Path]:
-    """Where to write what is to be `path`: it replaces that whole and on disk, or not at all. Of a failure nothing is left."""
+    """Where to write what is to be `path`: it replaces that whole and on disk, or not at all. Of a failure nothing is left. Its user
+    alone may read it: what a run writes quotes what models and agents said."""
     temporary = path.with_suffix(".tmp")
     try:
+        temporary.touch(0o600)
         yield temporary
+        temporary.chmod(0o600)  # whoever wrote it may have made it anew
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -41,6 +42,8 @@ from rollout_ft.trial.client import Client, Session
 from rollout_ft.trial.environment import Factory
 from rollout_ft.trial.runner import OnGroup, OnResult, TrialResult, TrialRunner
 from rollout_ft.types import JSON
+
+_log = logging.getLogger("rollout_ft")
 
 
 class Run:
@@ -100,7 +103,7 @@ class Run:
         """Keeps the run alive, and hands its new events to `on_event`."""
         news: News = await self.supervisor.ask("renew", self._cursor, timeout_s=timeout_s)
         missed = [{"time": wall(), "event": MISSED, "source": "run", "count": news.missed}] if news.missed else []
-        for event in [*missed, *news.events]:
+        for event in [*news.events, *missed]:  # last what has no number: it would be told twice where another is refused
             self.on_event(event)
         self._cursor = news.cursor  # not before: what could not be taken is told again
 
@@ -188,9 +191,15 @@ def check(config: Config) -> None:
 
 async def _renew(run: Run) -> None:
     """Keeps the run alive and collects its events; a supervisor that is being rebuilt is waited for."""
-    pause_s = min(1.0, run.config.orphan_s / 10)
+    pause_s, said = min(1.0, run.config.orphan_s / 10), set[tuple[object, ...]]()
     while True:
         began = monotonic()
-        with contextlib.suppress(Exception):
+        try:
             await run.renew(timeout_s=run.config.orphan_s / 2)
+            said.clear()
+        except Exception as e:  # whatever it is, the run is kept alive
+            kind = (type(e), getattr(e, "errno", None))
+            if kind not in said:
+                _log.warning("run.not_renewed: %s: %s; it is tried again, and what it tells is kept until then", type(e).__name__, e)
+            said.add(kind)
         await asyncio.sleep(max(0.05, pause_s - (monotonic() - began)))

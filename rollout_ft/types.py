@@ -137,6 +137,8 @@ MAX_CAUSE_CHARS = 500
 RESTARTS = ("infra", "environment", "agent", "versions", "resumed", "asked")
 """`infra`, `environment`, `agent`: who is to blame. `versions`: its tokens had to be of other weights. `resumed`: another process goes
 on with the run. `asked`: whoever asked did not say."""
+BY_FAULTS = ("infra", "environment", "resumed")
+"""Those that a fault made, not an agent, a trainer or a person."""
 
 
 @dataclass(frozen=True, slots=True)

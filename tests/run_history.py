@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rollout_ft.telemetry.figures import totals
+from rollout_ft.telemetry.losses import loss_of
 from rollout_ft.trial.runner import TrialResult
 
 JSON = dict[str, Any]
@@ -33,7 +34,7 @@ def a_run(
         for n, begin, end, engine in lives:
             if engine == lost and begin < at < end:
                 results[n] = met(results[n], rng)
-                events += moved(named.format(n), at, lost, epoch=number + 2, rng=rng)
+                events += moved(named.format(n), at, lost, REASONS[number % len(REASONS)], epoch=number + 2, rng=rng)
     for n, begin, end, _ in lives:
         if results[n].attempts > 1:
             events.append(event((begin + end) / 2, "trial.restarted", trial=named.format(n), attempt=2, checkpoint=True, turns=3))
@@ -48,11 +49,12 @@ def event(after: float, name: str, **fields: Any) -> JSON:
     return {"time": BEGAN + after, "event": name, "source": "supervisor", **fields}
 
 
-def moved(trial_id: str, at: float, lost: str, *, epoch: int, rng: random.Random) -> list[JSON]:
+def moved(trial_id: str, at: float, lost: str, reason: str, *, epoch: int, rng: random.Random) -> list[JSON]:
     session, took = f"{trial_id}~1", round(rng.expovariate(1), 3)
+    told = {"seconds": took, "reason": loss_of(reason), "detect_s": 0.0}
     return [
         event(at + 0.2, "session.moved", session=session, engine="engine-9", epoch=epoch, source_engine=lost),
-        event(at + 0.2 + took, "session.resumed", session=session, engine="engine-9", epoch=epoch, seconds=took, tokens=7),
+        event(at + 0.2 + took, "session.resumed", session=session, engine="engine-9", epoch=epoch, **told),
     ]
 
 

@@ -9,11 +9,14 @@ from itertools import count
 from typing import Any
 
 import orjson
+import pytest
+from conftest import make_session
 from hypothesis import given
 from hypothesis.strategies import integers, lists, randoms, sampled_from, tuples
 
-from rollout_ft.telemetry.account import MAX_LATELY, MISSED, ROTATED, Account, account
-from rollout_ft.types import JSON
+from rollout_ft.samples.trajectory import metadata
+from rollout_ft.telemetry.account import MAX_LATELY, MISSED, ROTATED, Account, account, faults_survived
+from rollout_ft.types import JSON, Opened, Why
 
 NOTHING = {"regenerated": 0, "scratch": 0, "left_out": 0}
 
@@ -77,7 +80,9 @@ def test_a_restart_and_an_end_settle_what_is_under_way():
 
 def test_an_engine_is_down_until_it_is_up_again_or_is_not_wanted_any_more():
     dead = [event("engine.dead", engine=f"engine-{n}", incarnation=1, reason="exited: 1") for n in range(3)]
-    made = account([*dead, event("engine.up", engine="engine-0"), event("engine.retired", engine="engine-1", reason="drained")])
+    made = account(
+        [*dead, event("engine.up", engine="engine-0", incarnation=2), event("engine.retired", engine="engine-1", reason="drained")]
+    )
     assert (made.down, dict(made.lost)) == ({"engine-2": "exited: 1"}, {"engine: process": 3})
 
 
@@ -134,6 +139,18 @@ def test_the_account_of_what_is_not_kept_and_the_rest_are_the_account_of_all(liv
 def test_what_another_version_told_is_missing_and_ends_nothing():
     made = account([opened("a"), event("trial.ended", trial="a", outcome="completed"), {"time": 0.0}, opened("b"), ended("b")])
     assert (made.missing, made.opened, made.outcomes["completed"], made.running) == (2, 2, 1, {"a": 1})
+
+
+@pytest.mark.parametrize(
+    ("reasons", "met"),
+    [(("infra", "environment", "resumed"), 3), (("agent", "asked", "versions", ""), 0), (("agent", "infra", "asked"), 1)],
+)
+def test_a_fault_that_was_survived_is_none_of_an_agent_a_trainer_or_a_person(reasons: tuple[str, ...], met: int):
+    session = make_session()
+    again = [Opened(session.spec, number, True, number, why=Why(reason)) for number, reason in enumerate(reasons, start=2)]
+    session.restore([Opened(session.spec, 1, False, 1), *again], [])
+    trial = {"outcome": "completed", "attempt": session.attempt, "metadata": metadata(session)}
+    assert (session.attempt, faults_survived(trial)) == (len(reasons) + 1, met)
 
 
 def test_a_token_that_is_told_of_after_its_trials_end_is_not_kept():

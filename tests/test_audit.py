@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
-from test_account import ended, event, moved, opened
+from test_account import ended, event, moved, opened, restarted
 from typer.testing import CliRunner
 
 from rollout_ft.cli.main import app
@@ -32,10 +32,13 @@ def end(of: TrialResult) -> JSON:
 
 
 RESULTS = [result("a"), result("b", "infra_exhausted", 4, 30, 30), result("c", "truncated")]
-EVENTS = [each for r in RESULTS for each in (opened(r.trial_id), end(r))]
+EVENTS = [
+    each for r in RESULTS for each in (opened(r.trial_id), *(restarted(r.trial_id, n) for n in range(2, r.attempts + 1)), end(r))
+]  # fmt: skip
+LAST_SECOND = "of the last second before a supervisor or the run's process was lost events may be missing, and so may faults"
 COUNTERS = {
     "rollout_ft/trials_finished": 3.0, "rollout_ft/tokens_generated": 50.0, "rollout_ft/tokens_reused": 3.0,
-    "rollout_ft/tokens_wasted": 34.0,
+    "rollout_ft/tokens_wasted": 34.0, "rollout_ft/attempts_restarted": 3.0,
     **{f"rollout_ft/trials_finished/{outcome}": 1.0 for outcome in ("completed", "infra_exhausted", "truncated")},
 }  # fmt: skip
 
@@ -70,9 +73,36 @@ def test_events_that_are_missing_are_said():
 
 
 @pytest.mark.parametrize("met", ["run.resumed", "supervisor.rebuilt"])
-def test_counters_that_began_anew_are_left_out_with_the_reason(met: str):
+def test_counters_that_began_anew_are_left_out_with_the_reason_and_what_nobody_knows_is_said(met: str):
     made = audited([*EVENTS, event(met)], counters=COUNTERS | {"rollout_ft/tokens_generated": 1.0})
-    assert (made.wrong, len(made.notes)) == ([], 1)
+    assert made.wrong == []
+    assert ("counters are left out" in made.notes[0], made.notes[1]) == (True, LAST_SECOND)
+    assert [note.partition(": ")[2] for note in made.notes[2:]] == (["tokens_wasted is what is known"] if met == "run.resumed" else [])
+
+
+def test_a_restart_that_no_event_tells_is_wrong_or_where_a_process_was_lost_a_note():
+    untold = [each for each in EVENTS if each.get("attempt") != 3]
+    assert audited(untold).wrong == ["restarts: events 2, trials 3, summary 3, counters 3"]
+    made = audited([*untold, event("supervisor.rebuilt")])
+    assert (made.wrong, made.notes[2:]) == ([], ["1 restart of attempts has no event"])
+    assert audited([EVENTS[0], restarted("a", 2), *EVENTS[1:], event("supervisor.rebuilt")]).wrong == [
+        "restarts: events 4, trials 3, summary 3"
+    ]
+
+
+def test_a_restart_of_a_trial_that_goes_on_is_none_of_those_that_ended():
+    made = audited([*EVENTS, opened("d"), restarted("d", 2)], counters=COUNTERS | {"rollout_ft/attempts_restarted": 4.0})
+    assert made.wrong == ["trial d was opened, and has no end"]
+
+
+def test_a_start_of_an_engine_that_ended_with_its_supervisor_is_named():
+    def starts(*numbers: int) -> list[JSON]:
+        return [event(name, engine="engine-1", incarnation=n, reason="exited: 1") for n in numbers for name in ("engine.up", "engine.dead")]
+
+    assert audited([*EVENTS, *starts(1, 2, 3)]).notes == []
+    made = audited([*EVENTS, *starts(1), event("supervisor.rebuilt"), *starts(3, 1, 2)])  # the last two in another cluster
+    assert (made.wrong, made.notes[1]) == ([], "start 2 of engine-1 has no event: it ended with the supervisor that saw it")
+    assert len(made.notes) == 3
 
 
 def test_a_run_that_counted_nothing_is_audited_without_counters():

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import orjson
 import pytest
 from test_account import ended, event, numbered, opened
 
+from rollout_ft.config import Config
+from rollout_ft.runtime import Run, _renew  # pyright: ignore[reportPrivateUsage]
 from rollout_ft.telemetry import lines
 from rollout_ft.telemetry.account import ROTATED, account
 from rollout_ft.telemetry.eventsfile import NAME, OLD, EventsFile, last_gateway_url, read_events
@@ -88,19 +97,78 @@ def test_a_process_that_is_killed_between_the_two_files_loses_nothing(tmp_path: 
     assert read_lines(tmp_path / NAME)[0]["event"] == ROTATED
 
 
-def test_an_event_that_a_full_disk_refuses_is_written_when_it_is_told_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    made, (first, second) = EventsFile(tmp_path, MOST), life(1)
-    with monkeypatch.context() as full:
-        full.setattr(made._lines, "append", _full)
-        with pytest.raises(OSError, match="full"):
-            made.append(first)
+@pytest.mark.parametrize("room", [0, 20])
+def test_an_event_that_a_full_disk_refuses_is_there_once_when_it_is_told_again(tmp_path: Path, room: int):
+    """Also one without a number, and one of which the disk took a part."""
+    first, second = life(1)
+    del first["seq"]
+    made = EventsFile(tmp_path, MOST)
+    with full_disk(tmp_path / NAME, room):
+        for _ in range(5):
+            with pytest.raises(OSError, match="too large"):
+                made.append(first)
     for each in (first, second):
         made.append(each)
     assert list(read_events(tmp_path)) == [first, second]
+    assert (tmp_path / NAME).read_bytes().count(b"\n") == 2
+    assert made.account == account([first, second])
 
 
-def _full(line: JSON) -> int:
-    raise OSError("the disk is full")
+@pytest.mark.parametrize("refused", [0, 1, 2, 10, 31])
+def test_a_disk_that_is_full_when_the_file_is_full_costs_no_event_and_no_account(tmp_path: Path, refused: int):
+    events, made = life(500), EventsFile(tmp_path, MOST)
+    for number, each in enumerate(events):
+        if number % 40 == refused:
+            with full_disk(tmp_path / NAME, 0), suppress(OSError):
+                made.append(each)
+        made.append(each)
+    assert made.account == account(events) == account(read_events(tmp_path))
+    assert EventsFile(tmp_path, MOST).account == account(events)
+
+
+@contextmanager
+def full_disk(path: Path, room: int) -> Iterator[None]:
+    """This process may write so many bytes more to the file, and none to an empty one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((path.stat().st_size if path.exists() else 0) + room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+
+
+@pytest.mark.parametrize("odd", ["half \ud83d of a pair", 2**70, {3: {"\udfff"}}, b"bytes"])
+def test_an_event_that_is_no_json_is_written_with_its_text_replaced(tmp_path: Path, odd: object):
+    first, second = life(1)
+    written(tmp_path, [first | {"cause": odd}, second])
+    told = list(read_events(tmp_path))
+    assert [each | {"cause": ""} for each in told] == [first | {"cause": ""}, second | {"cause": ""}]
+    assert told[0]["cause"]
+
+
+def test_what_a_run_tells_is_for_its_user_alone(tmp_path: Path):
+    written(tmp_path, life(500))
+    assert [(tmp_path / name).stat().st_mode & 0o077 for name in (NAME, OLD)] == [0, 0]
+
+
+async def test_events_that_cannot_be_taken_are_said_once_until_they_can(caplog: pytest.LogCaptureFixture):
+    errors = [OSError(28, "full"), OSError(28, "full"), TypeError("odd"), OSError(28, "full"), None, OSError(28, "full")]
+    done = asyncio.Event()
+
+    async def renew(timeout_s: float) -> None:
+        if not errors:
+            done.set()
+        elif error := errors.pop(0):
+            raise error
+
+    renewing = asyncio.create_task(_renew(cast(Run, SimpleNamespace(config=Config(orphan_s=0.01), renew=renew))))
+    await done.wait()
+    renewing.cancel()
+    assert [record.getMessage().split(";")[0] for record in caplog.records] == [
+        "run.not_renewed: OSError: [Errno 28] full", "run.not_renewed: TypeError: odd", "run.not_renewed: OSError: [Errno 28] full",
+    ]  # fmt: skip
 
 
 def test_a_torn_line_is_none(tmp_path: Path):

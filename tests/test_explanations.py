@@ -16,11 +16,16 @@ import rollout_ft
 from rollout_ft.cli.main import app
 from rollout_ft.config import known_keys
 from rollout_ft.engine import crash, driver, patience
+from rollout_ft.engine.gate import Closed
 from rollout_ft.engine.process import Exit
 from rollout_ft.errors import ConfigError
 from rollout_ft.fleet import engines
 from rollout_ft.fleet.health import State
+from rollout_ft.fleet.listing import WAITS
 from rollout_ft.telemetry.explanations import CATALOGUE, Kind, explain
+from rollout_ft.telemetry.metrics import ADMISSION, HISTOGRAMS, NO_ENGINE
+from rollout_ft.telemetry.shown import TO_DO
+from rollout_ft.telemetry.vocabulary import EVENTS
 from rollout_ft.types import Outcome
 
 ROOT = Path(rollout_ft.__file__).parent
@@ -33,7 +38,7 @@ PAGE = (ROOT.parent / "docs" / "troubleshooting.md").read_text()
 COMMANDS = {found.name for found in (*app.registered_commands, *app.registered_groups)} | {
     found.callback.__name__ for found in app.registered_commands if found.callback
 }
-FIELDS = {"base_url", "api_key", "trial_id", "operator_key"}
+FIELDS = {"base_url", "api_key", "trial_id", "operator_key", "gateway_url"}
 """What is named in requests and replies."""
 PASSED_ON = {"e.code", "str(error['code'])"}
 """Codes that somebody else gave."""
@@ -121,6 +126,13 @@ def test_every_reason_for_which_an_engine_is_lost_is_explained_and_no_other():
     assert met | {"http", "no answer within"} == of_kind(Kind.REASON)
 
 
+def test_every_word_that_our_screens_show_is_explained():
+    assert of_kind(Kind.EVENT) == set(EVENTS)
+    assert of_kind(Kind.WAIT) == ({*WAITS, *Closed, ADMISSION, NO_ENGINE} - set(State)), "what is a state as well is explained as one"
+    assert set(TO_DO) <= set(EVENTS)
+    assert "add nodes" in CATALOGUE["store.exposed"].remedy.lower()
+
+
 def test_a_reason_is_known_as_it_was_said():
     said = "engine engine-3 lost: killed by SIGKILL (out of memory on the GPU): CUDA error"
     found = explain(said)
@@ -128,6 +140,7 @@ def test_a_reason_is_known_as_it_was_said():
     assert found.code == "killed by"
     assert explain("stalled alone: no token of a call for 3.0 s while others moved") == CATALOGUE["stalled alone"]
     assert explain("nobody") is None
+    assert explain("ENV_FAILED") == CATALOGUE["env_failed"]
 
 
 def check_named(text: str) -> None:
@@ -137,7 +150,7 @@ def check_named(text: str) -> None:
         if re.match(r"[a-z]+\.[a-z_.]+(:|$)", named):
             assert named.split(":")[0] in {*known_keys(), *events}, named
         elif re.fullmatch(r"[a-z]+(_[a-z]+)+", named):
-            assert named in {*CATALOGUE, *FIELDS}, named
+            assert named in {*CATALOGUE, *FIELDS, *known_keys(), *HISTOGRAMS}, named
         elif named.startswith("rollout-ft "):
             assert named.split()[1] in COMMANDS, named
 
@@ -182,8 +195,13 @@ def test_without_a_code_all_are_listed():
     assert [each["code"] for each in orjson.loads(run("--json").stdout)] == list(CATALOGUE)
 
 
-@pytest.mark.parametrize(("typed", "meant"), [("unknown_trail", "unknown_trial"), ("infra_exausted", "infra_exhausted")])
+@pytest.mark.parametrize(("typed", "meant"), [("unknown_trail", "unknown_trial"), ("INFRA_EXAUSTED", "infra_exhausted")])
 def test_of_an_unknown_code_the_nearest_known_one_is_named(typed: str, meant: str):
     found = run(typed)
     assert isinstance(found.exception, ConfigError)  # which is exit code 2
     assert f"did you mean {meant}?" in str(found.exception)
+
+
+@pytest.mark.parametrize("typed", ["nosuch", "xyz", "released or not"])
+def test_where_nothing_is_near_nothing_is_guessed(typed: str):
+    assert "did you mean" not in str(run(typed).exception)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+
+import pytest
 from hypothesis import given
 from hypothesis.strategies import booleans, integers, lists, sampled_from
 
@@ -108,3 +111,11 @@ def test_events_are_taken_once_by_a_reader_in_the_same_process():
     events = Events("a")
     emitted(events, 2)
     assert [len(events.take()), len(events.take())] == [2, 0]
+
+
+def test_no_line_of_the_log_is_made_by_what_an_agent_said(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, "rollout_ft")
+    Events("a").emit("trial.restarted", trial="a", attempt=2, cause="\x1b[31mred\nengine.dead engine=engine-0\x85")
+    assert [record.getMessage() for record in caplog.records] == [
+        "trial.restarted trial=a attempt=2 cause=\\x1b[31mred\\nengine.dead engine=engine-0\\x85"
+    ]

@@ -243,6 +243,20 @@ def test_a_collected_trial_is_shown_from_what_the_run_wrote(tmp_path: Path):
     assert past.export(tmp_path / "x", ["a"], unfinished=False)["skipped"].keys() == {"a"}
 
 
+def test_of_a_collected_trial_it_is_told_where_its_replay_left_the_record(tmp_path: Path):
+    differs = {"turn": 2, "recorded": "12:00", "sent": "12:01"}
+    told = {"time": 103.0, "event": "trial.diverged", "trial": "a", "attempt": 2, **differs}
+    disk, diverged = Disk(tmp_path, "a", "b"), "the replay left the record at turn 2: '12:00' was recorded, '12:01' came"
+    for trial_id in "ab":
+        disk.trial(trial_id, *conversation(), END)
+    for store in disk.stores:
+        asyncio.run(store.release("a", orjson.dumps({"task_id": "a", "outcome": "completed", "reward": 0.5, "cause": "", "attempt": 2})))
+    (tmp_path / "events.jsonl").write_bytes(b"".join(orjson.dumps(told | {"trial": name}) + b"\n" for name in "ab"))
+    past = disk.closed()
+    assert diverged in "\n".join(lines(past.shown("a")))
+    assert diverged not in "\n".join(lines(past.shown("b"))), "its transcript has it"
+
+
 def test_a_trial_that_is_not_there_is_an_error(tmp_path: Path):
     with pytest.raises(ConfigError, match="no trial zzz"):
         Disk(tmp_path, "a").closed().shown("zzz")

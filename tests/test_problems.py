@@ -8,6 +8,7 @@ import pytest
 from test_status import NOW, WEIGHTS, engine, fleet
 
 from rollout_ft.fleet.health import State
+from rollout_ft.fleet.spread import exposed
 from rollout_ft.telemetry.problems import problems
 from rollout_ft.types import JSON
 
@@ -34,6 +35,7 @@ def test_a_reason_that_is_explained_brings_its_own_remedy():
     (problem,) = told(fleet(engine(0), engine(1, "dead", reason="killed by SIGKILL")))
     assert problem["level"] == "bad"
     assert "mem-fraction-static" in problem["remedy"]
+    assert "the log that it names" in problem["remedy"]
 
 
 def test_a_thousand_engines_with_the_same_problem_are_one():
@@ -49,6 +51,16 @@ def test_what_keeps_every_turn_waiting_comes_first():
     assert [each["level"] for each in found] == ["bad", "bad", "warn", "warn"]
     assert "no fewer than 1" in found[0]["what"]
     assert "none serves" in found[1]["what"]
+
+
+def test_every_warning_of_the_fleet_has_something_to_do():
+    for warning in [
+        *(exposed({"s1": "n", "s2": "n"}, journal=journal) for journal in (False, True)), exposed({"s1": "n"}, journal=True),
+        "engine-1 is stale and serves nothing (missed v4): the trainer's next update brings it back (POST /fleet/weights)", "another",
+    ]:  # fmt: skip
+        (problem,) = told(fleet(warnings=[warning]))
+        assert problem["remedy"], warning
+        assert ("store.journal_dir" in problem["remedy"]) == ("checkpoint store" in warning)
 
 
 def test_a_pause_says_how_long_it_has_lasted_and_what_ends_it():

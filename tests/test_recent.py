@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -95,12 +96,12 @@ def dead(engine: str, incarnation: int, time: float) -> JSON:
     return {"event": "engine.dead", "engine": engine, "incarnation": incarnation, "time": time, "reason": "killed by SIGKILL"}
 
 
-def moved(sid: str, source: str, time: float) -> JSON:
-    return {"event": "session.moved", "session": sid, "source_engine": source, "engine": "e9", "time": time}
+def moved(sid: str, source: str, time: float, epoch: int = 2) -> JSON:
+    return {"event": "session.moved", "session": sid, "source_engine": source, "engine": "e9", "time": time, "epoch": epoch}
 
 
-def resumed(sid: str, seconds: float, time: float) -> JSON:
-    return {"event": "session.resumed", "session": sid, "engine": "e9", "seconds": seconds, "time": time}
+def resumed(sid: str, seconds: float, time: float, epoch: int = 2) -> JSON:
+    return {"event": "session.resumed", "session": sid, "engine": "e9", "seconds": seconds, "time": time, "epoch": epoch}
 
 
 def test_a_recovery_has_the_sessions_that_moved_since_and_those_that_go_on():
@@ -114,6 +115,18 @@ def test_a_recovery_has_the_sessions_that_moved_since_and_those_that_go_on():
     assert (told["moved"], told["resumed"], told["slowest_s"], told["replaced_s"]) == (2, 2, 2.5, None)
     recoveries.add([{"event": "engine.up", "engine": "e1", "incarnation": 2, "time": 18.0, "state": "healthy"}])
     assert recoveries.describe()[0]["replaced_s"] == 8.0
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_next_token_is_counted_though_the_clock_of_its_engine_is_behind(together: bool):
+    recoveries = Recoveries()
+    recoveries.add([dead("e1", 1, 10.0)])
+    early = [resumed("a~1", 0.5, 9.9), resumed("b~1", 0.5, 9.9), resumed("b~1", 0.5, 9.9, epoch=3)]
+    after = [moved("a~1", "e1", 10.4), moved("b~1", "e1", 10.4), moved("b~1", "", 10.5, epoch=3)]
+    for events in ([*early, *after],) if together else (early, after):
+        recoveries.add(events)
+    (told,) = recoveries.describe()
+    assert (told["moved"], told["resumed"]) == (2, 2)
 
 
 def test_the_newest_recovery_is_first_and_old_ones_are_forgotten():

@@ -99,6 +99,15 @@ def test_what_a_run_wrote_is_text_on_the_page(tmp_path: Path):
     assert HOSTILE.format(0) in page.text
 
 
+def test_of_a_run_that_was_gone_on_with_it_says_what_is_known_to_be_wasted(tmp_path: Path):
+    results, events = a_run(30)
+    rotated = event(0, "events.rotated", account={"events": {"run.resumed": 1}})
+    for name, more in (("resumed", event(9, "run.resumed", trials=3)), ("rotated", rotated)):
+        _, page = page_of(written(tmp_path / name, results, [*events, more]))
+        assert "known to be wasted (" in page.text
+    assert "known to be wasted" not in page_of(written(tmp_path / "run", results, events))[1].text
+
+
 def test_the_worst_trials_are_told_of_on_the_same_page(tmp_path: Path):
     directory = written(tmp_path / "run", *a_run(60))
     text, _ = page_of(directory)
@@ -274,19 +283,19 @@ def test_how_many_trials_run_is_never_less_than_it_was(count: int, seed: int):
     assert [t for t, _ in found] == sorted(t for t, _ in found)
 
 
-def test_why_a_session_had_to_move_is_why_its_engine_stopped_serving():
+def test_why_a_session_had_to_move_is_what_its_event_says_whatever_the_clocks():
     moves = [
         event(1, "engine.dead", engine="engine-0", incarnation=1, reason="stalled: no token"),
         event(2, "session.moved", session="a~1", engine="engine-1", epoch=2, source_engine="engine-0"),
-        event(3, "session.resumed", session="a~1", engine="engine-1", epoch=2, seconds=0.5),
+        event(0.5, "session.resumed", session="a~1", engine="engine-1", epoch=2, seconds=0.5, reason="stalled"),
         event(4, "engine.draining", engine="engine-1", reason="drained"),
         event(5, "session.moved", session="a~1", engine="engine-2", epoch=3, source_engine="engine-1"),
-        event(6, "session.resumed", session="a~1", engine="engine-2", epoch=3, seconds=0.25),
+        event(6, "session.resumed", session="a~1", engine="engine-2", epoch=3, seconds=0.25, reason="moved"),
         event(7, "session.moved", session="a~1", engine="engine-1", epoch=4, source_engine=""),
-        event(8, "session.resumed", session="a~1", engine="engine-1", epoch=4, seconds=0.75),
+        event(8, "session.resumed", session="a~1", engine="engine-1", epoch=4, seconds=0.75, reason="moved"),
     ]
     seen = history(reversed(moves))  # as actors told of them
-    assert [(r.reason, r.seconds) for r in seen.recoveries] == [("stalled", 0.5), ("drained", 0.25), ("other", 0.75)]
+    assert [(r.reason, r.seconds) for r in seen.recoveries] == [("stalled", 0.5), ("moved", 0.25), ("moved", 0.75)]
     assert seen.stalled_s == {"a": 0.75}
 
 

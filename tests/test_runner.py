@@ -14,10 +14,11 @@ from rollout_ft.trial.agents import InlineAgent
 from rollout_ft.trial.attempt import workshop
 from rollout_ft.trial.client import Client, Session
 from rollout_ft.trial.runner import TrialResult, TrialRunner
+from rollout_ft.types import BY_FAULTS
 
 META = {
-    "generations": 3, "version_restarts": 0, "turns_committed": 2, "turns_in_trajectory": 2, "tokens_generated": 9, "tokens_reused": 0,
-    "tokens_wasted": 0,
+    "generations": 3, "version_restarts": 0, "fault_restarts": 0, "turns_committed": 2, "turns_in_trajectory": 2, "tokens_generated": 9,
+    "tokens_reused": 0, "tokens_wasted": 0,
 }  # fmt: skip
 
 
@@ -46,7 +47,7 @@ class Gateway:
         assert from_attempt == self.trial_now["attempt"]
         self.asked.append(f"restart checkpoint={checkpoint} for {reason}")
         attempt = from_attempt + 1
-        self.trial_now |= {"attempt": attempt, "session_id": f"t~{attempt}"}
+        self.trial_now |= {"attempt": attempt, "session_id": f"t~{attempt}", "metadata": META | {"fault_restarts": reason in BY_FAULTS}}
         return Session(f"t~{attempt}", "t", attempt, "", "", 0, cast(Client, self))
 
     async def outcome(self, trial_id: str, outcome: str, reward: float | None, cause: str, attempt: int) -> dict[str, Any]:
@@ -166,3 +167,18 @@ async def test_what_one_trials_agent_or_environment_raises_ends_no_other():
         results = await runner.run(tasks, concurrency=2)
     assert [result.outcome for result in results] == ["agent_failed", "env_failed", "completed", "completed"]
     assert ["CancelledError" in results[0].cause, "KeyError: 'image'" in results[1].cause] == [True, True]
+
+
+async def test_what_a_failed_agent_said_is_one_line_of_the_log(caplog: pytest.LogCaptureFixture):
+    gateway, tries = Gateway(), iter([True, False])
+
+    async def agent(task: Any, session: Session) -> float:
+        if next(tries):
+            raise RuntimeError("\x1b[31mred\nengine.dead engine=engine-0")
+        return 0.5
+
+    runner = TrialRunner(cast(Client, gateway), InlineAgent(agent), TrialConfig(), lambda sid: f"key of {sid}", resume=True)
+    await runner.run([{"task_id": "t"}], concurrency=1)
+    (said,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("trial.agent_failed")]
+    assert "\\x1b[31mred\\nengine.dead engine=engine-0" in said
+    assert said.isprintable()

@@ -85,7 +85,7 @@ def test_what_is_wrong_stands_above_with_what_to_do():
     seen = summary(overview(fleet(engine(0), dead)))
     text = shown(seen, width=200)
     assert "engine-1 is dead; 4 sessions are there. killed by SIGKILL (out of memory)" in text
-    assert "→ What is in brackets is the cause that the log or the kernel names" in text
+    assert "→ Read the log that it names; out of memory:" in text
     assert text.index("what to do") < text.index("sessions  start")
     assert [each["level"] for each in seen["problems"]] == ["bad"]
 

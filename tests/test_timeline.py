@@ -109,6 +109,25 @@ def test_a_divergence_is_told_once_with_what_differed():
     ]
 
 
+def test_what_befell_a_turn_is_told_with_its_number_and_its_tokens():
+    turns = {
+        "replayed": {"tokens": 10}, "attached": {"tokens": 10}, "continued": {"tokens": 10, "tokens_reused": 6},
+        "regenerated": {"tokens": 1, "tokens_wasted": 6, "generations": 2},
+    }  # fmt: skip
+    events = [event(f"turn.{how}", 4.0 + n, session="a~1", engine="e", turn=n, **told) for n, (how, told) in enumerate(turns.items(), 1)]
+    spent = {"replayed": 2, "tokens_wasted_by": {"regenerated": 6, "scratch": 0, "left_out": 3}}
+    moments = timeline("a", [*events, event("trial.ended", 9.0, trial="a", outcome="completed", reward=1.0, cause="", **spent)])
+    assert [moment.text for moment in moments] == [
+        "turn 1 went out again at e, as it was committed: 10 tokens",
+        "turn 2 was asked for again at e while it was generated, and went out as one: 10 tokens",
+        "turn 3 went on at e: 6 of its 10 tokens are from before",
+        "turn 4 was sampled again from its beginning at e: 1 token, 6 tokens in vain",
+        "completed, reward 1.0; 2 turns replayed, 9 tokens dropped (6 regenerated, 3 left_out)",
+    ]
+    assert [(moment.turn, moment.tokens) for moment in moments[:-1]] == [(1, 10), (2, 10), (3, 10), (4, 1)]
+    assert Kind.OTHER not in [moment.kind for moment in moments]
+
+
 MOMENTS = st.lists(
     st.builds(Moment, st.integers(0, 9).map(float), st.sampled_from(list(Kind)), st.just(""), st.integers(1, 3)), max_size=20
 )

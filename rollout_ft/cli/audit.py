@@ -47,7 +47,10 @@ def shown(made: Audit) -> Iterator[Table | str]:
     if faults.row_count:
         yield faults
     yield from made.notes
-    yield from made.wrong or ["all agree, and nothing is left open"]
+    yield from made.wrong or ["all that is known agrees, and nothing of it is left open" if made.notes else _AGREES]
+
+
+_AGREES = "all agree, and nothing is left open"
 
 
 def _json(path: Path) -> Any:

@@ -19,7 +19,8 @@ def said_of(code: str, as_json: bool) -> str:
         return orjson.dumps([asdict(each) for each in CATALOGUE.values()]).decode() if as_json else _all()
     found = explain(code)
     if found is None:
-        raise ConfigError(f"{code}: nothing is known of it; did you mean {nearest(code)}? `rollout-ft explain` lists all")
+        meant = f"; did you mean {near}?" if (near := nearest(code)) else "."
+        raise ConfigError(f"{code}: nothing is known of it{meant} `rollout-ft explain` lists all")
     if as_json:
         return orjson.dumps(asdict(found)).decode()
     return f"{found.code} ({found.kind}): {found.meaning}\n  why: {found.cause}\n  do:  {found.remedy}"

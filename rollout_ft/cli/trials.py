@@ -119,7 +119,7 @@ class Past:
             there = trajectory_path(self.directory, trial.trial_id)
             if not there.exists():
                 return f"it was collected, and {there} is not there"
-            shutil.copyfile(there, file)
+            shutil.copy(there, file)  # as private as it is there
             return ""
         if renderer is None or not trial.entries:
             return "it has not begun"
@@ -208,7 +208,7 @@ def lines(shown: JSON) -> list[str]:
     """A shown trial for people."""
     head = f"trial {shown['trial_id']}: {shown['state']}"
     head += f", {shown['outcome']}, reward {shown['reward']}" if shown["outcome"] else ""
-    told = [head, *([shown["cause"]] if shown["cause"] else []), *_befell(shown.get("timeline", ())), *text(shown.get("attempts_made", ()))]
+    told = [head, *([shown["cause"]] if shown["cause"] else []), *_befell(shown), *text(shown.get("attempts_made", ()))]
     for number, path in enumerate(shown.get("paths", ()), start=1):
         told.append(f"path {number}, as it is trained on")
         for piece in path:
@@ -216,9 +216,10 @@ def lines(shown: JSON) -> list[str]:
     return [printable(line) for line in told]
 
 
-def _befell(moments: Sequence[JSON]) -> list[str]:
-    """What the transcript does not tell."""
-    rows = [moment for moment in moments if moment["kind"] not in _IN_THE_TRANSCRIPT]
+def _befell(shown: JSON) -> list[str]:
+    """What the transcript does not tell; of a collected trial there is none, and all is told here."""
+    moments: Sequence[JSON] = shown.get("timeline", ())
+    rows = [moment for moment in moments if moment["kind"] not in _IN_THE_TRANSCRIPT or "attempts_made" not in shown]
     began = moments[0]["time"] if moments else 0
     return [f"  +{moment['time'] - began:8.2f} s  {moment['kind']:<9}  {moment['text']}" for moment in rows]
 

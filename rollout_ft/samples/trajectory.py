@@ -124,6 +124,7 @@ def metadata(session: Session) -> JSON:
         **{name: session.counts[name] for name in ("turns_served", "replayed", "attached", "branched", "unparsed", "normalized")},
         "turns_committed": len(nodes),
         "version_restarts": session.version_restarts,
+        "fault_restarts": session.fault_restarts,
         "generations": sum(node.turn.generations for node in nodes.values()),
         "turns_in_trajectory": len(selected.keys),
         "phantoms": len(selected.phantoms),

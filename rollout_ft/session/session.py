@@ -34,7 +34,7 @@ from rollout_ft.session.special import refuse_special_tokens
 from rollout_ft.session.spelling import Spelling
 from rollout_ft.session.steps import Steps
 from rollout_ft.session.tree import Node, Tree, ids_bytes, outside, said, turn_key
-from rollout_ft.types import JSON, Answered, Divergence, Ended, Opened, Partial, Recovery, SessionSpec, Step, Turn, session_id
+from rollout_ft.types import BY_FAULTS, JSON, Answered, Divergence, Ended, Opened, Partial, Recovery, SessionSpec, Step, Turn, session_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class Session:
         """When the last one was."""
         self.retries = 0
         """Generations beyond the first of each turn, over all attempts."""
-        self.tokens_dropped = self.tokens_reused_dropped = self.version_restarts = 0
+        self.tokens_dropped = self.tokens_reused_dropped = self.version_restarts = self.fault_restarts = 0
         """Tokens of attempts that are not gone on with, and how many ended for their tokens' versions alone."""
         self.ended: Ended | None = None
         self.fault = ""
@@ -132,6 +132,7 @@ class Session:
                     self.tokens_dropped += entry.tokens_dropped
                     self.tokens_reused_dropped += entry.tokens_reused_dropped
                     self.version_restarts += self.fault.startswith(SCRATCH)
+                    self.fault_restarts += entry.why.reason in BY_FAULTS
                     self.spec, self.attempt, self.evidence, self.fault = entry.spec, entry.attempt, Evidence(), ""
                     self.began, self.attempt_began = self.began or entry.created, entry.created
                     self.known = Known()  # an agent that begins anew numbers its requests anew

@@ -19,6 +19,7 @@ from rollout_ft.types import JSON, Outcome
 ROTATED, MISSED = "events.rotated", "events.missed"
 MAX_LATELY = 4096
 """Ended trials whose end may be told once more."""
+MAX_UNTOLD = 100
 SUMS = ("attempts", "turns", "tokens_generated", "tokens_reused", "tokens_wasted")
 
 
@@ -49,6 +50,10 @@ class Account:
     """Those that had one, at an epoch of which the takeover is not here yet: another actor tells it."""
     down: dict[str, str] = field(default_factory=dict[str, str])
     """Engines that were lost and are not up again, and why."""
+    starts: dict[str, int] = field(default_factory=dict[str, int])
+    """The newest start of each engine that is wanted."""
+    untold: list[str] = field(default_factory=list[str])
+    """Starts of engines of which no event tells, though the next one's does; the first `MAX_UNTOLD`."""
     heard: dict[str, int] = field(default_factory=dict[str, int])
     lately: dict[str, None] = field(default_factory=dict[str, None])
     view: int = 0
@@ -87,6 +92,8 @@ class Account:
         name = event["event"]
         self.events[name] += 1
         self._pass(name, event.get("time", 0.0))
+        if name in ("engine.up", "engine.dead", "engine.start_failed") and "incarnation" in event:
+            self._start(event["engine"], event["incarnation"])
         match name:
             case "trial.opened":
                 self.opened += 1
@@ -112,8 +119,11 @@ class Account:
             case "engine.dead":
                 self.lost[f"engine: {loss_of(event['reason'])}"] += 1
                 self.down[event["engine"]] = event["reason"]
-            case "engine.up" | "engine.retired":
+            case "engine.up":
                 self.down.pop(event["engine"], None)
+            case "engine.retired":
+                self.down.pop(event["engine"], None)
+                self.starts.pop(event["engine"], None)
             case "view.opened":
                 self.view = max(self.view, event["number"])
             case _ if name == MISSED:
@@ -141,6 +151,13 @@ class Account:
         self.heard[source] = seq
         if len(self.heard) > MAX_SOURCES:
             del self.heard[next(iter(self.heard))]
+
+    def _start(self, engine: str, number: int) -> None:
+        """Each is the one after the one before; in another cluster they begin anew."""
+        for untold in range(self.starts.get(engine, number - 1) + 1, number):
+            if len(self.untold) < MAX_UNTOLD:
+                self.untold.append(f"start {untold} of {engine}")
+        self.starts[engine] = number
 
     def _end(self, event: JSON) -> None:
         trial, sums, wasted = event["trial"], {name: event[name] for name in SUMS}, event["tokens_wasted_by"]
@@ -201,8 +218,8 @@ def end_of(trial: JSON) -> JSON:
 
 
 def faults_survived(trial: JSON) -> int:
-    """Attempts and generations beyond the first, but for those that a fault did not make; none where the trial was lost to them."""
+    """Generations beyond the first, and restarts that a fault made (`types.BY_FAULTS`); none where the trial was lost to them."""
     if trial["outcome"] == Outcome.INFRA_EXHAUSTED:
         return 0
     meta = trial["metadata"]
-    return trial["attempt"] - 1 - meta["version_restarts"] + meta["generations"] - meta["turns_committed"]
+    return meta.get("fault_restarts", 0) + meta["generations"] - meta["turns_committed"]

@@ -14,6 +14,7 @@ from collections import deque
 from typing import Any
 
 from rollout_ft.clock import wall
+from rollout_ft.telemetry.words import on_one_line
 from rollout_ft.types import JSON, split_session_id
 
 MAX_BUFFERED = 10_000
@@ -33,7 +34,7 @@ class Events:
         if named is not None:
             fields = {"trial": named[0], "attempt": named[1], **fields}
         self._buffer.append({"time": wall(), "event": name, "source": self._source, "seq": self._seq, **fields})
-        _log.info("%s %s", name, " ".join(f"{k}={v}" for k, v in fields.items()))
+        _log.info("%s %s", name, on_one_line(" ".join(f"{k}={v}" for k, v in fields.items())))
 
     def unheard(self, heard: int) -> list[JSON]:
         """Those after number `heard`; its reader has the others, which are forgotten."""

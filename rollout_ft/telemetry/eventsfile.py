@@ -1,7 +1,8 @@
 """`DIR/events.jsonl`: the events of a run, in the order in which they came, bounded on disk.
 
 Owns the file and `DIR/events.old.jsonl`, which it becomes when it has half of what both may have. Each of the two begins with the
-account of all before it, so that what is not kept any more is still accounted for.
+account of all before it, so that what is not kept any more is still accounted for. The account is there before the first event
+behind it: an event that a full disk refuses is written when it is told again, and is then there once.
 """
 
 from __future__ import annotations
@@ -25,23 +26,32 @@ class EventsFile:
     def __init__(self, directory: Path, max_bytes: int):
         self._path, self._old, self._most = directory / NAME, directory / OLD, max_bytes // 2
         self.account: Account = account(read_events(directory))
-        self._open()
+        self._lines, self._bytes = self._open()
+        self._begin()
 
     def append(self, event: JSON) -> None:
-        """Writes it, unless it was written before."""
+        """Writes it, unless it was written before. Raises OSError, and then it is not written."""
         if self.account.knows(event):
             return
+        if self._bytes > self._most:
+            self._rotate()
+        self._begin()
         self._bytes += self._lines.append(event)  # first: one that a full disk refuses is told again
         self.account.saw(event)
-        if self._bytes > self._most:
-            self._lines.close()
-            os.replace(self._path, self._old)
-            self._open()
 
-    def _open(self) -> None:
-        self._lines, self._bytes = Lines(self._path), self._path.stat().st_size
+    def _rotate(self) -> None:
+        full = self._lines
+        if self._path.exists():  # it is not where the last try came no further
+            os.replace(self._path, self._old)
+        self._lines, self._bytes = self._open()
+        full.close()
+
+    def _open(self) -> tuple[Lines, int]:
+        return Lines(self._path), self._path.stat().st_size
+
+    def _begin(self) -> None:
         if not self._bytes and self._old.exists():
-            self._lines.append({"time": wall(), "event": ROTATED, "source": "run", "account": self.account.json()})
+            self._bytes += self._lines.append({"time": wall(), "event": ROTATED, "source": "run", "account": self.account.json()})
 
     def close(self) -> None:
         self._lines.close()

@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
 
+from rollout_ft.telemetry.shown import EVENT_ROWS, WAIT_ROWS
+
 
 class Kind(StrEnum):
     ERROR = "error"
     OUTCOME = "outcome"
     STATE = "engine state"
     REASON = "why an engine is lost or doubted"
+    WAIT = "what a turn waits for"
+    EVENT = "event"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +34,13 @@ class Explanation:
 
 def explain(said: str) -> Explanation | None:
     """What a code means, or a reason as it was said: then the longest code that it begins with is its own."""
-    said = _WHOSE.sub("", said)
+    said = _WHOSE.sub("", said.lower())
     return CATALOGUE.get(said) or next((CATALOGUE[code] for code in _LONGEST_FIRST if re.match(rf"{code}[ :]", said)), None)
 
 
 def nearest(said: str) -> str:
-    """The code that was probably meant."""
-    return get_close_matches(said, CATALOGUE, n=1, cutoff=0.0)[0]
+    """The code that was probably meant; empty where none is near."""
+    return next(iter(get_close_matches(said.lower(), CATALOGUE, n=1, cutoff=0.7)), "")
 
 
 _WHOSE = re.compile(r"^engine \S+ lost: ")
@@ -216,7 +220,7 @@ _REASONS = [
      "Correct what the lines say: `engine.args`, `engine.env`, the model's path."),
     ("killed by", "A signal ended the engine's process.",
      "The kernel's out-of-memory killer, SGLang killing itself after a part of it failed, a person.",
-     "What is in brackets is the cause that the log or the kernel names; for memory lower --mem-fraction-static, or give the node more."),
+     "Read the log that it names; out of memory: lower --mem-fraction-static in `engine.args`, or give the node more."),
     ("ended", "The engine's process ended with its guard, or because we ended it.", "The actor or its node was stopped.",
      "Nothing, unless nobody meant to."),
     ("actor died", "The Ray actor that holds the engine ended.", "Its node was lost, or Ray or the kernel killed it.",
@@ -255,7 +259,10 @@ _REASONS = [
 
 CATALOGUE = {
     code: Explanation(code, kind, *said)
-    for kind, each in ((Kind.ERROR, _ERRORS), (Kind.OUTCOME, _OUTCOMES), (Kind.STATE, _STATES), (Kind.REASON, _REASONS))
+    for kind, each in (
+        (Kind.ERROR, _ERRORS), (Kind.OUTCOME, _OUTCOMES), (Kind.STATE, _STATES), (Kind.REASON, _REASONS), (Kind.WAIT, WAIT_ROWS),
+        (Kind.EVENT, EVENT_ROWS),
+    )
     for code, *said in each
-}
+}  # fmt: skip
 _LONGEST_FIRST = sorted((code for code, each in CATALOGUE.items() if each.kind is Kind.REASON), key=len, reverse=True)

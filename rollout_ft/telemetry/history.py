@@ -1,7 +1,8 @@
 """A run's history, as its events tell it: when each trial ran, what was lost when, and how long recoveries took.
 
-Owns which events are faults, and why a session had to move. Pure. Events come from many actors, each in its order: here they are
-in that of their times. Of a trial whose events are not there any more nothing is known but its result.
+Owns which events are faults. Pure. Why a session had to move is what its event says, as its metric does. Events come from many
+actors, each in its order: here they are in that of their times. Of a trial whose events are not there any more nothing is known but
+its result.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from rollout_ft.telemetry.losses import loss_of
-from rollout_ft.telemetry.metrics import OTHER
+from rollout_ft.telemetry.account import ROTATED
+from rollout_ft.telemetry.losses import OTHER
 from rollout_ft.types import JSON, split_session_id
 
 FAULTS = {
@@ -20,9 +21,9 @@ FAULTS = {
     "run.resumed": "run gone on with",
 }  # fmt: skip
 """What is marked in plots, and how it is called there."""
-FOLLOWS = {"trial.restarted", "run.resumed"}
+RESUMED = "run.resumed"
+FOLLOWS = {"trial.restarted", RESUMED}
 """Marked as well, and no faults: what was done about them."""
-DRAINED, CLOSED = "drained", "closed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """A session that went to another engine had its next token `seconds` after that engine had it. `reason`: why it went."""
+    """A session that went to another engine had its next token after `seconds`. `reason`: why it went, as in `recovery_seconds`."""
 
     time: float
     trial_id: str
@@ -65,6 +66,8 @@ class History:
     ended: float = 0.0
     cut: bool = False
     """Older events are not kept."""
+    resumed: bool = False
+    """A process of the run ended before it, and what turns in flight had sampled then is counted by nobody."""
 
     @property
     def stalled_s(self) -> dict[str, float]:
@@ -96,12 +99,10 @@ def ordered(events: Iterable[JSON]) -> list[JSON]:
 class _Fold:
     def __init__(self) -> None:
         self.made = History()
-        self._stopped: dict[str, str] = {}
-        """Why each engine stopped serving last."""
-        self._moving: dict[tuple[str, int], str] = {}
 
     def take(self, name: str, time: float, event: JSON) -> None:
-        self.made.cut |= name == "events.rotated"
+        self.made.cut |= name == ROTATED
+        self.made.resumed |= name == RESUMED or (name == ROTATED and bool(event["account"].get("events", {}).get(RESUMED)))
         if name in FAULTS and event.get("actors") != 0:  # a supervisor that found nobody is the first
             keys = ("trial",) if name == "trial.restarted" else ("engine", "gateway", "store")
             who = next((str(event[key]) for key in keys if key in event), "")
@@ -111,8 +112,9 @@ class _Fold:
             if event.get("tokens_wasted_by"):
                 self.made.wasted[event["trial"]] = Counter(event["tokens_wasted_by"])
             self._live(self.made.lives.setdefault(event["trial"], Life()), name, time)
-        else:
-            self._follow(name, time, event)
+        elif name == "session.resumed":
+            trial_id, _ = split_session_id(event["session"]) or (event["session"], 0)
+            self.made.recoveries.append(Recovery(time, trial_id, event.get("reason") or OTHER, event["seconds"]))
 
     def _live(self, life: Life, name: str, time: float) -> None:
         match name:
@@ -122,19 +124,3 @@ class _Fold:
                 life.restarts.append(time)
             case _:
                 life.ended = time
-
-    def _follow(self, name: str, time: float, event: JSON) -> None:
-        """Where sessions went, and why."""
-        match name:
-            case "engine.dead":
-                self._stopped[event["engine"]] = loss_of(event["reason"])
-            case "engine.draining" | "engine.closed":
-                self._stopped[event["engine"]] = DRAINED if name == "engine.draining" else CLOSED
-            case "session.moved":
-                self._moving[event["session"], event["epoch"]] = self._stopped.get(event.get("source_engine", ""), OTHER)
-            case "session.resumed":
-                trial_id, _ = split_session_id(event["session"]) or (event["session"], 0)
-                reason = self._moving.pop((event["session"], event["epoch"]), OTHER)
-                self.made.recoveries.append(Recovery(time, trial_id, reason, event["seconds"]))
-            case _:
-                pass

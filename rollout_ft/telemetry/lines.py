@@ -1,7 +1,8 @@
 """A file of JSON lines that is only ever appended to.
 
-Owns the file. A line is written whole and flushed, so that a process that is killed leaves whole lines; what a machine
-that lost its power left of the last one is cut before the next is written.
+Owns the file, which its user alone may read: lines quote what models and agents said. A line is written whole, so that a process
+that is killed leaves whole lines; what a machine that lost its power, or a disk that was full, left of one is cut before the next
+is written. Nothing is buffered: a line that was refused is not there, and may be written again.
 """
 
 from __future__ import annotations
@@ -14,19 +15,26 @@ from typing import Any, cast
 
 import orjson
 
+from rollout_ft.disk import write_all
 from rollout_ft.types import JSON
 
 
 class Lines:
     def __init__(self, path: Path):
-        self._file = path.open("ab")
-        self._file.truncate(_whole(path))
+        self._file = open(path, "ab", buffering=0, opener=_private)  # noqa: SIM115 - closed by `close`
+        self._length, self._torn = _whole(path), False
+        self._file.truncate(self._length)
 
     def append(self, line: JSON) -> int:
-        """Returns its length in bytes."""
-        written = self._file.write(orjson.dumps(line) + b"\n")
-        self._file.flush()
-        return written
+        """Returns its length in bytes. Raises OSError, and then it is not there."""
+        data = _dumped(line) + b"\n"
+        if self._torn:
+            self._file.truncate(self._length)
+        self._torn = True
+        write_all(self._file.fileno(), data)
+        self._torn = False
+        self._length += len(data)
+        return len(data)
 
     def sync(self) -> None:
         """On disk, whatever happens to the machine."""
@@ -73,6 +81,32 @@ def _object(line: bytes) -> JSON | None:
     except orjson.JSONDecodeError:
         return None
     return cast(JSON, value) if isinstance(value, dict) else None
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _dumped(line: JSON) -> bytes:
+    """An agent may say what is no UTF-8, half a surrogate say: then it is replaced, and the line is there."""
+    try:
+        return orjson.dumps(line)
+    except TypeError:
+        return orjson.dumps(_writable(line))
+
+
+def _writable(value: Any) -> Any:
+    match value:
+        case dict():
+            return {str(_writable(str(key))): _writable(each) for key, each in cast("dict[Any, Any]", value).items()}
+        case list() | tuple():
+            return [_writable(each) for each in cast("list[Any]", value)]
+        case None | bool() | float():
+            return value
+        case int() if abs(value) < 2**63:
+            return value
+        case _:
+            return str(value).encode(errors="replace").decode()
 
 
 def _whole(path: Path) -> int:

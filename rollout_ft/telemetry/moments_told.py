@@ -6,6 +6,7 @@ at that time, which the events of sessions tell.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from rollout_ft.telemetry.history import ordered
@@ -115,9 +116,35 @@ def _words(name: str, event: JSON, at: str) -> tuple[Kind, str, bool]:
             differs = f"{event.get('recorded', '')!r} was recorded, {event.get('sent', '')!r} came"
             return Kind.DIVERGED, f"the replay left the record at turn {event.get('turn')}{served}: {differs}", True
         case "trial.ended":
-            return ended(str(event.get("outcome", "")), event.get("reward"), str(event.get("cause", "")))
+            kind, text, bad = ended(str(event.get("outcome", "")), event.get("reward"), str(event.get("cause", "")))
+            return kind, "; ".join(filter(None, (text, _spent(event)))), bad
+        case "turn.replayed" | "turn.attached" | "turn.continued" | "turn.regenerated":
+            return _of_turn(name, event, where)
         case _:
             return Kind.OTHER, ": ".join(filter(None, (name, _why(event)))), False
+
+
+def _of_turn(name: str, event: JSON, where: str) -> tuple[Kind, str, bool]:
+    """What befell a turn; one that went well is told by its checkpoint or its trajectory alone."""
+    turn, tokens = f"turn {event.get('turn')}", counted(event.get("tokens", 0), "token")
+    match name:
+        case "turn.replayed":
+            return Kind.REPLAYED, f"{turn} went out again{where}, as it was committed: {tokens}", False
+        case "turn.attached":
+            return Kind.TURN, f"{turn} was asked for again{where} while it was generated, and went out as one: {tokens}", False
+        case "turn.continued":
+            return Kind.TURN, f"{turn} went on{where}: {event.get('tokens_reused', 0):,} of its {tokens} are from before", False
+        case _:
+            vain = f", {counted(event['tokens_wasted'], 'token')} in vain" if event.get("tokens_wasted") else ""
+            return Kind.TURN, f"{turn} was sampled again from its beginning{where}: {tokens}{vain}", False
+
+
+def _spent(event: JSON) -> str:
+    """What of a trial that has ended is in no trajectory, and what its restarts did not have to sample again."""
+    wasted = +Counter[str](event.get("tokens_wasted_by") or {})
+    dropped = f"{counted(wasted.total(), 'token')} dropped ({', '.join(f'{n:,} {why}' for why, n in wasted.items())})"
+    replayed = f"{counted(event['replayed'], 'turn')} replayed" if event.get("replayed") else ""
+    return ", ".join(filter(None, (replayed, dropped if wasted else "")))
 
 
 def _why(event: JSON) -> str:

@@ -23,6 +23,13 @@ _ENDS = {
     Phase.OFFLOADED: "Give the memory back (/resume_memory_occupation), then load weights: look whether the trainer still lives.",
 }
 
+_REMEDIES = {
+    "of the checkpoint store": "Add nodes, or set store.journal_dir to a disk that outlives that node: `rollout-ft doctor` says which.",
+    "is stale": CATALOGUE[State.STALE].remedy,
+    "fleet.max_pause_s": "Look whether the trainer still lives; raise fleet.max_pause_s if it needs so long.",
+}
+"""By what a warning of the fleet says."""
+
 
 def problems(fleet: JSON, now: float, recoveries: Sequence[JSON] = ()) -> list[JSON]:
     """Of each `{level: bad or warn, what, why, remedy}`, the gravest first. `now`: wall clock."""
@@ -88,7 +95,8 @@ def _recurring(fleet: JSON, now: float, recoveries: Sequence[JSON]) -> Iterator[
 
 def _said(fleet: JSON) -> Iterator[JSON]:
     for warning in fleet["warnings"]:
-        yield _problem("warn", warning, "", "")
+        remedy = next((remedy for says, remedy in _REMEDIES.items() if says in warning), "`rollout-ft doctor` says what to set.")
+        yield _problem("warn", warning, "", remedy)
 
 
 def _problem(level: str, what: str, why: str, remedy: str) -> JSON:

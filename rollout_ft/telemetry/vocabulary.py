@@ -17,7 +17,7 @@ EVENTS = {
     # sessions and turns
     "session.adopted": "An engine's actor read it from the store and serves it, at this epoch.",
     "session.moved": "Another engine took it over, as somebody asked for it; `epoch` fences those before.",
-    "session.resumed": "After that its next new token was there, so many seconds after the takeover.",
+    "session.resumed": "After that its next new token was there; `seconds` and `reason` are those of `recovery_seconds`.",
     "turn.replayed": "A reply that was committed went out again in the same attempt: the one before it was lost.",
     "turn.attached": "A request asked for a turn that was being generated already, and got its reply.",
     "turn.continued": "A turn went on from tokens that an engine before it had sampled.",

@@ -32,10 +32,17 @@ def shortened(text: str, most: int) -> str:
 
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
 
+_BREAKS = {ord("\t"): "\\t", ord("\n"): "\\n", 0x2028: "\\u2028", 0x2029: "\\u2029"}
+
 
 def printable(text: str) -> str:
     """What a model or an agent said, for a terminal: nothing in it moves a cursor, or changes a title."""
     return text.translate(_CONTROLS)
+
+
+def on_one_line(text: str) -> str:
+    """The same for a log: no line of it is made by anybody but who writes it."""
+    return printable(text).translate(_BREAKS)
 
 
 def duration(seconds: float) -> str:

@@ -15,6 +15,7 @@ from rollout_ft.clock import monotonic, wall
 from rollout_ft.config import TrialConfig
 from rollout_ft.errors import BadRequest
 from rollout_ft.telemetry.account import faults_survived
+from rollout_ft.telemetry.words import on_one_line
 from rollout_ft.trial.agents import Agent
 from rollout_ft.trial.attempt import Attempts, Workshop
 from rollout_ft.trial.client import Client, Session
@@ -220,7 +221,7 @@ class TrialRunner:
 
     async def _again(self, session: Session, decision: Restart, tools: Tools | None, cause: str) -> Session:
         if decision.spends == "agent":
-            _log.warning("trial.agent_failed trial=%s attempt=%d: %s", session.trial_id, session.attempt, cause)
+            _log.warning("trial.agent_failed trial=%s attempt=%d: %s", session.trial_id, session.attempt, on_one_line(cause))
         if tools is not None and not decision.checkpoint:
             await tools.forget()
         return await self._client.restart(session.trial_id, session.attempt, decision.checkpoint, decision.spends, decision.cause)

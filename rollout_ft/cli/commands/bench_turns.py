@@ -25,7 +25,7 @@ ProfileDir = Annotated[Path | None, typer.Option(help="run py-spy on all our pro
 
 def overhead(
     sessions: Sessions = 64, turns: Turns = 50, tokens_in: TokensIn = 650, tokens_out: TokensOut = 300,
-    rounds: Annotated[int, typer.Option(min=0, help="with telemetry and without it, in turn; 0: none")] = 12,
+    rounds: Annotated[int, typer.Option(min=0, help="runs with telemetry and without it, side by side; 0: none")] = 12,
     profile: ProfileDir = None, json: AsJson = False,
 ) -> None:  # fmt: skip
     """Latency, CPU and memory that a turn costs over talking to the engine directly, and what telemetry has of that."""

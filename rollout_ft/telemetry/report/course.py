@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from rollout_ft.telemetry.figures import QUANTILES
 from rollout_ft.telemetry.history import FAULTS
-from rollout_ft.telemetry.html import table
+from rollout_ft.telemetry.html import prose, table
+from rollout_ft.telemetry.metrics import HISTOGRAMS, RECOVERY_SECONDS
 from rollout_ft.telemetry.plots.lives import each_trial
 from rollout_ft.telemetry.plots.recoveries import recovery_times
 from rollout_ft.telemetry.plots.running import trials_over_time
@@ -51,7 +52,7 @@ def recovery(beside: Beside) -> str:
         ]
         return recovery_times(run.seen, beside.recovery) + table(head, rows)
 
-    about = '<p class="note">From when another engine had the session, to its next token. The share that took at most so long.</p>'
+    about = f'<p class="note">{prose(HISTOGRAMS[RECOVERY_SECONDS].sentence)} The share that took at most so long.</p>'
     drawn = beside.each(draw)
     return about + drawn if drawn else ""
 

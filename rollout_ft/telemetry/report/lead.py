@@ -33,7 +33,8 @@ def lead(run: Reported) -> str:
         f'<b>{counted(summary["trials"], "trial")}</b>, <b class="{"bad" if lost else "" if short else "good"}">{lost:,} lost</b>'
         f"{failed}{unfinished}. "
         f"{counted(faults, 'fault')}, {counted(len(run.seen.recoveries), 'recovery', 'recoveries')}, {counted(restarts, 'restart')}. "
-        f"{wasted:,} of {counted(generated, 'token')} wasted{f' ({wasted / generated:.2%})' if generated else ''}."
+        f"{wasted:,} of {counted(generated, 'token')} {'known to be ' if run.seen.resumed else ''}wasted"
+        f"{f' ({wasted / generated:.2%})' if generated else ''}."
     )
     tiles = {key: value for key, value in summary.items() if not isinstance(value, dict)}
     tiles |= {f"groups {status}": n for status, n in summary.get("groups", {}).items()}
