@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,7 @@ from typing import Any
 import pytest
 
 from rollout_ft.checkpoint.journal import Journal
-from rollout_ft.cli.directory import DOUBTFUL, SAMPLED_BY, create, reopen, saved_config, with_journal
+from rollout_ft.cli.directory import DOUBTFUL, LOCK_AGAIN_S, SAMPLED_BY, create, held, reopen, saved_config, with_journal
 from rollout_ft.cli.output import Output
 from rollout_ft.config import Config, TrialConfig, known_keys
 from rollout_ft.errors import ConfigError
@@ -53,6 +57,43 @@ def test_a_directory_has_one_process_at_a_time(tmp_path: Path):
     create(tmp_path, config(), TASKS)
     with pytest.raises(ConfigError, match="another process"):
         reopen(tmp_path, config())
+
+
+HOLD = """
+import sys, test_directory as t; from pathlib import Path
+t.create(Path(sys.argv[1]), t.config(), t.TASKS)
+print("held", flush=True); sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def holding(path: Path) -> Iterator[None]:
+    """A run was started here, by a process that lives."""
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == b"held\n"
+            yield
+        finally:
+            process.kill()
+
+
+def test_a_directory_is_held_while_the_process_lives_that_has_its_run_and_asking_takes_nothing(tmp_path: Path):
+    assert not held(tmp_path)
+    with holding(tmp_path / "run"):
+        assert held(tmp_path / "run")
+        assert held(tmp_path / "run")
+    assert not held(tmp_path / "run")
+    reopen(tmp_path / "run", config())
+
+
+def test_who_asks_at_the_moment_a_run_is_gone_on_with_does_not_stop_it(tmp_path: Path):
+    left(tmp_path)
+    with (tmp_path / "lock").open() as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        threading.Timer(LOCK_AGAIN_S / 2, lambda: fcntl.flock(asking, fcntl.LOCK_UN)).start()
+        assert reopen(tmp_path, config()).resumed
 
 
 @pytest.mark.parametrize(
@@ -193,6 +234,20 @@ def test_a_torn_summary_is_none_and_is_written_when_the_run_is_gone_on_with(tmp_
     again = output(tmp_path)
     assert not again.complete()
     assert again.summary(1.0) == made == json.loads((tmp_path / "summary.json").read_bytes())
+
+
+def test_what_is_under_way_and_what_was_restarted_is_known_from_events_and_what_has_a_result_is_not_under_way(tmp_path: Path):
+    def told(name: str, trial: str, **more: Any) -> dict[str, Any]:
+        return {"time": 1.0, "event": name, "source": "run", "trial": trial, **more}
+
+    first = output(tmp_path)
+    for event in (told("trial.opened", "a"), told("trial.opened", "b"), told("trial.restarted", "b", attempt=2, reason="infra")):
+        first.event(event)
+    assert (first.running, first.restarts, first.done) == (2, 1, 0)
+    first.trial(result("a"), trajectory("a"))
+    assert (first.running, first.restarts, first.done) == (1, 1, 1)
+    first.close()
+    assert (output(tmp_path).running, output(tmp_path).restarts) == (1, 0)
 
 
 # -- groups -------------------------------------------------------------------------------------------------------

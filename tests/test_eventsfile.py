@@ -11,14 +11,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+import orjson
 import pytest
 from test_account import ended, event, numbered, opened
 
 from rollout_ft.config import Config
 from rollout_ft.fleet.member import Member
 from rollout_ft.runtime import Run, _renew  # pyright: ignore[reportPrivateUsage]
+from rollout_ft.telemetry import lines
 from rollout_ft.telemetry.account import MISSED, ROTATED, account
-from rollout_ft.telemetry.eventsfile import NAME, OLD, EventsFile, read_events
+from rollout_ft.telemetry.eventsfile import NAME, OLD, EventsFile, last_gateway_url, read_events
 from rollout_ft.telemetry.feed import News
 from rollout_ft.telemetry.lines import read_lines
 from rollout_ft.types import JSON
@@ -36,6 +38,34 @@ def written(directory: Path, events: list[JSON]) -> EventsFile:
         made.append(each)
     made.close()
     return made
+
+
+def served(url: str) -> JSON:
+    return event("run.started", "run", gateway_url=url)
+
+
+def test_where_a_run_was_served_last_is_found_from_the_end_and_none_of_the_rest_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = EventsFile(tmp_path, 10 * MOST)
+    for each in (served("http://a:1"), *life(5), served("http://b:2"), *life(100), event("x", text='of "run.started"')):
+        made.append(each)
+    made.close()
+    with (tmp_path / NAME).open("a") as file:
+        file.write('{"event":"run.started","gateway_url":"http://torn')
+    parsed = list[bytes]()
+    monkeypatch.setattr(lines, "_object", lambda line: parsed.append(line) or orjson.loads(line) if line.endswith(b"\n") else None)  # pyright: ignore
+    assert last_gateway_url(tmp_path) == "http://b:2"
+    assert len(parsed) == 1
+
+
+@pytest.mark.parametrize("left", ["both", "old alone", "none"])
+def test_where_a_run_was_served_is_known_when_that_event_is_not_kept_any_more(tmp_path: Path, left: str):
+    written(tmp_path, [served("http://a:1"), *life(500)])
+    assert not any(each["event"] == "run.started" for each in read_events(tmp_path))
+    if left != "both":
+        (tmp_path / NAME).write_bytes(b"")
+    if left == "none":
+        (tmp_path / OLD).unlink()
+    assert last_gateway_url(tmp_path) == ("" if left == "none" else "http://a:1")
 
 
 def test_an_event_that_is_told_again_is_written_once(tmp_path: Path):

@@ -13,6 +13,7 @@ import orjson
 import pytest
 from conftest import ask, assistant, make_session, play, user
 from safetensors.numpy import load_file
+from typer.testing import CliRunner
 
 from rollout_ft.checkpoint import wire
 from rollout_ft.checkpoint.journal import journal_path
@@ -20,8 +21,9 @@ from rollout_ft.checkpoint.log import Append, Entry
 from rollout_ft.checkpoint.store import Store
 from rollout_ft.checkpoint.view import View
 from rollout_ft.cli.directory import create, with_journal
+from rollout_ft.cli.main import app
 from rollout_ft.cli.transcript import BEGAN_ANEW, PHANTOM
-from rollout_ft.cli.trials import Past, lines
+from rollout_ft.cli.trials import Past, lines, table
 from rollout_ft.config import Config
 from rollout_ft.errors import ConfigError
 from rollout_ft.samples.trajectory import trajectory
@@ -94,6 +96,29 @@ def test_every_trial_is_listed_with_what_became_of_it(tmp_path: Path):
     found = rows(disk.closed())
     assert [found[name]["state"] for name in "abc"] == ["ended", "unfinished", "not_started"]
     assert (found["a"]["outcome"], found["a"]["reward"], found["a"]["turns"], found["a"]["attempts"]) == ("completed", 0.5, 2, 1)
+
+
+def test_on_a_list_an_id_is_whole_whatever_the_width_and_a_cause_is_cut_to_a_terminal():
+    trial_id, cause = "django__django-11099-" + "x" * 80, "no\x1btoken for 90 s\nat engine-0 " * 40
+    of = {"trial_id": trial_id, "state": "collected", "outcome": "truncated", "reward": None, "attempts": 2, "turns": 31}
+    rows: list[dict[str, Any]] = [of | {"cause": cause}, of | {"trial_id": "b", "cause": ""}]
+    for width in (None, 40, 80, 200):
+        head, first, second = table(rows, width)
+        assert first.split()[:5] == [trial_id, "collected", "truncated", "2", "31"]
+        assert "\x1b" not in first
+        assert (head.split()[-1], second.split()) == ("cause", ["b", "collected", "truncated", "2", "31"])
+        assert head.index("cause") == first.index("no\\x1btoken")
+    assert len(list(table(rows, 200))[1]) == 200
+    assert "at engine-0" in list(table(rows, None))[1]
+
+
+@pytest.mark.parametrize("columns", ["80", "40"])
+def test_a_list_that_is_piped_is_not_cut(tmp_path: Path, columns: str):
+    names = [f"django__django-{'1' * 60}-{n}" for n in range(3)]
+    disk = Disk(tmp_path, *names)
+    disk.closed()
+    shown = CliRunner().invoke(app, ["trial", "list", str(tmp_path)], env={"COLUMNS": columns})
+    assert [line.split()[0] for line in shown.output.splitlines()] == ["trial_id", *names]
 
 
 def test_of_two_replicas_the_longer_log_is_the_trial(tmp_path: Path):

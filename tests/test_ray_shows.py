@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncGenerator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
@@ -15,7 +15,7 @@ import pytest_asyncio
 from ray_run import Stage, staged
 
 from rollout_ft import rayjob
-from rollout_ft.cli.progress import EVERY_S, Progress
+from rollout_ft.cli.progress import EVERY_S, QUIET_S, Progress
 from rollout_ft.config import load
 from rollout_ft.fleet.crew import shown_as
 from rollout_ft.gateway.actor import base_url
@@ -49,13 +49,49 @@ def test_a_process_that_is_no_submitted_job_is_none(said: str, monkeypatch: pyte
     assert rayjob.submission_id() == ""
 
 
+@dataclass
+class Seen:
+    done: int = 0
+    owed: int = 4
+    running: int = 3
+    restarts: int = 2
+    planned: int = 4
+
+
 def test_progress_is_a_line_now_and_then_and_one_at_the_end():
-    progress = Progress(100.0)
-    assert progress.ended(RESULT, done=1, owed=lambda: 3, planned=4, now=101.0) == ""
-    line = progress.ended(replace(RESULT, outcome="infra_exhausted"), done=2, owed=lambda: 2, planned=4, now=100 + EVERY_S)
-    assert line == "2 of 4 trials have ended; of this process 1 completed, 1 infra_exhausted, 2 attempts restarted"
-    assert progress.ended(RESULT, done=3, owed=lambda: 1, planned=4, now=101 + EVERY_S) == ""
-    assert progress.ended(RESULT, done=4, owed=lambda: 0, planned=4, now=102 + EVERY_S).startswith("4 of 4 trials have ended")
+    course = Seen()
+    progress = Progress(course, 100.0)
+
+    def ended(outcome: str, now: float) -> str:
+        course.done, course.owed, course.running = course.done + 1, course.owed - 1, course.running - 1
+        return progress.ended(replace(RESULT, outcome=outcome), now)
+
+    assert ended("completed", 101.0) == ""
+    assert ended("infra_exhausted", 100 + EVERY_S) == (
+        "2 of 4 trials have ended, 1 under way; of this process 1 completed, 1 infra_exhausted, 2 attempts restarted"
+    )
+    assert ended("completed", 101 + EVERY_S) == ""
+    assert ended("completed", 102 + EVERY_S).startswith("4 of 4 trials have ended")
+
+
+def test_progress_is_told_while_nothing_ends_and_says_for_how_long():
+    progress, now = Progress(Seen(), 100.0), 100.0
+    assert progress.waited(99.0 + QUIET_S) == ""
+    lines: list[str] = []
+    while now < 100 + 85 * 60:
+        now += progress.quiet_s(now)
+        lines.append(progress.waited(now))
+    assert "" not in lines
+    assert len(lines) == 85 * 60 / QUIET_S
+    assert lines[0] == "0 of 4 trials have ended, none for 60 s, 3 under way; of this process none, 2 attempts restarted"
+    assert ", none for 85 min, " in lines[-1]
+
+
+def test_a_line_about_an_end_puts_off_the_one_that_comes_while_nothing_ends():
+    progress = Progress(Seen(done=3), 100.0)
+    assert progress.ended(RESULT, 100 + EVERY_S)
+    assert progress.waited(100 + QUIET_S) == ""
+    assert progress.quiet_s(100 + QUIET_S) == EVERY_S
 
 
 # -- real Ray, with its dashboard -------------------------------------------------------------------------------------

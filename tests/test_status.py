@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ports import free_port
 from rich.console import Console
+from test_directory import holding
 
 from rollout_ft.cli.status import Where, follow, screen, summary, where
 from rollout_ft.config import Config
@@ -106,17 +107,27 @@ def test_it_says_how_the_run_got_over_what_was_lost():
         "slowest_s": 1.25, "replaced_s": 31.0, "retired": False,
     }  # fmt: skip
     told = [
-        {"time": NOW - n, "event": name, "engine": "engine-1"}
+        {"time": NOW - n, "event": name, "engine": "engine-1", "source": "supervisor", "seq": n}
         for n, name in ((90, "engine.dead"), (80, "session.moved"), (59, "engine.up"))
     ]
     seen = summary(overview(fleet(), recoveries=[lost], events={"events": told, "next": "", "missed": False}))
     text = shown(seen, width=200)
-    assert (
-        "90 s ago engine-1: 8 sessions moved, 7 had their next token, the slowest after 1.2 s; back after 31 s; stalled: no token for 2 s"
-        in text
-    )
+    assert "90 s ago engine-1: back after 31 s, slowest 1.2 s; 8 sessions moved, 7 went on; stalled: no token for 2 s" in text
     assert text.index("59 s ago engine.up engine=engine-1") < text.index("90 s ago engine.dead engine=engine-1")
     assert "session.moved" not in text
+    assert "seq" not in text
+    for back, said in ((31.0, "back after 31 s, slowest 1.2 s"), (None, "not back yet, slowest 1.2 s")):
+        assert f"90 s ago engine-1: {said}" in shown(summary(overview(fleet(), recoveries=[lost | {"replaced_s": back}])), width=80)
+
+
+@pytest.mark.parametrize("width", [50, 80])
+def test_on_a_narrow_terminal_every_engine_is_told_from_the_others_and_its_state_is_whole(width: int):
+    there = [engine(n, engine_id=f"engine-{n}", draining=n == 5, reason="a long reason " * 9) for n in range(4, 8)]
+    text = shown(summary(overview(fleet(*there, engine(0, engine_id="http://[fd00::1]:30000")))), width)
+    for each in there:
+        row = next(line for line in text.splitlines() if line.split()[:1] == [each["engine_id"]])
+        assert ("healthy, draining" if each["draining"] else "healthy") in row
+    assert "http://[fd00::1]:30000" in text
 
 
 def test_who_does_not_answer_is_named_first():
@@ -232,6 +243,22 @@ def test_a_directory_that_cannot_say_it_is_refused_with_the_remedy(tmp_path: Pat
         where(a_directory(tmp_path, events='{"event": "run.resumed"}\n'), "", None)
     with pytest.raises(ConfigError, match="chmod 600"):
         where(a_directory(tmp_path, events=STARTED, mode=0o644), "", None)
+
+
+async def test_while_a_run_starts_or_is_gone_on_with_it_is_said_to_start(tmp_path: Path):
+    path = tmp_path / "run"
+    with holding(path):
+        with pytest.raises(ConfigError, match="is starting: its gateway is not up yet; wait"):
+            where(path, "", None)
+        (path / "events.jsonl").write_text(json_of_start(free_port()))
+        with pytest.raises(ConfigError, match="it is starting; wait"):
+            await follow(where(path, "", None), 0, False, QUIET)
+    with pytest.raises(ConfigError, match="Of a run that has ended"):
+        await follow(where(path, "", None), 0, False, QUIET)
+
+
+def json_of_start(port: int) -> str:
+    return orjson.dumps({"event": "run.started", "gateway_url": f"http://127.0.0.1:{port}"}).decode() + "\n"
 
 
 QUIET = Console(file=io.StringIO())

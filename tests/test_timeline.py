@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import orjson
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollout_ft.session.entries import FAULT, SessionEntry
 from rollout_ft.telemetry.moments import Kind, Moment
 from rollout_ft.telemetry.moments_made import of_entries, of_paths
-from rollout_ft.telemetry.moments_told import of_events
+from rollout_ft.telemetry.moments_told import concerning, of_events
 from rollout_ft.telemetry.timeline import merged, timeline
+from rollout_ft.telemetry.vocabulary import EVENTS
 from rollout_ft.types import Answered, Divergence, Ended, Opened, Outcome, SessionSpec, Step, Turn, VersionSpan
 
 SPEC = SessionSpec("a")
@@ -182,3 +184,17 @@ def test_a_fault_is_met_exactly_where_a_session_is(steps: list[tuple[str, str, s
                 pass
     told = of_events("ab", events)
     assert {trial: kinds(told[trial]).count("fault") for trial in "ab"} == met
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(sorted(EVENTS)), st.sampled_from(["a", "b7", "trial", "", "trials"])), max_size=30))
+def test_of_lines_that_have_nothing_in_them_that_concerns_a_trial_nothing_is_told(steps: list[tuple[str, str]]):
+    def about(name: str, whom: str) -> dict[str, Any]:
+        if name.startswith("session."):
+            return {"session": f"{whom or 'other'}~1", "epoch": 2}
+        return {} if not whom else {"trials": ["b7", "a"]} if whom == "trials" else {"trial": whom}
+
+    first = event("trial.opened", 0, trial="b7", engine="e0")
+    events = [first, *(event(name, n, engine="e0", **about(name, whom)) for n, (name, whom) in enumerate(steps, start=1))]
+    read = [each for each in events if any(part in orjson.dumps(each) for part in concerning("b7"))]
+    assert timeline("b7", read) == timeline("b7", events)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import time
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -29,6 +30,7 @@ SAMPLED_BY = (
     "trial.group_size", "trial.on_lost_member", "trial.max_replacements", "trial.min_group_size",
 )  # fmt: skip
 """What makes the data, or says where it is: the same for the whole of a run."""
+LOCK_TRIES, LOCK_AGAIN_S = 3, 0.05
 DOUBTFUL = ("engine.args", "engine.env")
 """What may make the data: only who starts the engines knows."""
 
@@ -129,14 +131,33 @@ def secret_of(path: Path) -> str:
         raise ConfigError(f"{file}: {e.strerror}; without it the keys of this run cannot be made again") from None
 
 
-def _lock(path: Path) -> None:
-    """Until this process ends: the file descriptor is let go of by nothing else."""
-    lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def held(path: Path) -> bool:
+    """Whether a process that lives has the run in `path`."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = os.open(path / "lock", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
         os.close(lock)
-        raise ConfigError(f"another process runs the run in {path}; stop it first") from None
+    return False
+
+
+def _lock(path: Path) -> None:
+    """Until this process ends: the file descriptor is let go of by nothing else. Tries again, as who only asks (`held`) has it for
+    an instant."""
+    lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    for tries_left in reversed(range(LOCK_TRIES)):
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if tries_left:
+                time.sleep(LOCK_AGAIN_S)
+    os.close(lock)
+    raise ConfigError(f"another process runs the run in {path}; stop it first")
 
 
 def _dump(config: Config) -> bytes:

@@ -41,6 +41,7 @@ class Output:
         self._events = EventsFile(directory, max_events_bytes)
         self._earlier_s = max(self._events.account.seconds, float(summary_of(directory).get("seconds", 0.0)))
         """A process that was killed has left its events alone; one that ended has counted its start as well."""
+        self._earlier_restarts = self._events.account.restarts.total()
         for result in self.results.values():
             board.ended(result.trial_id, lost=result.lost, reward=result.reward)
         self._groups = self._decided() if board.has_groups else None
@@ -75,9 +76,18 @@ class Output:
         _replace(self._directory / "metrics.json", orjson.dumps(metrics, option=orjson.OPT_INDENT_2))
 
     @property
+    def done(self) -> int:
+        return len(self.results)
+
+    @property
+    def restarts(self) -> int:
+        """Attempts that were restarted in this process."""
+        return self._events.account.restarts.total() - self._earlier_restarts
+
+    @property
     def running(self) -> int:
-        """How many trials were begun and have no end, as far as events have told."""
-        return len(self._events.account.running)
+        """How many trials were begun and have no end: events tell of an end a little later than its result is here."""
+        return len(self._events.account.running.keys() - self.results.keys())
 
     @property
     def planned(self) -> int:

@@ -108,22 +108,36 @@ async def _play_out(directory: Directory, output: Output, console: Console) -> N
             warn(started)
             link = f"status page: {started.status_url} (its key: rollout-ft status {directory.path} --link)"
             console.print(link, highlight=False, markup=False, soft_wrap=True)
-            progress = Progress(monotonic())
+            progress = Progress(output, monotonic())
 
             def ended(result: TrialResult, trajectory: JSON) -> None:
                 output.trial(result, trajectory)
-                done = len(output.results)
-                if line := progress.ended(result, done=done, planned=output.planned, owed=lambda: output.owed, now=monotonic()):
-                    console.print(line, highlight=False, markup=False, soft_wrap=True)
+                _tell(console, progress.ended(result, monotonic()))
 
             sandboxes = directory.path / "sandboxes"
-            await started.run_trials(
-                directory.tasks, agent, on_result=ended, release=True, resume=resumed, earlier=earlier, sandboxes=sandboxes
-            )  # fmt: skip
+            telling = asyncio.create_task(_tell_while_quiet(console, progress))
+            try:
+                await started.run_trials(
+                    directory.tasks, agent, on_result=ended, release=True, resume=resumed, earlier=earlier, sandboxes=sandboxes
+                )  # fmt: skip
+            finally:
+                telling.cancel()
+                await asyncio.wait({telling})
             with contextlib.suppress(BadRequest):  # the results are there without them
                 output.counters(await started.metrics())
     finally:
         agent.close()
+
+
+async def _tell_while_quiet(console: Console, progress: Progress) -> None:
+    while True:
+        await asyncio.sleep(progress.quiet_s(monotonic()))
+        _tell(console, progress.waited(monotonic()))
+
+
+def _tell(console: Console, line: str) -> None:
+    if line:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _report(path: Path, console: Console) -> None:

@@ -15,20 +15,19 @@ from datetime import datetime
 from pathlib import Path
 
 import orjson
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from rollout_ft.cli.directory import saved_config, secret_of
+from rollout_ft.cli.directory import held, saved_config, secret_of
 from rollout_ft.clock import wall
 from rollout_ft.errors import BadRequest, ConfigError
 from rollout_ft.fleet.health import State
 from rollout_ft.fleet.listing import WAITS
 from rollout_ft.gateway.keys import Keys
-from rollout_ft.telemetry.account import account
-from rollout_ft.telemetry.eventsfile import read_events
+from rollout_ft.telemetry.eventsfile import last_gateway_url
 from rollout_ft.telemetry.explanations import explain
 from rollout_ft.telemetry.recent import OF_TRIALS
 from rollout_ft.telemetry.totals import COUNTED_SINCE
@@ -43,7 +42,10 @@ OVERVIEW = f"/overview?limit={MAX_ROWS}&events=200&turns=0"
 PAGE_AT = "at the gateway's URL"
 NOT = "not counted (telemetry.metrics)"
 MAX_ENGINES, MAX_PROBLEMS, MAX_TRIALS, MAX_REMEDIES, MAX_RECOVERIES, MAX_EVENTS, MAX_NAMED = 12, 6, 8, 2, 4, 6, 3
+NARROW, MAX_ID = 100, 32
+"""Columns below which engines are shown in few, and those that an engine's id has at least."""
 _STYLES = {State.HEALTHY: "green", State.DEAD: "bold red", State.RETIRED: "dim"}
+_NOT_UP = {"unreachable", "no_supervisor"}
 _CALM = {"runs", "done", "idle", "restarted"}
 _GRAVE = {"damaged", "stuck", "lost"}
 
@@ -53,6 +55,7 @@ class Where:
     url: str
     key: str = field(repr=False)
     verify: bool = True
+    directory: Path | None = field(default=None, compare=False)
 
 
 def where(directory: Path | None, gateway_url: str, key_file: Path | None) -> Where:
@@ -68,11 +71,13 @@ def where(directory: Path | None, gateway_url: str, key_file: Path | None) -> Wh
         raise ConfigError(f"{url} is no URL of a gateway: it begins with http:// or https://, as `rollout-ft serve` prints it")
     if not key:
         raise ConfigError(f"the operator's key is needed: --operator-key-file, or {OPERATOR_KEY}: `serve` prints it")
-    return Where(url.rstrip("/"), key, verify)
+    return Where(url.rstrip("/"), key, verify, directory)
 
 
 def _last_url(directory: Path) -> str:
-    url = account(read_events(directory)).gateway_url
+    url = last_gateway_url(directory)
+    if not url and held(directory):
+        raise ConfigError(f"the run in {directory} is starting: its gateway is not up yet; wait, and ask again")
     if not url:
         raise ConfigError(f"{directory} does not say where its gateway is: no process of the run was up yet; wait, or give --gateway-url")
     return url
@@ -83,33 +88,33 @@ async def follow(there: Where, every_s: float, as_json: bool, console: Console) 
     and as JSON `{gateway_url, time, failed}`."""
     client = Client(there.url, there.key, verify=there.verify, patience_s=0)
     try:
-        seen = await look(client, there.url)
+        seen = await look(client, there)
         if as_json:
             _print(seen)
         elif not every_s:
             console.print(screen(seen))
         if every_s:
-            await (_print_on(client, there.url, every_s) if as_json else _show_on(client, there.url, every_s, seen, console))
+            await (_print_on(client, there, every_s) if as_json else _show_on(client, there, every_s, seen, console))
     finally:
         await client.aclose()
 
 
-async def _print_on(client: Client, url: str, every_s: float) -> None:
+async def _print_on(client: Client, there: Where, every_s: float) -> None:
     while True:
         await asyncio.sleep(every_s)
         try:
-            _print(await look(client, url))
+            _print(await look(client, there))
         except ConfigError as e:
-            _print({"gateway_url": url, "time": wall(), "failed": str(e)})
+            _print({"gateway_url": there.url, "time": wall(), "failed": str(e)})
 
 
-async def _show_on(client: Client, url: str, every_s: float, seen: JSON, console: Console) -> None:
+async def _show_on(client: Client, there: Where, every_s: float, seen: JSON, console: Console) -> None:
     """What is below the terminal's last line is cut: the gravest stands above."""
     with Live(screen(seen), console=console, auto_refresh=False, vertical_overflow="crop") as live:
         while True:
             await asyncio.sleep(every_s)
             try:
-                seen, failed = await look(client, url), ""
+                seen, failed = await look(client, there), ""
             except ConfigError as e:
                 failed = str(e)
             live.update(screen(seen, failed), refresh=True)
@@ -119,15 +124,17 @@ def _print(seen: JSON) -> None:
     print(orjson.dumps(seen).decode(), flush=True)
 
 
-async def look(client: Client, url: str) -> JSON:
+async def look(client: Client, there: Where) -> JSON:
     """Raises ConfigError, with what to do, where there is no answer."""
     try:
-        return {"gateway_url": url} | summary(await client.request("GET", OVERVIEW, answer_s=ANSWER_S))
+        return {"gateway_url": there.url} | summary(await client.request("GET", OVERVIEW, answer_s=ANSWER_S))
     except BadRequest as e:
+        if e.code in _NOT_UP and there.directory is not None and held(there.directory):
+            raise ConfigError(f"{e.message}, and a process has the run in {there.directory}: it is starting; wait, and ask again") from None
         known = explain(e.code)
         raise ConfigError(f"{e.message} ({e.code}). {known.remedy if known else ''}".rstrip()) from None
     except (ValueError, KeyError, TypeError):
-        raise ConfigError(f"what answers at {url} is no gateway of rollout_ft: use the URL that `rollout-ft serve` prints") from None
+        raise ConfigError(f"what answers at {there.url} is no gateway of rollout_ft: use the URL that `rollout-ft serve` prints") from None
 
 
 def summary(overview: JSON) -> JSON:
@@ -175,7 +182,7 @@ def screen(seen: JSON, failed: str = "") -> RenderableType:
         f"  {seen['gateway_url']}  {_clock(seen['time'])}",
     )  # fmt: skip
     return Group(
-        *old, head, _facts(seen), *_problems(seen["problems"]), *_attention(seen["attention"]), _engines(seen),
+        *old, head, _facts(seen), *_problems(seen["problems"]), *_attention(seen["attention"]), _Engines(seen),
         *_recoveries(seen["recoveries"], seen["time"]), *_events(seen["events"], seen["time"]),
     )  # fmt: skip
 
@@ -237,20 +244,34 @@ def _attention(rows: Sequence[JSON]) -> list[RenderableType]:
     return [Text("trials to look at", "bold"), table, *map(_remedy, list(remedies)[:MAX_REMEDIES]), *more]
 
 
-def _engines(seen: JSON) -> Table:
+@dataclass(frozen=True, slots=True)
+class _Engines:
+    seen: JSON
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield _engines(self.seen, narrow=options.max_width < NARROW)
+
+
+def _engines(seen: JSON, *, narrow: bool) -> Table:
+    """Where it is narrow, ids and states are whole, and what is seldom asked for is left out."""
     worst_first = sorted(seen["engines"], key=lambda engine: (engine["state"] == State.HEALTHY, engine["state"] == State.RETIRED))
     shown: Counter[str] = Counter(engine["state"] for engine in worst_first[:MAX_ENGINES])
     left_out = Counter[str](seen["engine_states"]) - shown
-    table = Table("engine", "state", "version", "sessions", "start", "why", box=None, caption_justify="left", header_style="dim")
+    states = [engine["state"] + (", draining" if engine["draining"] else "") for engine in worst_first[:MAX_ENGINES]]
+    table = Table(box=None, caption_justify="left", header_style="dim")
     table.caption = f"and {_counts(left_out)}" if left_out else None
-    for engine in worst_first[:MAX_ENGINES]:
-        state = engine["state"] + (", draining" if engine["draining"] else "")
+    ids = max((len(engine["engine_id"]) for engine in worst_first[:MAX_ENGINES]), default=0)
+    table.add_column("engine", overflow="fold", min_width=min(ids, MAX_ID))
+    table.add_column("state", min_width=max(map(len, states), default=0))
+    for name in ("sessions",) if narrow else ("version", "sessions", "start"):
+        table.add_column(name)
+    table.add_column("why")
+    for engine, state in zip(worst_first, states, strict=False):
         said = _plain(engine["stale"] or engine["reason"])
         why = Text(said, "dim" if state == State.HEALTHY else "", no_wrap=True, overflow="ellipsis")
-        table.add_row(
-            Text(engine["engine_id"]), Text(state, _STYLES.get(engine["state"], "yellow")), Text(engine["weight_version"]),
-            f"{engine['sessions']:,}", str(engine["incarnation"]), why,
-        )  # fmt: skip
+        sessions, version, start = f"{engine['sessions']:,}", Text(engine["weight_version"]), str(engine["incarnation"])
+        counts = (sessions,) if narrow else (version, sessions, start)
+        table.add_row(Text(engine["engine_id"]), Text(state, _STYLES.get(engine["state"], "yellow")), *counts, why)
     return table
 
 
@@ -260,9 +281,9 @@ def _recoveries(found: Sequence[JSON], now: float) -> list[Text]:
         back = (
             "retired" if lost["retired"] else f"back after {lost['replaced_s']:.0f} s" if lost["replaced_s"] is not None else "not back yet"
         )
-        slowest = f", the slowest after {lost['slowest_s']:.1f} s" if lost["resumed"] else ""
-        went = f"{lost['moved']:,} sessions moved, {lost['resumed']:,} had their next token{slowest}"
-        text = f"  {_ago(now - lost['time'])} ago {lost['engine']}: {went}; {back}; {_plain(lost['reason'])}"
+        slowest = f", slowest {lost['slowest_s']:.1f} s" if lost["resumed"] else ""
+        went = f"{lost['moved']:,} sessions moved, {lost['resumed']:,} went on"
+        text = f"  {_ago(now - lost['time'])} ago {lost['engine']}: {back}{slowest}; {went}; {_plain(lost['reason'])}"
         lines.append(Text(text, no_wrap=True, overflow="ellipsis"))
     return [Text("recoveries", "bold"), *lines] if lines else []
 
@@ -275,7 +296,7 @@ def _events(events: Sequence[JSON], now: float) -> list[Text]:
 
 
 def _said(event: JSON) -> str:
-    fields = {key: value for key, value in event.items() if key not in ("time", "event", "source") and value not in ("", None, [])}
+    fields = {key: value for key, value in event.items() if key not in ("time", "event", "source", "seq") and value not in ("", None, [])}
     return _plain(" ".join(f"{key}={value}" for key, value in fields.items()))
 
 

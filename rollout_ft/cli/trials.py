@@ -33,11 +33,14 @@ from rollout_ft.telemetry.eventsfile import read_events
 from rollout_ft.telemetry.lines import read_lines
 from rollout_ft.telemetry.moments import Kind
 from rollout_ft.telemetry.moments_made import of_entries, of_paths
+from rollout_ft.telemetry.moments_told import concerning
 from rollout_ft.telemetry.timeline import timeline
-from rollout_ft.telemetry.words import printable
+from rollout_ft.telemetry.words import printable, shortened
 from rollout_ft.types import JSON
 
-COLUMNS = ("trial_id", "state", "outcome", "reward", "attempts", "turns")
+COLUMNS = ("trial_id", "state", "outcome", "reward", "attempts", "turns", "cause")
+CAUSE_CHARACTERS, LEAST = 300, 20
+"""Of a cause so many are listed, and on a narrow terminal not fewer than the least."""
 
 
 class Past:
@@ -67,7 +70,7 @@ class Past:
             return self._row(trial)
         paths, turns = self._decoded(trial_id) if trial.released else ([], [])
         made = of_paths(turns) if trial.released else of_entries(trial.entries)
-        moments = timeline(trial_id, list(read_events(self.directory)), made)
+        moments = timeline(trial_id, list(read_events(self.directory, concerning(trial_id))), made)
         row = self._row(trial) | {"timeline": [moment.line() for moment in moments]}
         return row | ({"paths": paths} if trial.released else {"attempts_made": transcript(trial.entries, self._chosen(trial))})
 
@@ -185,6 +188,20 @@ def _pieces(renderer: Renderer, ids: list[int], path: JSON) -> list[JSON]:
 _SINCE: JSON = {"engine": "", "seconds": 0.0, "tokens_reused": 0, "tokens_wasted": 0}
 """What older trajectories do not say of a turn."""
 _IN_THE_TRANSCRIPT = {Kind.TURN, Kind.REPLAYED, Kind.STEP, Kind.DIVERGED}
+
+
+def table(rows: Sequence[JSON], width: int | None) -> Iterator[str]:
+    """A line for each row, and the head. Nothing is cut but the cause, to a terminal's `width`: an id is there to be copied."""
+    cells = [COLUMNS, *(tuple(_cell(row.get(name)) for name in COLUMNS) for row in rows)]
+    *widths, _ = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    most = CAUSE_CHARACTERS if width is None else max(LEAST, width - sum(widths) - 2 * len(widths))
+    for *first, cause in cells:
+        padded = [cell.ljust(size) for cell, size in zip(first, widths, strict=True)]
+        yield "  ".join([*padded, shortened(cause, most)]).rstrip()
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else printable(" ".join(str(value).split()))
 
 
 def lines(shown: JSON) -> list[str]:

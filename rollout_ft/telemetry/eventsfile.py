@@ -8,13 +8,13 @@ behind it: an event that a full disk refuses is written when it is told again, a
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
 from rollout_ft.clock import wall
 from rollout_ft.telemetry.account import ROTATED, Account, account
-from rollout_ft.telemetry.lines import Lines, each_line
+from rollout_ft.telemetry.lines import Lines, each_line, lines_from_end
 from rollout_ft.types import JSON
 
 NAME, OLD = "events.jsonl", "events.old.jsonl"
@@ -57,6 +57,17 @@ class EventsFile:
         self._lines.close()
 
 
-def read_events(directory: Path) -> Iterator[JSON]:
-    """Every event that is kept, oldest first; the first may be an account of those before it (`account`)."""
-    return chain(each_line(directory / OLD), each_line(directory / NAME))
+def last_gateway_url(directory: Path) -> str:
+    """Where the run was served last; empty where nothing says so. Each start of a process tells it, and the account of events that
+    are not kept counts those starts: either is found from the file's end, without what was told since."""
+    for event in chain(lines_from_end(directory / NAME, b'"run.started"'), lines_from_end(directory / OLD, b'"run.started"')):
+        told = event.get("account", {}) if event.get("event") == ROTATED else event if event.get("event") == "run.started" else {}
+        if told.get("gateway_url"):
+            return told["gateway_url"]
+    return ""
+
+
+def read_events(directory: Path, having: Sequence[bytes] = (b"",)) -> Iterator[JSON]:
+    """Every event that is kept and has one of these in its line, oldest first; the first may be an account of those before it
+    (`account`)."""
+    return chain(each_line(directory / OLD, having), each_line(directory / NAME, having))

@@ -8,7 +8,8 @@ is written. Nothing is buffered: a line that was refused is not there, and may b
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,18 +48,39 @@ def read_lines(path: Path) -> list[JSON]:
     return list(each_line(path))
 
 
-def each_line(path: Path) -> Iterator[JSON]:
-    """Every line that is a whole JSON object; none when there is no file."""
+def each_line(path: Path, having: Sequence[bytes] = (b"",)) -> Iterator[JSON]:
+    """Every line that is a whole JSON object, and has one of these in it; none when there is no file."""
     if not path.exists():
         return
     with path.open("rb") as file:
         for line in file:
-            try:
-                value: Any = orjson.loads(line) if line.endswith(b"\n") else None
-            except orjson.JSONDecodeError:
-                continue
-            if isinstance(value, dict):
-                yield cast(JSON, value)
+            for each in having:  # `any` of a generator costs more than reading the JSON
+                if each in line:
+                    if (value := _object(line)) is not None:
+                        yield value
+                    break
+
+
+def lines_from_end(path: Path, having: bytes) -> Iterator[JSON]:
+    """Those of `each_line` that have these bytes in them, the last first: what has none is not read as JSON."""
+    if not path.exists() or not path.stat().st_size:
+        return
+    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+        at = data.rfind(having)
+        while at >= 0:
+            begin = data.rfind(b"\n", 0, at) + 1
+            if (value := _object(data[begin : data.find(b"\n", at) + 1])) is not None:
+                yield value
+            at = data.rfind(having, 0, begin)
+
+
+def _object(line: bytes) -> JSON | None:
+    """None for what is no whole line of an object."""
+    try:
+        value: Any = orjson.loads(line) if line.endswith(b"\n") else None
+    except orjson.JSONDecodeError:
+        return None
+    return cast(JSON, value) if isinstance(value, dict) else None
 
 
 def _private(path: str, flags: int) -> int:

@@ -22,6 +22,11 @@ AROUND = {
 _SAID_ELSEWHERE = {"session.adopted", "trial.released"}
 
 
+def concerning(trial_id: str) -> tuple[bytes, ...]:
+    """What the line of an event has in it that may concern this trial: of millions the others need not be read."""
+    return (trial_id.encode(), b"engine.", *(name.encode() for name in AROUND))
+
+
 def of_events(trial_ids: Iterable[str], events: Sequence[JSON]) -> dict[str, list[Moment]]:
     """Of each of these trials, in one pass."""
     events = ordered(events)

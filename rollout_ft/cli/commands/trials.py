@@ -22,20 +22,17 @@ app = typer.Typer(
 
 @app.command("list")
 def trial_list(directory: RunDirectory, json: AsJson = False) -> None:
-    """Every trial: its state, outcome, reward, attempts and turns. Exits with 1 when something cannot be read."""
-    from rich.table import Table
-
-    from rollout_ft.cli.trials import COLUMNS, Past
+    """Every trial: its state, outcome, reward, attempts, turns and cause. Exits with 1 when something cannot be read."""
+    from rollout_ft.cli.trials import Past, table
 
     listed = Past(directory).listed()
     damaged = [f"{row['trial_id']}: {row['cause']}" for row in listed["trials"] if row["state"] == "damaged"]
     if json:
         print(orjson.dumps(listed).decode())
     else:
-        table = Table(*COLUMNS, box=None)
-        for row in listed["trials"]:
-            table.add_row(*("" if row[name] is None else str(row[name]) for name in COLUMNS))
-        Console().print(table)
+        console = Console()
+        for line in table(listed["trials"], console.width if console.is_terminal else None):
+            print(line)
         for why in (*listed["unreadable"], *damaged):
             Console(stderr=True).print(why, highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(1 if damaged or listed["unreadable"] else 0)
