@@ -18,6 +18,8 @@ class Kind(StrEnum):
     OPENED = "opened"
     TURN = "turn"
     REPLAYED = "replayed"
+    CONTINUED = "continued"
+    REGENERATED = "regenerated"
     STEP = "step"
     FAULT = "fault"
     DOUBTED = "doubted"

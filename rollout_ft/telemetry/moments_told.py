@@ -131,12 +131,12 @@ def _of_turn(name: str, event: JSON, where: str) -> tuple[Kind, str, bool]:
         case "turn.replayed":
             return Kind.REPLAYED, f"{turn} went out again{where}, as it was committed: {tokens}", False
         case "turn.attached":
-            return Kind.TURN, f"{turn} was asked for again{where} while it was generated, and went out as one: {tokens}", False
+            return Kind.REPLAYED, f"{turn} was asked for again{where} while it was generated, and went out as one: {tokens}", False
         case "turn.continued":
-            return Kind.TURN, f"{turn} went on{where}: {event.get('tokens_reused', 0):,} of its {tokens} are from before", False
+            return Kind.CONTINUED, f"{turn} went on{where}: {event.get('tokens_reused', 0):,} of its {tokens} are from before", False
         case _:
             vain = f", {counted(event['tokens_wasted'], 'token')} in vain" if event.get("tokens_wasted") else ""
-            return Kind.TURN, f"{turn} was sampled again from its beginning{where}: {tokens}{vain}", False
+            return Kind.REGENERATED, f"{turn} was sampled again from its beginning{where}: {tokens}{vain}", False
 
 
 def _spent(event: JSON) -> str:
