@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,11 @@ import openai
 import pytest
 from ray_run import nothing_left
 from test_cli import CONFIG, FAST, command, refused, trial_files
+
+from rollout_ft.cli.directory import Directory
+from rollout_ft.cli.served import Served, place
+from rollout_ft.config import Config
+from rollout_ft.telemetry.eventsfile import EventsFile
 
 
 def said(*args: str) -> Any:
@@ -89,3 +95,36 @@ def test_a_directory_of_a_run_that_ended_with_its_process_is_refused(tmp_path: P
     assert "store.journal_dir" in refused("serve", "-c", CONFIG, "--output", str(output), *FAST)
     assert said("report", str(output))["figures"][str(output)]["totals"]["trials"] == 1
     asyncio.run(nothing_left(mark))
+
+
+ENDED = {
+    "time": 5.0, "event": "trial.ended", "source": "supervisor:a", "seq": 1, "trial": "t", "task": "q", "group": "", "mode": "train",
+    "pool": "", "outcome": "completed", "reward": 1.0, "cause": "", "attempts": 1, "turns": 2, "faults_survived": 0, "replayed": 0,
+    "seconds": 3, "tokens_generated": 8, "tokens_reused": 0, "tokens_wasted": 0, "tokens_wasted_by": {},
+}  # fmt: skip
+
+
+def unlocked(directory: Directory) -> Directory:
+    """What another process would find: the lock is this one's until it ends."""
+    return replace(directory, resumed=True)
+
+
+def test_a_process_that_ends_between_an_event_and_its_line_leaves_the_line_to_the_next(tmp_path: Path):
+    directory = place(tmp_path / "out", Config())
+    events = EventsFile(directory.path, directory.config.telemetry.max_events_bytes)
+    events.append(ENDED)
+    events.append({"time": 6.0, "event": "trial.ended", "source": "supervisor:a", "seq": 2, "trial": "of another version"})
+    events.close()
+    for _ in range(2):
+        served = Served(unlocked(directory))
+        served.event(ENDED)
+        served.close({})
+    assert list(trial_files(directory.path)) == ["t"]
+    assert len((directory.path / "trials.jsonl").read_text().splitlines()) == 1
+    assert json.loads((directory.path / "summary.json").read_text())["trials"] == 1
+
+
+def test_a_directory_whose_run_never_started_can_be_served_from_again(tmp_path: Path):
+    bad = ("serve", "-c", CONFIG, "--output", str(tmp_path / "out"), "ray.address=127.0.0.1:1")
+    for _ in range(2):
+        assert "ray.address" in refused(*bad)

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 from safetensors import safe_open
 
-from rollout_ft.cli.directory import saved_config
+from rollout_ft.cli.directory import saved_config, tasks_of
 from rollout_ft.cli.output import summary_of
 from rollout_ft.cli.planned import planned
 from rollout_ft.clock import wall
@@ -58,8 +58,10 @@ def reported(directory: Path) -> Reported:
 
 def _owed(directory: Path, results: Sequence[TrialResult]) -> JSON:
     """How many trials are unfinished: of a run that is under way or was killed no summary says it, or an old one. Nothing of a
-    directory that another version wrote."""
+    directory that another version wrote, or whose trials are somebody else's."""
     try:
+        if not tasks_of(directory):
+            return {}
         return {"unfinished": len(planned(directory, saved_config(directory).trial, (r.line() for r in results)).owed)}
     except ConfigError:
         return {}

@@ -7,6 +7,7 @@ line, however often its end is told, and whichever process heard it.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
@@ -16,7 +17,7 @@ from rollout_ft.clock import monotonic, wall
 from rollout_ft.config import Config, journalled
 from rollout_ft.disk import whole
 from rollout_ft.errors import ConfigError
-from rollout_ft.telemetry.eventsfile import EventsFile
+from rollout_ft.telemetry.eventsfile import EventsFile, read_events
 from rollout_ft.telemetry.figures import totals
 from rollout_ft.telemetry.lines import Lines, read_lines
 from rollout_ft.trial.runner import TrialResult
@@ -24,14 +25,14 @@ from rollout_ft.types import JSON
 
 
 def place(path: Path, config: Config) -> Directory:
-    """A directory for this run; one that has it already where a journal has its trials. Raises ConfigError."""
+    """A directory for this run; one that has it already where a journal has its trials, or nothing ever happened. Raises ConfigError."""
     if not has_run(path):
         return create(path, config, [])
-    if not journalled(config):
-        raise ConfigError(
-            f"--output: {path} has a run in it that ended with its process; choose an empty directory, or set store.journal_dir"
-        )
-    return reopen(path, config)
+    if journalled(config):
+        return reopen(path, config)
+    if next(read_events(path), None) is None:  # a start that failed
+        return replace(reopen(path, config), resumed=False)
+    raise ConfigError(f"--output: {path} has a run that ended with its process; choose an empty directory, or set store.journal_dir")
 
 
 class Served:
@@ -41,6 +42,9 @@ class Served:
         file = directory.path / "trials.jsonl"
         self._told = {line["trial_id"] for line in read_lines(file)}
         self._lines = Lines(file)
+        self._earlier_s = self._events.account.seconds
+        for event in read_events(directory.path):  # of a process that ended between an event and its line
+            self._line(event)
         if directory.resumed:
             self._events.append({"time": wall(), "event": "run.resumed", "source": "run", "trials": len(self._events.account.running)})
 
@@ -53,14 +57,17 @@ class Served:
 
     def event(self, event: JSON) -> None:
         self._events.append(event)
-        if event["event"] == "trial.ended" and event["trial"] not in self._told:
-            self._lines.append(result_of(event).line())
+        self._line(event)
+
+    def _line(self, event: JSON) -> None:
+        if event.get("event") == "trial.ended" and event["trial"] not in self._told and (result := result_of(event)) is not None:
+            self._lines.append(result.line())
             self._told.add(event["trial"])
 
     def close(self, metrics: dict[str, float]) -> None:
         """Writes what the run came to; `metrics` is empty where nobody could be asked."""
         results = [TrialResult(**line) for line in read_lines(self._path / "trials.jsonl")]
-        seconds = round(monotonic() - self._began, 1)
+        seconds = round(self._earlier_s + monotonic() - self._began, 1)
         summary = {**totals(results), "unfinished": len(self._events.account.running), "seconds": seconds}
         for name, data in (("summary.json", summary), ("metrics.json", metrics)):
             if data:
@@ -70,10 +77,13 @@ class Served:
         self._events.close()
 
 
-def result_of(ended: JSON) -> TrialResult:
-    """From a trial's `trial.ended`."""
-    return TrialResult(
-        ended["trial"], ended["task"], ended["outcome"], ended["reward"], ended["cause"], ended["attempts"], ended["turns"],
-        ended["faults_survived"], ended["tokens_generated"], ended["tokens_reused"], ended["tokens_wasted"], float(ended["seconds"]),
-        group_id=ended["group"],
-    )  # fmt: skip
+def result_of(ended: JSON) -> TrialResult | None:
+    """From a trial's `trial.ended`; None where another version told it."""
+    try:
+        return TrialResult(
+            ended["trial"], ended["task"], ended["outcome"], ended["reward"], ended["cause"], ended["attempts"], ended["turns"],
+            ended["faults_survived"], ended["tokens_generated"], ended["tokens_reused"], ended["tokens_wasted"], float(ended["seconds"]),
+            group_id=ended["group"],
+        )  # fmt: skip
+    except KeyError:
+        return None

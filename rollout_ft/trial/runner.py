@@ -202,7 +202,7 @@ class TrialRunner:
                 return trial
             spent = replace(spent, environment=spent.environment + (tools.counts.lost if tools else 0))
             if trial["attempt"] > session.attempt:
-                session = await self._newer(trial)
+                session = await self._newer(session.trial_id)
                 continue
             ended = replace(ended, tainted=bool(trial["tainted"]), cause=ended.cause or trial["fault"], fault=trial["fault"])
             decision = decide(ended, spent, self._config)
@@ -215,7 +215,7 @@ class TrialRunner:
             except BadRequest as e:
                 if e.code != "stale_attempt":
                     raise
-                session = await self._newer(await self._client.trial(session.trial_id))
+                session = await self._newer(session.trial_id)
             else:
                 session, spent = following, spent.and_one(decision.spends)
 
@@ -226,10 +226,16 @@ class TrialRunner:
             await tools.forget()
         return await self._client.restart(session.trial_id, session.attempt, decision.checkpoint, decision.spends, decision.cause)
 
-    async def _newer(self, trial: JSON) -> Session:
+    async def _newer(self, trial_id: str) -> Session:
         """The session of an attempt that somebody else asked for while the agent of another went on, whose end is nothing to the trial:
-        it costs no restart, and is no outcome."""
-        return await self._client.restart(trial["trial_id"], trial["attempt"] - 1, True)
+        it costs no restart, and is no outcome. Of one that is asked for meanwhile, that one's."""
+        while True:
+            trial = await self._client.trial(trial_id)
+            try:
+                return await self._client.restart(trial_id, trial["attempt"] - 1, True)
+            except BadRequest as e:
+                if e.code != "stale_attempt":
+                    raise
 
     async def _end(self, trial_id: str, attempt: int, end: Finish) -> JSON:
         return await self._client.outcome(trial_id, end.outcome.value, end.reward, end.cause, attempt)
