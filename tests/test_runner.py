@@ -182,3 +182,30 @@ async def test_what_a_failed_agent_said_is_one_line_of_the_log(caplog: pytest.Lo
     (said,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("trial.agent_failed")]
     assert "\\x1b[31mred\\nengine.dead engine=engine-0" in said
     assert said.isprintable()
+
+
+async def test_of_an_attempt_that_is_replaced_while_it_is_followed_the_newest_is_played():
+    class Twice(Gateway):
+        """Somebody restarts the trial while its first agent runs, and again while the runner asks for that attempt."""
+
+        async def restart(self, trial_id: str, from_attempt: int, checkpoint: bool, reason: str = "asked", cause: str = "") -> Session:
+            if reason == "resumed":
+                return await super().restart(trial_id, from_attempt, checkpoint, reason, cause)
+            self.asked.append(f"the attempt behind {from_attempt}")
+            if from_attempt == 2:
+                self.trial_now |= {"attempt": 4, "session_id": "t~4"}
+                raise BadRequest("somebody else restarted it", 409, "stale_attempt")
+            return Session("t~4", "t", 4, "", "", 0, cast(Client, self))
+
+    gateway = Twice()
+
+    async def agent(task: Any, session: Session) -> float:
+        gateway.asked.append(f"agent of {session.session_id}")
+        if session.attempt == 2:
+            gateway.trial_now |= {"attempt": 3, "session_id": "t~3"}
+        return session.attempt / 10
+
+    runner = TrialRunner(cast(Client, gateway), InlineAgent(agent), TrialConfig(), lambda sid: f"key of {sid}", True)
+    (result,) = await runner.run([{"task_id": "t"}], concurrency=1)
+    assert gateway.asked[1:] == ["agent of t~2", "the attempt behind 2", "the attempt behind 3", "agent of t~4"]
+    assert (result.outcome, result.reward, result.attempts) == ("completed", 0.4, 4)
